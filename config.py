@@ -1,0 +1,287 @@
+"""Every option once: the paths to edit, the rows of all flags, and `parse`, which makes a run's frozen configuration.
+
+Later wins: this file < `--config FILE.yaml` < environment `DIIA__SECTION__NAME` < flags and `--opts KEY=VALUE`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import yaml
+
+from utils.errors import UserError
+from utils.option_layers import Setting, build_parser, check_tree, read_command_line, read_environment, read_yaml
+from utils.options import Option, Settings, build_tree, flatten, freeze
+
+__C = Settings()
+cfg = __C  # the global configuration: defaults until `parse` fills and freezes it
+
+# Where the data sets are: edit these lines (the README shows the folders expected below each).
+__C.DATASET = Settings()
+__C.DATASET.CITYSCAPES_DIR = "./data/cityscapes"
+__C.DATASET.MAPILLARY_DIR = "./data/mapillary"
+__C.DATASET.GTAV_DIR = "./data/GTAV"
+__C.DATASET.BDD_DIR = "./data/bdd-100k"
+__C.DATASET.SYNTHIA_DIR = "./data/synthia"
+__C.DATASET.CAMVID_DIR = "./data/camvid"
+
+GROUPS = {
+    "DATASET": "data",
+    "NETWORK": "network",
+    "WHITENING": "whitening",
+    "LOSS": "loss",
+    "AUGMENT": "augmentation",
+    "OPTIM": "optimisation",
+    "EVAL": "evaluation",
+    "RUN": "run",
+}
+PROGRAMS: dict[
+    str, tuple[str, tuple[str, ...], dict[str, Any]]
+] = {  # program -> what --help says, the groups it shows, defaults that differ from the rows below
+    "train": ("Train a network on source domains and score it on unseen ones.", tuple(GROUPS), {}),
+    "valid": (
+        "Score a weight file (--snapshot) on target domains; flags of train.py that are not shown are accepted too.",
+        ("DATASET", "NETWORK", "EVAL", "RUN"),
+        {"DATASET.VAL": ["bdd100k"]},
+    ),
+}
+ALIASES = {"--local-rank": "--local_rank"}
+
+# fmt: off
+_ROWS = (
+    *(Option(f"DATASET.{name}_DIR", __C.DATASET.get(f"{name}_DIR", ""), "", f"Folder of {name}.", kind=str)
+      for name in ("CITYSCAPES", "MAPILLARY", "GTAV", "BDD", "SYNTHIA", "CAMVID")),
+    Option("DATASET.DOMAINS_FILE", "", "--domains", "YAML file that declares domains of your own."),
+    Option("DATASET.TRAIN", ["cityscapes"], "--dataset", "Source domains to train on.", lengths=(1, 100)),
+    Option("DATASET.VAL", ["mapillary"], "--val_dataset", "Target domains to score on.", kind=str),
+    Option("DATASET.COVSTAT", ["cityscapes"], "--covstat_val_dataset",
+           "Domains whose training images give the covariance statistics of ISW.", kind=str),
+    Option("DATASET.SPLIT", "val", "--split", "Split that valid.py scores."),
+    Option("DATASET.IMAGE_UNIFORM_SAMPLING", False, "--image_uniform_sampling",
+           "Read every image once per epoch instead of sampling classes uniformly."),
+    Option("DATASET.CITY_MODE", "train", "--city_mode", "Cityscapes split to train on.", choices=("train", "trainval")),
+    Option("DATASET.CLASS_UNIFORM_PCT", 0.0, "--class_uniform_pct",
+           "Share of an epoch that is drawn around class centroids, the same number for every class.", low=0, high=1),
+    Option("DATASET.CLASS_UNIFORM_TILE", 1024, "--class_uniform_tile",
+           "Side in pixels of the tiles in which class centroids are searched.", low=1),
+    Option("DATASET.MAX_CU_EPOCH", 100000, "--max_cu_epoch",
+           "Number of epochs with class-uniform sampling; later ones read every image once.", low=0),
+    Option("DATASET.CACHE_DIR", "./cache", "--cache_dir", "Folder of the class centroid caches."),
+    Option("DATASET.NUM_WORKERS", -1, "--num_workers",
+           "Loader processes per training process, -1 for a number that fits the cores.", low=-1),
+
+    Option("NETWORK.ARCH", "network.deepv3.DeepR50V3PlusD", "--arch", "Backbone and output stride, by dotted name."),
+    Option("NETWORK.METHOD", "diia", "--method",
+           "Method to build: base, ibn, is, iw, irw and isw have the plain DeepLabV3+ head, diia its own."),
+    Option("NETWORK.WT_LAYER", None, "--wt_layer",
+           "Seven style codes, stem to last stage: 0 none, 1 whitening (IW, IRW), 2 ISW, 3 IN, 4 affine IN.",
+           kind=int, many=True, lengths=(7, 7), low=0, high=5),
+    Option("NETWORK.PRETRAINED", "torchvision", "--pretrained",
+           "ImageNet weights of the backbone: torchvision, none, or a file."),
+    Option("NETWORK.SYNCBN", True, "--syncbn", "Share batch-norm statistics between GPUs."),
+    Option("NETWORK.FREEZE_BN", False, "--freeze_bn", "Keep the batch-norm statistics and scales as loaded."),
+
+    Option("WHITENING.REG_WEIGHT", 0.6, "--wt_reg_weight", "Weight of the whitening loss.", low=0),
+    Option("WHITENING.RELAX_DENOM", None, "--relax_denom",
+           "Denominator of the relaxed margin of IRW, 0 for no margin.", kind=float, low=0),
+    Option("WHITENING.CLUSTERS", 50, "--clusters", "Clusters of the covariance variances in ISW.", low=0),
+    Option("WHITENING.TRIALS", 10, "--trials", "Passes over the images whose ISW masks are intersected.", low=0),
+    Option("WHITENING.DYNAMIC", False, "--dynamic",
+           "Compute the ISW masks anew every cov_stat_epoch + 1 epochs instead of once."),
+    Option("WHITENING.COV_STAT_EPOCH", 5, "--cov_stat_epoch",
+           "Epoch index (from 0) at whose end the ISW masks are computed.", low=0),
+    Option("WHITENING.STAT_IMAGES", 500, "--stat_images", "Images read per pass of the ISW statistics.", low=1),
+
+    Option("LOSS.CLASS_WEIGHTS", False, "--cls_wt_loss", "Weigh the cross entropy by fixed class weights."),
+    Option("LOSS.LAYOUT_CONFIDENCE", "logits", "--layout_confidence",
+           "What the thresholds of DIIA's coarse layout compare.", choices=("logits", "softmax")),
+
+    Option("AUGMENT.CROP_SIZE", 720, "--crop_size", "Side in pixels of the training crop.", low=32),
+    Option("AUGMENT.CROP_NOPAD", False, "--crop_nopad", "Do not pad images that are smaller than the crop."),
+    Option("AUGMENT.PRE_SIZE", 0, "--pre_size", "Resize the shorter side to this before scaling, 0 for not.", low=0),
+    Option("AUGMENT.SCALE_MIN", 0.5, "--scale_min", "Smallest random scale.", above=0),
+    Option("AUGMENT.SCALE_MAX", 2.0, "--scale_max", "Largest random scale.", above=0),
+    Option("AUGMENT.RROTATE", 0.0, "--rrotate", "Largest random rotation in degrees, either way.", low=0, high=180),
+    Option("AUGMENT.COLOR_AUG", 0.0, "--color_aug", "Probability of the colour jitter.", low=0, high=1),
+    Option("AUGMENT.JITTER", "method", "--jitter",
+           "Strengths of the colour jitter; method takes those of --method.", choices=("method", "diia", "robustnet")),
+    Option("AUGMENT.GBLUR", False, "--gblur", "Blur every training crop with a random Gaussian."),
+    Option("AUGMENT.IMAGE_IN", False, "--image_in", "Normalise every image by its own mean and deviation."),
+
+    Option("OPTIM.NAME", "sgd", "--sgd", "Optimise with SGD, the only optimiser.", const="sgd", choices=("sgd",)),
+    Option("OPTIM.LR", 0.01, "--lr", "Learning rate of the first step.", above=0),
+    Option("OPTIM.LR_SCHEDULE", "poly", "--lr_schedule",
+           "Learning-rate schedule; scl-poly starts again at --rlx_off_iter.", choices=("poly", "scl-poly")),
+    Option("OPTIM.POLY_EXP", 0.9, "--poly_exp", "Exponent of the poly schedule.", low=0),
+    Option("OPTIM.RESCALE", 1.0, "--rescale", "Factor of the second part of scl-poly.", above=0),
+    Option("OPTIM.REPOLY", 1.5, "--repoly", "Exponent of the second part of scl-poly.", low=0),
+    Option("OPTIM.RLX_OFF_ITER", -1, "--rlx_off_iter", "Step at which the second part of scl-poly starts.", low=-1),
+    Option("OPTIM.MAX_ITER", 30000, "--max_iter", "Optimiser steps of the run.", low=1),
+    Option("OPTIM.MAX_EPOCH", 0, "--max_epoch", "Stop after this many epochs, 0 for no limit.", low=0),
+    Option("OPTIM.WEIGHT_DECAY", 5e-4, "--weight_decay", "Weight decay of SGD.", low=0),
+    Option("OPTIM.MOMENTUM", 0.9, "--momentum", "Momentum of SGD.", low=0, high=1),
+    Option("OPTIM.BATCH_SIZE", 2, "--bs_mult", "Images per process and forward pass.", low=1),
+    Option("OPTIM.ACCUMULATE", 1, "--accumulate", "Forward passes whose gradients make one step.", low=1),
+    Option("OPTIM.FP16", False, "--fp16", "Mixed precision: float16 on a GPU, bfloat16 on the CPU."),
+
+    Option("EVAL.BATCH_SIZE", 1, "--bs_mult_val", "Images per process and forward pass while scoring.", low=1),
+    Option("EVAL.PROTOCOL", "full", "--eval_protocol",
+           "Score every pixel at native size (full), or only Mapillary's 1536 centre square (robustnet).",
+           choices=("full", "robustnet")),
+    Option("EVAL.INTERVAL", 1, "--val_interval", "Epochs between two validations, 0 for only at the end.", low=0),
+    Option("EVAL.SOURCE", True, "--val_source", "Score the source domains while training too."),
+    Option("EVAL.SOURCE", True, "--val_source", "Score the source domains' val split too, for the best on source."),
+    Option("EVAL.LIMIT", 0, "--val_limit", "Images scored per domain while training, 0 for all.", low=0),
+    Option("EVAL.PICTURES", 4, "--pictures", "Images per domain that are drawn as pictures.", low=0),
+    Option("EVAL.OUT", "", "--out", "Folder for the tables and pictures of valid.py."),
+
+    Option("RUN.SNAPSHOT", "", "--snapshot", "Weight file to start from, or to score."),
+    Option("RUN.RESTORE_OPTIMIZER", False, "--restore_optimizer",
+           "Continue the run of --snapshot: optimiser, schedule and progress too."),
+    Option("RUN.RESUME", "", "--resume", "Continue from a checkpoint file, or auto: from the last one of this run."),
+    Option("RUN.DATE", "default", "--date", "First part of the run's folder name."),
+    Option("RUN.EXP", "default", "--exp", "Second part of the run's folder name."),
+    Option("RUN.TB_TAG", "", "--tb_tag", "Text added to the TensorBoard folder name."),
+    Option("RUN.CKPT", "./logs/ckpt", "--ckpt", "Folder below which runs are kept."),
+    Option("RUN.TB_PATH", "./logs/tb", "--tb_path", "Folder below which TensorBoard files are kept."),
+    Option("RUN.TEST_MODE", False, "--test_mode", "Do a few steps of everything, to see that it works."),
+    Option("RUN.SEED", 304, "--seed", "Seed of weights, order and augmentation.", low=0, high=2**32 - 1),
+    Option("RUN.LOG_INTERVAL", 50, "--log_interval", "Steps between two lines of the log.", low=1),
+    Option("RUN.SAVE_INTERVAL", 0, "--save_interval", "Steps between two checkpoints, 0 for epoch ends only.", low=0),
+    Option("RUN.DEVICE", "auto", "--device", "Device to compute on.", choices=("auto", "cpu", "cuda")),
+    Option("RUN.LOCAL_RANK", -1, "--local_rank", "Set by old launchers; torchrun's variables win.", low=-1),
+    Option("RUN.DIST_URL", "env://", "--dist_url", "Where the processes meet."),
+    Option("RUN.DETERMINISTIC", False, "--deterministic", "Use only operations that give the same bits every time."),
+    Option("RUN.DUMP_AUGMENTATION", False, "--dump_augmentation_images", "Draw the first training batch as a picture."),
+)
+# fmt: on
+KEYS: dict[str, Option] = {row.key: row for row in _ROWS}
+
+_NEVER = "did nothing in the original program and does not exist here: leave it out"
+_LATER = "is not available:"
+REFUSED = {
+    **dict.fromkeys(("--freeze_trunk", "--hardnm", "--scf"), _NEVER),
+    "--adam": "did nothing in the original program and does not exist here: leave it out, SGD is the optimiser",
+    "--amsgrad": "did nothing in the original program and does not exist here: leave it out, SGD is the optimiser",
+    "--trunk": "did nothing in the original program and does not exist here: --arch names the backbone",
+    "--use_wtloss": "does not exist here: the whitening loss follows from --method or --wt_layer",
+    "--use_isw": "does not exist here: ISW follows from --method or --wt_layer",
+    "--start_epoch": "does not exist here: --resume and --restore_optimizer take the epoch from the checkpoint",
+    "--cv": f"{_LATER} the splits of the folders are used as they are; leave it out for the published split 0",
+    "--maxSkip": f"{_LATER} coarse Cityscapes frames cannot be added; declare them as a domain with --domains",
+    "--coarse_boost_classes": f"{_LATER} use --class_uniform_pct to show rare classes more often",
+    "--img_wt_loss": f"{_LATER} use --cls_wt_loss for fixed class weights",
+    "--batch_weighting": f"{_LATER} use --cls_wt_loss for fixed class weights",
+    "--jointwtborder": f"{_LATER} leave it out for the plain cross entropy",
+    "--strict_bdr_cls": f"{_LATER} it belongs to --jointwtborder; leave it out",
+    "--wt_bound": f"{_LATER} it belongs to --img_wt_loss; use --cls_wt_loss for fixed class weights",
+    "-wb": f"{_LATER} it belongs to --img_wt_loss; use --cls_wt_loss for fixed class weights",
+    "--bblur": f"{_LATER} use --gblur for a Gaussian blur",
+    "--visualize_feature": f"{_LATER} use --pictures to see predictions",
+}
+
+
+def _add_defaults() -> None:
+    """Put the defaults of the rows into the global configuration."""
+    for row in _ROWS:
+        section, _, name = row.key.partition(".")
+        __C.setdefault(section, Settings()).setdefault(name, row.default)
+
+
+_add_defaults()
+_defaults = dict(flatten(__C))  # what the file says, also after `parse` has filled the global configuration
+
+
+def parse(argv: Sequence[str] | None = None, *, program: str) -> Settings:
+    """Return the frozen configuration of a run; the global `cfg` is filled with the same values and frozen too.
+
+    Args:
+        argv: command line without the program's name; None takes the process's own.
+        program: train or valid.
+
+    Raises:
+        UserError: an unknown or refused flag or key, a value of a wrong type or out of range, values that contradict.
+    """
+    values = _checked_defaults()
+    values.update(PROGRAMS[program][2])
+    values.update({setting.key: setting.value for setting in _layers(argv, program=program)})
+    _check_together(values)
+    freeze(cfg, frozen=False)
+    cfg.update(build_tree(values, frozen=True))
+    freeze(cfg)
+    return build_tree(values, frozen=True)
+
+
+def given(argv: Sequence[str] | None = None, *, program: str) -> dict[str, str]:
+    """Return the keys that file, environment or command line set, each with the place that did (the last wins)."""
+    return {setting.key: setting.source for setting in _layers(argv, program=program)}
+
+
+def to_dict(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration as plain dicts, lists and scalars, fit for a checkpoint or YAML."""
+    plain: dict[str, Any] = {}
+    for name, value in tree.items():
+        plain[name] = (
+            to_dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
+        )
+    return plain
+
+
+def from_dict(tree: Mapping[str, Any], *, source: str = "configuration") -> Settings:
+    """Return the frozen configuration of what `to_dict` gave; keys that it lacks get their defaults.
+
+    Raises:
+        UserError: a key that no option has, or a value of a wrong type; the message starts with `source`.
+    """
+    values = _checked_defaults()
+    values.update({setting.key: setting.value for setting in check_tree(tree, KEYS, source=source)})
+    _check_together(values)
+    return build_tree(values, frozen=True)
+
+
+def to_yaml(tree: Mapping[str, Any]) -> str:
+    """Return a configuration as YAML that `--config` reads."""
+    return yaml.safe_dump(to_dict(tree), sort_keys=False, default_flow_style=None, width=120)
+
+
+def make_parser(*, program: str) -> argparse.ArgumentParser:
+    """Return the parser of train's or valid's command line."""
+    description, shown, defaults = PROGRAMS[program]
+    rows = {key: replace(row, default=defaults.get(key, row.default)) for key, row in KEYS.items()}
+    prog = f"python {program}.py"
+    return build_parser(rows, prog=prog, description=description, groups=GROUPS, shown=shown, aliases=ALIASES)
+
+
+def _layers(argv: Sequence[str] | None, *, program: str) -> list[Setting]:
+    """Return all settings above the defaults, weakest first."""
+    parser = make_parser(program=program)
+    files, command_line = read_command_line(parser, sys.argv[1:] if argv is None else argv, refused=REFUSED)
+    settings = [setting for file in files for setting in read_yaml(file, KEYS)]
+    return settings + read_environment(os.environ, KEYS) + command_line
+
+
+def _checked_defaults() -> dict[str, Any]:
+    """Return this file's values by dotted key: somebody may have edited them."""
+    global _defaults
+    if not cfg.frozen:
+        _defaults = dict(flatten(cfg))  # lines edited from outside before the first parse count too
+    return {setting.key: setting.value for setting in check_tree(_defaults, KEYS, source="config.py")}
+
+
+def _check_together(values: Mapping[str, Any]) -> None:
+    """Refuse values that contradict each other."""
+    low, high = values["AUGMENT.SCALE_MIN"], values["AUGMENT.SCALE_MAX"]
+    if low > high:
+        raise UserError(f"--scale_min {low:g} is above --scale_max {high:g}; swap or change one")
+    start, end = values["OPTIM.RLX_OFF_ITER"], values["OPTIM.MAX_ITER"]
+    if values["OPTIM.LR_SCHEDULE"] == "scl-poly" and not 0 <= start < end:
+        raise UserError(f"--lr_schedule scl-poly needs --rlx_off_iter from 0 to {end - 1} (--max_iter), got {start}")
+    if values["RUN.RESTORE_OPTIMIZER"] and not values["RUN.SNAPSHOT"]:
+        raise UserError(
+            "--restore_optimizer needs the checkpoint to continue from: give --snapshot FILE or --resume auto"
+        )

@@ -1,0 +1,1 @@
+"""Domains, label encodings, data sets, the epoch plan and the loaders."""

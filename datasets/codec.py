@@ -1,0 +1,202 @@
+"""Raw image files to arrays: RGB images, and labels to train ids by look-up tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from datasets import labels
+from datasets.labels import IGNORE
+from utils.errors import UserError, did_you_mean
+
+_UNKNOWN = 254  # what a look-up table holds for raw values that the encoding does not name
+_INDEX_MODES = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L")
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How a label file holds its classes.
+
+    `kind` is "ids" (one channel of raw ids; a palette is ignored), "colours" (RGB, or a palette's colours) or
+    "synthia" (ids in the red channel of a 16-bit RGB file, or in the only channel of an 8-bit one). `table` maps raw
+    ids (for "colours": 0xRRGGBB) to train ids; raw values outside it become `other`, or are refused where that is
+    None. `foreign` = (palette index, RGB, sentence) tells a file of another release from its palette.
+    """
+
+    name: str
+    kind: str
+    table: tuple[tuple[int, int], ...]
+    other: int | None = None
+    foreign: tuple[int, tuple[int, int, int], str] | None = None
+
+
+def _ids(name: str, table: dict[int, int], *, kind: str = "ids") -> Encoding:
+    return Encoding(name, kind, tuple(sorted({IGNORE: IGNORE, **table}.items())))
+
+
+def _colours() -> Encoding:
+    # Where two labels share a colour the scored one wins: a licence plate is a car, a pole group is a pole.
+    rows = sorted(labels.CITYSCAPES_LABELS, key=lambda row: row[1] != IGNORE)
+    table = {(red << 16) | (green << 8) | blue: train for (red, green, blue), train in rows}
+    return Encoding("cityscapes_colours", "colours", tuple(sorted(table.items())), other=IGNORE)
+
+
+_MAPILLARY_V2 = (
+    21,
+    (128, 64, 128),
+    "it is a Mapillary Vistas v2.0 label, whose ids differ; use the v1.2 labels",
+)
+
+ENCODINGS: dict[str, Encoding] = {
+    row.name: row
+    for row in (
+        _ids("train_ids", labels.TRAIN_IDS),
+        _ids("cityscapes_ids", labels.CITYSCAPES_IDS),
+        _colours(),
+        _ids("synthia", labels.SYNTHIA_IDS, kind="synthia"),
+        replace(_ids("mapillary_v1.2", labels.MAPILLARY_IDS), foreign=_MAPILLARY_V2),
+        _ids("camvid", labels.CAMVID_IDS),
+    )
+}
+
+
+def encoding_by_name(name: str) -> Encoding:
+    """Return the row of a name, or raise `UserError` with the closest match."""
+    if name not in ENCODINGS:
+        raise UserError(
+            f"unknown label encoding {name!r}; there are {', '.join(ENCODINGS)}{did_you_mean(name, ENCODINGS)}"
+        )
+    return ENCODINGS[name]
+
+
+@lru_cache(maxsize=32)
+def _id_table(encoding: Encoding) -> np.ndarray:
+    """Return (65536,) uint8: train id by raw id, `_UNKNOWN` where the encoding has no answer."""
+    table = np.full(1 << 16, _UNKNOWN if encoding.other is None else encoding.other, dtype=np.uint8)
+    for raw, train in encoding.table:
+        table[raw] = train
+    return table
+
+
+@lru_cache(maxsize=2)
+def _colour_table(encoding: Encoding) -> np.ndarray:
+    """Return (2^24,) uint8 by 0xRRGGBB: 0 = colour not in the table, else train id + 1 (0 pages cost no memory)."""
+    table = np.zeros(1 << 24, dtype=np.uint8)
+    for colour, train in encoding.table:
+        table[colour] = 20 if train == IGNORE else train + 1
+    return table
+
+
+def _open(path: str) -> Image.Image:
+    try:
+        image = Image.open(path)
+        image.load()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: this file cannot be decoded ({reason}); it is damaged or not an image") from error
+    return image
+
+
+def read_image(path: str) -> Image.Image:
+    """Return an image file as a PIL image of mode RGB; a damaged file is a `UserError` with the path."""
+    image = _open(path)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def decode_label(path: str, *, encoding: Encoding) -> np.ndarray:
+    """Return the train ids of a label file, (H, W) uint8 with 255 = ignored.
+
+    Raises:
+        UserError: the file is damaged, has the wrong number of channels, or holds values that the encoding lacks.
+    """
+    if encoding.kind == "colours":
+        return _from_colours(_open(path), path, encoding)
+    if encoding.kind == "synthia":
+        return _from_ids(_read_synthia(path), path, encoding)
+    image = _open(path)
+    if image.mode not in _INDEX_MODES:
+        raise UserError(
+            f"{path}: a {image.mode} image where the encoding {encoding.name} has one channel of ids; "
+            "check the label files or the encoding of the domain"
+        )
+    if encoding.foreign is not None:
+        _refuse_foreign(image, path, encoding.foreign)
+    return _from_ids(np.asarray(image), path, encoding)
+
+
+def _refuse_foreign(image: Image.Image, path: str, foreign: tuple[int, tuple[int, int, int], str]) -> None:
+    index, colour, sentence = foreign
+    palette = image.getpalette() or []
+    if tuple(palette[3 * index : 3 * index + 3]) == colour:
+        raise UserError(f"{path}: {sentence}")
+
+
+def _from_ids(raw: np.ndarray, path: str, encoding: Encoding) -> np.ndarray:
+    """Look raw ids (H, W) up and refuse those that the encoding does not know."""
+    if raw.dtype == bool:
+        raw = raw.astype(np.uint8)
+    if raw.dtype not in (np.uint8, np.uint16):
+        raw = np.where((raw < 0) | (raw > 0xFFFF), 0xFFFF, raw).astype(np.uint16)
+    train = np.take(_id_table(encoding), raw)  # (H, W)
+    if encoding.other is None and (train == _UNKNOWN).any():
+        unknown = np.unique(raw[train == _UNKNOWN])
+        names = ", ".join(str(value) for value in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        raise UserError(_unknown_values(path, names, encoding))
+    return train
+
+
+def _unknown_values(path: str, names: str, encoding: Encoding) -> str:
+    if encoding.foreign is not None:
+        return f"{path}: has the label ids {names}, which {encoding.name} does not have; {encoding.foreign[2]}"
+    return (
+        f"{path}: has the label ids {names}, which the encoding {encoding.name} does not know; "
+        "check the label files, or the table and encoding of the domain"
+    )
+
+
+def _from_colours(image: Image.Image, path: str, encoding: Encoding) -> np.ndarray:
+    """Look colours up, through the palette where there is one; colours outside the table are ignored."""
+    table = _colour_table(encoding)
+    if image.mode == "P":
+        palette = np.zeros((256, 3), dtype=np.uint32)
+        colours = np.array(image.getpalette() or [], dtype=np.uint32).reshape(-1, 3)
+        palette[: len(colours)] = colours
+        found = np.take(np.take(table, (palette[:, 0] << 16) | (palette[:, 1] << 8) | palette[:, 2]), np.asarray(image))
+    elif image.mode in ("RGB", "RGBA"):
+        pixels = np.asarray(image.convert("RGBA")).view("<u4")[..., 0]  # (H, W) as 0xAABBGGRR
+        found = np.take(table, ((pixels & 0xFF) << 16) | (pixels & 0xFF00) | ((pixels >> 16) & 0xFF))
+    else:
+        raise UserError(
+            f"{path}: a grey image where the encoding {encoding.name} has colours; "
+            "check the label files or the encoding of the domain"
+        )
+    if 2 * np.count_nonzero(found) < found.size:
+        raise UserError(
+            f"{path}: most of its colours are not those of the encoding {encoding.name}; "
+            "check that this is the colour label, saved without loss"
+        )
+    return np.take(np.array([IGNORE, *range(19), IGNORE], dtype=np.uint8), found)
+
+
+def _read_synthia(path: str) -> np.ndarray:
+    """Return the class ids of a SYNTHIA label; Pillow would read its 16-bit RGB files as zeros."""
+    import cv2
+
+    with open(path, "rb") as file:
+        data = np.frombuffer(file.read(), dtype=np.uint8)
+    array = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    if array is None:
+        raise UserError(f"{path}: this file cannot be decoded; it is damaged or not an image")
+    if array.ndim == 2:
+        return array
+    if array.dtype != np.uint16:
+        raise UserError(
+            f"{path}: an 8-bit colour image where SYNTHIA's labels are 16-bit RGB or one 8-bit channel; "
+            "use the files of GT/LABELS, not GT/COLOR"
+        )
+    return np.ascontiguousarray(array[..., 2])  # OpenCV's order is BGR(A): red holds the class, green the instance

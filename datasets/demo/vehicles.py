@@ -1,0 +1,272 @@
+"""Cars, trucks, buses and trams as profiles extruded across their width.
+
+A profile is a closed outline of (length, height) metres from the lower rear end over the roof to the lower front end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from datasets.demo.painter import Array, Colour, Painter, shade
+from datasets.labels import CLASS_NAMES
+
+CAR, TRUCK, BUS, TRAIN = (CLASS_NAMES.index(name) for name in ("car", "truck", "bus", "train"))
+TYRE: Colour = (22, 22, 24)
+GLASS: Colour = (52, 62, 72)
+Outline = Sequence[tuple[float, float]]
+
+CAR_PROFILES: dict[str, tuple[Outline, tuple[int, ...], float]] = {  # outline, its glass edges, width
+    "sedan": (
+        [(0, 0.3), (0, 0.85), (0.35, 0.95), (1.0, 1.4), (2.5, 1.44), (3.3, 0.98), (4.3, 0.78), (4.4, 0.3)],
+        (2, 4),
+        1.8,
+    ),
+    "hatch": ([(0, 0.3), (0.05, 0.9), (0.5, 1.45), (2.3, 1.5), (3.1, 1.0), (3.8, 0.8), (3.9, 0.3)], (1, 3), 1.75),
+    "suv": ([(0, 0.35), (0, 1.0), (0.25, 1.68), (2.9, 1.74), (3.6, 1.12), (4.6, 0.98), (4.7, 0.35)], (1, 3), 1.95),
+    "van": ([(0, 0.35), (0, 1.1), (0.15, 1.95), (3.7, 1.98), (4.5, 1.15), (5.0, 0.95), (5.0, 0.35)], (1, 3), 2.0),
+}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a vehicle stands: its near left corner, which way it points, its size in metres."""
+
+    x: float
+    z: float
+    length: float
+    width: float
+    towards: bool  # its front end is the near one
+    across: bool = False  # it crosses the road instead of following it
+
+    def place(self, lengths: Array, heights: Array, sides: Array) -> Array:
+        """Map (N,) positions along, above and across the vehicle to world points (N, 3)."""
+        along = self.length - lengths if self.towards else lengths
+        if self.across:
+            return np.stack((self.x + along, heights, self.z + sides), axis=-1)
+        return np.stack((self.x + sides, heights, self.z + along), axis=-1)
+
+    def visible_side(self, camera_x: float) -> float | None:
+        """Return the coordinate of the long side that the camera sees, if any."""
+        if self.across or self.x > camera_x:
+            return 0.0
+        return self.width if self.x + self.width < camera_x else None
+
+
+def hull(
+    painter: Painter,
+    label: int,
+    frame: Frame,
+    colour: Colour,
+    outline: Outline,
+    *,
+    glass: Sequence[int] = (),
+    pane: Colour = GLASS,
+) -> float | None:
+    """Paint the outer faces of an extruded outline; returns the coordinate of the visible long side."""
+    points = np.array(outline, float)
+    faces = []
+    for edge, (start, end) in enumerate(zip(points[:-1], points[1:], strict=True)):
+        corners = np.array([start, end, end, start])
+        quad = frame.place(corners[:, 0], corners[:, 1], np.array([0, 0, frame.width, frame.width]))
+        steep = abs(end[1] - start[1]) > abs(end[0] - start[0]) * 1.5
+        faces.append((quad[:, 2].mean(), quad, pane if edge in glass else shade(colour, 0.88 if steep else 1.12)))
+    for _, quad, tint in sorted(faces, key=lambda face: -face[0]):
+        painter.add(label, tint, quad)
+    side = frame.visible_side(painter.camera.x)
+    if side is not None:
+        painter.add(label, shade(colour, 0.78), frame.place(points[:, 0], points[:, 1], np.full(len(points), side)))
+    return side
+
+
+def on_side(painter: Painter, label: int, frame: Frame, side: float | None, colour: Colour, outline: Outline) -> None:
+    """Paint a polygon of (length, height) on the visible long side."""
+    if side is not None:
+        points = np.array(outline, float)
+        painter.add(label, colour, frame.place(points[:, 0], points[:, 1], np.full(len(points), side)))
+
+
+def wheels(
+    painter: Painter, label: int, frame: Frame, side: float | None, places: Sequence[float], radius: float
+) -> None:
+    """Paint wheels on the visible side and the tyres under the near end."""
+    angles = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+    for place in places if side is not None else ():
+        for size, colour in ((1.0, TYRE), (0.55, (150.0, 152.0, 156.0))):
+            circle = [(place + size * radius * np.cos(a), radius + size * radius * np.sin(a)) for a in angles]
+            on_side(painter, label, frame, side, colour, circle)
+
+
+def on_end(
+    painter: Painter,
+    label: int,
+    frame: Frame,
+    colour: Colour,
+    box: tuple[float, float, float, float],
+    *,
+    glow: float = 0.0,
+) -> None:
+    """Paint a rectangle (left, right, low, high; left and right as shares of the width) on the near end."""
+    if not frame.across:
+        left, right = frame.x + box[0] * frame.width, frame.x + box[1] * frame.width
+        painter.facing(label, colour, left, right, box[2], box[3], frame.z - 0.01, glow=glow)
+
+
+def lights(painter: Painter, label: int, frame: Frame, *, low: float, high: float) -> None:
+    """Paint the lamps of the near end: white at the front, red at the back."""
+    colour: Colour = (255, 246, 214) if frame.towards else (205, 24, 20)
+    for left in (0.05, 0.79):
+        on_end(painter, label, frame, colour, (left, left + 0.16, low, high), glow=1.0 if frame.towards else 0.8)
+
+
+def contact(painter: Painter, ground: int, frame: Frame, colour: Colour) -> None:
+    """Paint the dark ground below a vehicle and its tyres' feet."""
+    wide, deep = (frame.length, frame.width) if frame.across else (frame.width, frame.length)
+    painter.ground(ground, colour, frame.x - 0.05, frame.x + wide + 0.05, frame.z - 0.1, frame.z + deep)
+
+
+def undercarriage(painter: Painter, label: int, frame: Frame, *, high: float = 0.45) -> None:
+    """Paint the tyres seen from the near end, between the ground and the body."""
+    for left in (0.03, 0.83):
+        on_end(painter, label, frame, TYRE, (left, left + 0.14, 0.0, high))
+
+
+def car(painter: Painter, frame: Frame, *, kind: str, colour: Colour) -> None:
+    """Paint a car of a kind of `CAR_PROFILES`."""
+    outline, glass, _ = CAR_PROFILES[kind]
+    undercarriage(painter, CAR, frame)
+    side = hull(painter, CAR, frame, colour, outline, glass=glass)
+    points = np.array(outline, float)
+    (rear_low, front_top), (rear_top, front_low) = points[list(glass)], points[[edge + 1 for edge in glass]]
+    sill, top = max(rear_low[1], front_low[1]) + 0.04, min(rear_top[1], front_top[1]) - 0.09
+    middle = (rear_top[0] + front_top[0]) / 2
+    if kind != "van":
+        on_side(
+            painter,
+            CAR,
+            frame,
+            side,
+            GLASS,
+            [(rear_low[0] + 0.35, sill), (rear_top[0] + 0.1, top), (middle - 0.05, top), (middle - 0.05, sill)],
+        )
+    on_side(
+        painter,
+        CAR,
+        frame,
+        side,
+        GLASS,
+        [(middle + 0.05, sill), (middle + 0.05, top), (front_top[0] - 0.05, top), (front_low[0] - 0.3, sill)],
+    )
+    wheels(painter, CAR, frame, side, (0.75, frame.length - 0.8), 0.33)
+    if frame.towards:
+        on_end(painter, CAR, frame, (30, 30, 34), (0.3, 0.7, 0.42, 0.6))
+    lights(painter, CAR, frame, low=0.6, high=0.78)
+    on_end(painter, CAR, frame, (235, 235, 228), (0.38, 0.62, 0.44, 0.56))
+
+
+def window_band(
+    painter: Painter, label: int, frame: Frame, side: float | None, *, low: float, high: float, pane: float
+) -> None:
+    """Paint a row of side windows."""
+    for start in np.arange(0.4, frame.length - 0.4 - pane * 0.6, pane):
+        end = min(start + pane - 0.15, frame.length - 0.3)
+        on_side(painter, label, frame, side, GLASS, [(start, low), (start, high), (end, high), (end, low)])
+
+
+def bus(painter: Painter, frame: Frame, *, colour: Colour) -> None:
+    """Paint a city bus: a tall box with a band of windows, a line number and doors."""
+    undercarriage(painter, BUS, frame)
+    side = hull(painter, BUS, frame, colour, [(0, 0.35), (0, 3.1), (frame.length, 3.1), (frame.length, 0.35)])
+    window_band(painter, BUS, frame, side, low=1.35, high=2.5, pane=1.45)
+    for door in (2.2, frame.length - 2.0):
+        on_side(
+            painter, BUS, frame, side, (36, 42, 50), [(door, 0.4), (door, 2.5), (door + 1.1, 2.5), (door + 1.1, 0.4)]
+        )
+    on_side(
+        painter, BUS, frame, side, (240, 240, 235), [(0, 0.95), (0, 1.15), (frame.length, 1.15), (frame.length, 0.95)]
+    )
+    wheels(painter, BUS, frame, side, (2.6, frame.length - 2.6), 0.48)
+    on_end(painter, BUS, frame, GLASS, (0.07, 0.93, 1.2 if frame.towards else 1.6, 2.5))
+    on_end(painter, BUS, frame, (20, 20, 20), (0.2, 0.8, 2.62, 2.95))
+    for left in (0.3, 0.44, 0.58):
+        on_end(painter, BUS, frame, (255, 176, 32), (left, left + 0.09, 2.68, 2.89), glow=0.8)
+    lights(painter, BUS, frame, low=0.6, high=0.9)
+
+
+def truck(painter: Painter, frame: Frame, *, colour: Colour, cargo: Colour) -> None:
+    """Paint a lorry: a cab in front of a tall box."""
+    undercarriage(painter, TRUCK, frame, high=0.9)
+    cab = 2.0
+    parts = [
+        (
+            "cab",
+            Frame(
+                frame.x,
+                frame.z if frame.towards else frame.z + frame.length - cab,
+                cab,
+                frame.width,
+                frame.towards,
+                frame.across,
+            ),
+        ),
+        (
+            "box",
+            Frame(
+                frame.x,
+                frame.z + cab + 0.2 if frame.towards else frame.z,
+                frame.length - cab - 0.2,
+                frame.width,
+                frame.towards,
+                frame.across,
+            ),
+        ),
+    ]
+    if frame.across:
+        parts = [
+            (name, Frame(frame.x + part.z - frame.z, frame.z, part.length, part.width, part.towards, True))
+            for name, part in parts
+        ]
+    for name, part in sorted(parts, key=lambda item: -item[1].z):
+        if name == "box":
+            side = hull(painter, TRUCK, part, cargo, [(0, 0.8), (0, 3.5), (part.length, 3.5), (part.length, 0.8)])
+            on_side(
+                painter,
+                TRUCK,
+                part,
+                side,
+                shade(colour, 0.9),
+                [(0.6, 1.8), (0.6, 2.5), (part.length - 0.6, 2.5), (part.length - 0.6, 1.8)],
+            )
+            on_side(
+                painter, TRUCK, part, side, (58, 58, 60), [(0, 0.5), (0, 0.8), (part.length, 0.8), (part.length, 0.5)]
+            )
+            wheels(painter, TRUCK, part, side, (1.0, 2.1), 0.5)
+            if not frame.towards:
+                on_end(painter, TRUCK, part, (60, 60, 62), (0.485, 0.515, 0.8, 3.5))
+                on_end(painter, TRUCK, part, (58, 58, 60), (0.05, 0.95, 0.5, 0.8))
+        else:
+            side = hull(
+                painter, TRUCK, part, colour, [(0, 0.5), (0, 2.7), (1.6, 2.75), (2.0, 1.6), (2.0, 0.5)], glass=(2,)
+            )
+            on_side(painter, TRUCK, part, side, GLASS, [(0.9, 1.6), (0.9, 2.4), (1.55, 2.4), (1.8, 1.6)])
+            wheels(painter, TRUCK, part, side, (1.1,), 0.5)
+    lights(painter, TRUCK, frame, low=0.6, high=0.82)
+
+
+def tram(painter: Painter, frame: Frame, *, colour: Colour) -> None:
+    """Paint a tram: long, rounded front, a light band above the windows, a pantograph."""
+    length, rim = frame.length, (236.0, 234.0, 226.0)
+    roof = [(0, 0.25), (0, 2.2), (0.5, 3.4), (length - 0.5, 3.4), (length, 2.2), (length, 0.25)]
+    side = hull(painter, TRAIN, frame, colour, roof, glass=(1, 3))
+    window_band(painter, TRAIN, frame, side, low=1.3, high=2.4, pane=2.1)
+    on_side(painter, TRAIN, frame, side, rim, [(0.4, 2.6), (0.45, 2.95), (length - 0.45, 2.95), (length - 0.4, 2.6)])
+    on_side(painter, TRAIN, frame, side, (40, 40, 44), [(0, 0.25), (0, 0.55), (length, 0.55), (length, 0.25)])
+    on_end(painter, TRAIN, frame, rim, (0.0, 1.0, 0.95, 1.15))
+    on_end(painter, TRAIN, frame, GLASS, (0.1, 0.9, 1.3, 2.2))
+    on_end(painter, TRAIN, frame, (40, 40, 44), (0.08, 0.92, 0.25, 0.5))
+    lights(painter, TRAIN, frame, low=0.62, high=0.85)
+    middle, near = frame.x + frame.width / 2, frame.z + 1.5
+    painter.limb(TRAIN, (60, 60, 64), middle, near, [(-0.5, 3.4), (0, 4.3), (0.5, 3.4)], 0.07)
+    painter.limb(TRAIN, (60, 60, 64), middle, near, [(-0.8, 4.3), (0.8, 4.3)], 0.08)

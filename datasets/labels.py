@@ -1,0 +1,139 @@
+"""The 19 classes: names, colours, and the tables from raw ids to train ids."""
+
+from __future__ import annotations
+
+import numpy as np
+
+NUM_CLASSES = 19
+IGNORE = 255
+
+CLASS_NAMES: tuple[str, ...] = (
+    "road",
+    "sidewalk",
+    "building",
+    "wall",
+    "fence",
+    "pole",
+    "traffic light",
+    "traffic sign",
+    "vegetation",
+    "terrain",
+    "sky",
+    "person",
+    "rider",
+    "car",
+    "truck",
+    "bus",
+    "train",
+    "motorcycle",
+    "bicycle",
+)
+
+# The 35 Cityscapes labels in the order of their ids 0..34: colour and train id (255 = not scored).
+CITYSCAPES_LABELS: tuple[tuple[tuple[int, int, int], int], ...] = (
+    ((0, 0, 0), IGNORE),  # unlabeled
+    ((0, 0, 0), IGNORE),  # ego vehicle
+    ((0, 0, 0), IGNORE),  # rectification border
+    ((0, 0, 0), IGNORE),  # out of roi
+    ((0, 0, 0), IGNORE),  # static
+    ((111, 74, 0), IGNORE),  # dynamic
+    ((81, 0, 81), IGNORE),  # ground
+    ((128, 64, 128), 0),  # road
+    ((244, 35, 232), 1),  # sidewalk
+    ((250, 170, 160), IGNORE),  # parking
+    ((230, 150, 140), IGNORE),  # rail track
+    ((70, 70, 70), 2),  # building
+    ((102, 102, 156), 3),  # wall
+    ((190, 153, 153), 4),  # fence
+    ((180, 165, 180), IGNORE),  # guard rail
+    ((150, 100, 100), IGNORE),  # bridge
+    ((150, 120, 90), IGNORE),  # tunnel
+    ((153, 153, 153), 5),  # pole
+    ((153, 153, 153), IGNORE),  # pole group: by colour it is a pole
+    ((250, 170, 30), 6),  # traffic light
+    ((220, 220, 0), 7),  # traffic sign
+    ((107, 142, 35), 8),  # vegetation
+    ((152, 251, 152), 9),  # terrain
+    ((70, 130, 180), 10),  # sky
+    ((220, 20, 60), 11),  # person
+    ((255, 0, 0), 12),  # rider
+    ((0, 0, 142), 13),  # car
+    ((0, 0, 70), 14),  # truck
+    ((0, 60, 100), 15),  # bus
+    ((0, 0, 90), IGNORE),  # caravan
+    ((0, 0, 110), IGNORE),  # trailer
+    ((0, 80, 100), 16),  # train
+    ((0, 0, 230), 17),  # motorcycle
+    ((119, 11, 32), 18),  # bicycle
+    ((0, 0, 142), IGNORE),  # licence plate: by colour it is a car
+)
+
+PALETTE: np.ndarray = np.array(
+    [colour for colour, train in sorted(CITYSCAPES_LABELS, key=lambda row: row[1]) if train != IGNORE], dtype=np.uint8
+)  # (19, 3) RGB by train id
+
+
+def _table(pairs: dict[int, tuple[int, ...]], *, known: int) -> dict[int, int]:
+    """Return raw id -> train id for raw ids 0..known-1 from train id -> raw ids; the rest is ignored."""
+    table = dict.fromkeys(range(known), IGNORE)
+    for train, raws in pairs.items():
+        table.update(dict.fromkeys(raws, train))
+    return table
+
+
+TRAIN_IDS: dict[int, int] = {train: train for train in range(NUM_CLASSES)}
+
+CITYSCAPES_IDS: dict[int, int] = {raw: train for raw, (_, train) in enumerate(CITYSCAPES_LABELS)}
+
+SYNTHIA_IDS: dict[int, int] = _table(
+    {
+        0: (3,),
+        1: (4,),
+        2: (2,),
+        3: (21,),
+        4: (5,),
+        5: (7,),
+        6: (15,),
+        7: (9,),
+        8: (6,),
+        9: (16,),
+        10: (1,),
+        11: (10,),
+        12: (17,),
+        13: (8,),
+        14: (18,),
+        15: (19,),
+        16: (20,),
+        17: (12,),
+        18: (11,),
+    },
+    known=23,
+)
+
+MAPILLARY_IDS: dict[int, int] = _table(
+    {
+        0: (13, 24, 41),
+        1: (2, 15),
+        2: (17,),
+        3: (6,),
+        4: (3,),
+        5: (45, 47),
+        6: (48,),
+        7: (50,),
+        8: (30,),
+        9: (29,),
+        10: (27,),
+        11: (19,),
+        12: (20, 21, 22),
+        13: (55,),
+        14: (61,),
+        15: (54,),
+        16: (58,),
+        17: (57,),
+        18: (52,),
+    },
+    known=66,
+)
+
+# SegNet's CamVid: sky building pole road pavement tree sign fence car pedestrian bicyclist unlabelled.
+CAMVID_IDS: dict[int, int] = dict(enumerate((10, 2, 5, 0, 1, 8, 7, 4, 13, 11, 12, IGNORE)))

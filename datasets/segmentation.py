@@ -1,0 +1,132 @@
+"""The data sets: files in, uint8 tensors out."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datasets.codec import Encoding, decode_label, read_image
+from datasets.domains import Pair
+from datasets.plan import Pick, sample_rng
+from transforms.appearance import AppearanceDraws
+from transforms.geometry import Geometry
+from transforms.protocols import Protocol
+from transforms.view import make_view
+from utils.errors import UserError
+
+
+class Sample(NamedTuple):
+    """One training sample: image (3, h, w) uint8, label (h, w) uint8, draws (D,) float32, name."""
+
+    image: Tensor
+    label: Tensor
+    draws: Tensor
+    name: str
+
+
+class EvaluationSample(NamedTuple):
+    """One image to score: image (3, h, w) uint8, label (h, w) uint8, name."""
+
+    image: Tensor
+    label: Tensor
+    name: str
+
+
+class StatisticsSample(NamedTuple):
+    """One image for the covariance statistics: image (3, h, w) uint8, draws (D,) float32."""
+
+    image: Tensor
+    draws: Tensor
+
+
+@dataclass(frozen=True)
+class LabelledPairs:
+    """Pairs of one domain and how their labels are coded."""
+
+    pairs: tuple[Pair, ...]
+    encoding: Encoding
+
+
+def read_pair(pair: Pair, *, encoding: Encoding) -> tuple[Image.Image, np.ndarray]:
+    """Return the RGB image and the train ids (H, W) uint8 of a pair; unequal sizes are a `UserError`."""
+    image, label = read_image(pair.image), decode_label(pair.label, encoding=encoding)
+    if image.size != label.shape[::-1]:
+        raise UserError(
+            f"{pair.image}: the image is {image.size[0]}x{image.size[1]}, but its label {pair.label} is "
+            f"{label.shape[1]}x{label.shape[0]}; they must have one size"
+        )
+    return image, label
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Return (3, h, w) uint8 (label: (h, w)) of a PIL image, with memory of its own."""
+    array = np.array(image)
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)) if array.ndim == 3 else array)
+
+
+class TrainingSet(Dataset[Sample]):
+    """Pairs of one or several domains, addressed by complete work orders."""
+
+    def __init__(
+        self, sources: Sequence[LabelledPairs], *, geometry: Geometry, draws: AppearanceDraws, seed: int
+    ) -> None:
+        self.sources, self.geometry, self.draws, self.seed = tuple(sources), geometry, draws, seed
+        self.starts = [0]
+        for source in self.sources:
+            self.starts.append(self.starts[-1] + len(source.pairs))
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return self.starts[-1]
+
+    def __getitem__(self, pick: Pick) -> Sample:
+        """Read, transform and hand over one sample; the same pick always gives the same sample."""
+        index = bisect_right(self.starts, pick.item) - 1
+        source = self.sources[index]
+        pair = source.pairs[pick.item - self.starts[index]]
+        image, label = read_pair(pair, encoding=source.encoding)
+        rng = sample_rng(self.seed, pick.stream)
+        view = self.geometry(make_view(image, label, focus=pick.focus), rng)
+        draws = torch.from_numpy(self.draws(rng))
+        return Sample(to_tensor(view.image), to_tensor(view.label), draws, pair.name)
+
+
+class EvaluationSet(Dataset[EvaluationSample]):
+    """Whole images with labels, brought to the form that the protocol scores."""
+
+    def __init__(self, source: LabelledPairs, *, protocol: Protocol) -> None:
+        self.source, self.protocol = source, protocol
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return len(self.source.pairs)
+
+    def __getitem__(self, index: int) -> EvaluationSample:
+        """Read one pair."""
+        pair = self.source.pairs[index]
+        view = self.protocol(make_view(*read_pair(pair, encoding=self.source.encoding)))
+        return EvaluationSample(to_tensor(view.image), to_tensor(view.label), pair.name)
+
+
+class StatisticsSet(Dataset[StatisticsSample]):
+    """Whole images without labels, addressed by (item, stream), with the draws of their photometric copy."""
+
+    def __init__(self, pairs: Sequence[Pair], *, draws: AppearanceDraws, seed: int) -> None:
+        self.pairs, self.draws, self.seed = tuple(pairs), draws, seed
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.pairs)
+
+    def __getitem__(self, pick: Pick) -> StatisticsSample:
+        """Read one image."""
+        image = to_tensor(read_image(self.pairs[pick.item].image))
+        return StatisticsSample(image, torch.from_numpy(self.draws(sample_rng(self.seed, pick.stream))))

@@ -1,0 +1,30 @@
+"""Losses: named terms, whitening with its statistics, and the criterion that weights them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from loss.criterion import CLASS_WEIGHTS, Criterion
+from loss.whitening import MaskStatistics, Whitening, covariance, whitening_loss
+
+__all__ = ["Criterion", "MaskStatistics", "build_criterion", "covariance", "whitening_loss"]
+
+
+def build_criterion(cfg: Any, *, method: Any, style_channels: Sequence[int]) -> Criterion:
+    """Build the criterion of a method from `cfg.WHITENING` (REG_WEIGHT, RELAX_DENOM) and `cfg.LOSS.CLASS_WEIGHTS`.
+
+    Args:
+        method: anything with `head`, `whitening` and `relax_denom`.
+        style_channels: channels of each captured map.
+    """
+    whitening = None
+    if method.whitening is not None:
+        relax_denom = method.relax_denom if cfg.WHITENING.RELAX_DENOM is None else cfg.WHITENING.RELAX_DENOM
+        whitening = Whitening(style_channels, kind=method.whitening, relax_denom=relax_denom)
+    return Criterion(
+        head=method.head,
+        whitening=whitening,
+        whitening_weight=cfg.WHITENING.REG_WEIGHT,
+        class_weights=CLASS_WEIGHTS if cfg.LOSS.CLASS_WEIGHTS else None,
+    )

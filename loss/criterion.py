@@ -1,0 +1,117 @@
+"""The loss of a run: named terms of a network's output and their weighted sum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from loss.terms import cross_entropy, edge_distance, shrink_labels
+from loss.whitening import Whitening
+from network.outputs import SegmentorOutput
+
+WEIGHTS: dict[str, dict[str, float]] = {
+    "plain": {"fused": 1.0, "aux": 0.4},
+    "diia": {"coarse": 0.5, "aux": 0.1, "fused": 1.0, "layout": 0.1, "edge_logits": 0.1, "edge": 0.001},
+}
+# Weights of the 19 classes for --cls_wt_loss, as in RobustNet's loss.py.
+CLASS_WEIGHTS = (
+    *(0.8373, 0.9180, 0.8660, 1.0345, 1.0166, 0.9969, 0.9754, 1.0489, 0.8786, 1.0023),
+    *(0.9539, 0.9843, 1.1116, 0.9037, 1.0865, 1.0955, 1.0865, 1.1529, 1.0507),
+)
+LAYOUT_LIMIT, LAYOUT_DAMPING = 3.0, 0.01
+
+
+class Criterion(nn.Module):
+    """Computes the terms that a head has; holds ISW's masks, which are part of its state."""
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        head: str,
+        whitening: Whitening | None,
+        whitening_weight: float,
+        class_weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        if head not in WEIGHTS:
+            raise ValueError(f"head {head!r}: one of {', '.join(WEIGHTS)}")
+        self.head = head
+        self.whitening = whitening
+        self.weights: dict[str, float] = dict(WEIGHTS[head])
+        if whitening is not None:
+            self.weights["whitening"] = whitening_weight
+        weights = None if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def forward(
+        self, output: SegmentorOutput, labels: Tensor, edges: Tensor | None = None, *, whiten: bool
+    ) -> dict[str, Tensor]:
+        """Return the unweighted terms by name.
+
+        Args:
+            output: of the network.
+            labels: (B, H, W) int64, 255 = ignored.
+            edges: (B, H, W) Sobel target 0..255; DIIA needs it.
+            whiten: whether the whitening term is computed; ISW must have masks then.
+        """
+        aux = output.aux
+        assert aux is not None, "the auxiliary head belongs to every training output"
+        small = shrink_labels(labels, size=(aux.shape[2], aux.shape[3]))
+        terms = {"fused": self._entropy(output.fused, labels), "aux": self._entropy(aux, small)}
+        if self.head == "diia":
+            terms |= self._diia_terms(output, labels, edges)
+        if whiten:
+            assert self.whitening is not None, "this method has no whitening term"
+            terms["whitening"] = self.whitening(output.style)
+        return terms
+
+    def _diia_terms(self, output: SegmentorOutput, labels: Tensor, edges: Tensor | None) -> dict[str, Tensor]:
+        assert edges is not None and output.coarse is not None and output.edge is not None
+        assert output.layout_logits is not None and output.layout is not None and output.edge_logits is not None
+        return {
+            "coarse": self._entropy(output.coarse, labels),
+            "layout": self._entropy(output.layout_logits, output.layout),
+            "edge_logits": self._entropy(output.edge_logits, labels),
+            "edge": edge_distance(output.edge, edges),
+        }
+
+    def _entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(logits, labels, weight=self.class_weights)
+
+    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """Return the weighted sum of named terms; a name without a weight raises KeyError."""
+        unknown = [name for name in terms if name not in self.weights]
+        if unknown:
+            raise KeyError(f"no weight for the loss term {', '.join(unknown)}; known: {', '.join(self.weights)}")
+        parts = []
+        for name, value in terms.items():
+            if name == "layout":
+                # Parity: the original damps this term as long as it is large.
+                value = torch.where(value.detach() > LAYOUT_LIMIT, LAYOUT_DAMPING, 1.0) * value
+            parts.append(self.weights[name] * value)
+        return torch.stack(parts).sum()
+
+    @property
+    def has_masks(self) -> bool:
+        """Tell whether the whitening term can be computed (IW and IRW: always)."""
+        return self.whitening is not None and self.whitening.has_masks
+
+    def reset_masks(self) -> None:
+        """Forget ISW's masks."""
+        self._selective().reset_masks()
+
+    def intersect_masks(self, masks: Sequence[Tensor]) -> None:
+        """Intersect ISW's masks with those of one more trial; warns where nothing is left."""
+        self._selective().intersect_masks(masks)
+
+    def num_sensitive(self) -> list[int]:
+        """Count the covariances in each mask."""
+        return self.whitening.num_sensitive() if self.whitening is not None else []
+
+    def _selective(self) -> Whitening:
+        assert self.whitening is not None and self.whitening.selective, "only ISW chooses masks"
+        return self.whitening

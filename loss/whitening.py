@@ -1,0 +1,182 @@
+"""Whitening losses on captured maps and the statistics that choose what ISW whitens.
+
+B batch, C channels, h x w size of a map. RobustNet (Choi et al., CVPR 2021): IW, IRW, ISW.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+
+def covariance(maps: Tensor) -> Tensor:
+    """Return each image's channel covariance of a standardised map, in single precision.
+
+    Args:
+        maps: (B, C, h, w), zero mean per image and channel.
+
+    Returns:
+        (B, C, C), with 1e-5 added on the diagonal.
+    """
+    with torch.autocast(maps.device.type, enabled=False):
+        flat = maps.float().flatten(2)  # (B, C, hw)
+        products = torch.bmm(flat, flat.transpose(1, 2)) / max(flat.shape[2] - 1, 1)
+    return products + 1e-5 * torch.eye(flat.shape[1], device=maps.device)
+
+
+def strict_triangle(channels: int, *, device: torch.device | None = None) -> Tensor:
+    """Return a boolean (C, C) matrix, true above the diagonal."""
+    return torch.ones(channels, channels, dtype=torch.bool, device=device).triu(1)
+
+
+def relaxation(channels: int, relax_denom: float) -> float:
+    """Return how much of the sum of absolute covariances of C channels stays unpunished (0 for relax_denom 0)."""
+    return float(channels * (channels - 1) / 2 // relax_denom) if relax_denom else 0.0
+
+
+def whitening_loss(maps: Tensor, *, mask: Tensor, margin: float = 0.0) -> Tensor:
+    """Return the mean absolute covariance under a mask, less a margin, averaged over the batch.
+
+    Args:
+        maps: (B, C, h, w) standardised.
+        mask: (C, C) boolean, the entries to be whitened; an empty one gives zero.
+        margin: subtracted from the sum of an image's absolute entries before it is clamped at zero.
+    """
+    sums = (covariance(maps) * mask).abs().sum(dim=(1, 2))  # (B,)
+    return ((sums - margin) / mask.sum().clamp(min=1)).clamp(min=0).mean()
+
+
+class Whitening(nn.Module):
+    """The whitening term over all captured maps: IW and IRW whiten the strict upper triangle, ISW what its masks say.
+
+    ISW's masks are buffers, so that a checkpoint carries them; whether they are ready is one too.
+    """
+
+    masks_ready: Tensor
+
+    def __init__(self, channels: Sequence[int], *, kind: str, relax_denom: float = 0.0) -> None:
+        super().__init__()
+        if kind not in ("irw", "isw"):
+            raise ValueError(f"whitening {kind!r}: irw or isw")
+        self.selective = kind == "isw"
+        self.channels = tuple(channels)
+        # ISW's relaxation chooses the masks (MaskStatistics); its loss has no margin.
+        self.margins = [0.0 if self.selective else relaxation(width, relax_denom) for width in channels]
+        for index, width in enumerate(channels):
+            mask = torch.zeros(width, width, dtype=torch.bool) if self.selective else strict_triangle(width)
+            self.register_buffer(f"mask{index}", mask, persistent=self.selective)
+        self.register_buffer("masks_ready", torch.tensor(not self.selective), persistent=self.selective)
+        self._ready = not self.selective  # the buffer's value on the host, so that a step need not ask the device
+        self.register_load_state_dict_post_hook(lambda module, _: module._read_ready())
+
+    def _read_ready(self) -> None:
+        self._ready = bool(self.masks_ready)
+
+    @property
+    def masks(self) -> list[Tensor]:
+        """The (C, C) boolean mask of each captured map."""
+        return [self.get_buffer(f"mask{index}") for index in range(len(self.channels))]
+
+    @property
+    def has_masks(self) -> bool:
+        """Tell whether the term can be computed."""
+        return self._ready
+
+    def reset_masks(self) -> None:
+        """Forget ISW's masks."""
+        assert self.selective, "only ISW chooses masks"
+        for mask in self.masks:
+            mask.zero_()
+        self._set_ready(False)
+
+    def intersect_masks(self, masks: Sequence[Tensor]) -> None:
+        """Keep what these masks and, if there are any, the ones before agree on; warn where nothing is left."""
+        assert self.selective and len(masks) == len(self.channels)
+        for own, new in zip(self.masks, masks, strict=True):
+            own.copy_(new.to(own) & own if self._ready else new.to(own))
+        self._set_ready(True)
+        for width, count in zip(self.channels, self.num_sensitive(), strict=True):
+            if count == 0:
+                log.warning("ISW: no covariance of the %d-channel map is left in its mask; its loss is zero", width)
+
+    def num_sensitive(self) -> list[int]:
+        """Count the entries in each mask."""
+        return [int(mask.sum()) for mask in self.masks]
+
+    def _set_ready(self, ready: bool) -> None:
+        self.masks_ready.fill_(ready)
+        self._ready = ready
+
+    def forward(self, style: Sequence[Tensor]) -> Tensor:
+        """Average the losses of the captured maps (B, C, h, w)."""
+        assert self._ready, "ISW has no masks yet: collect statistics (MaskStatistics) and intersect_masks first"
+        assert len(style) == len(self.channels), f"{len(style)} captured maps, {len(self.channels)} expected"
+        rows = zip(style, self.masks, self.margins, strict=True)
+        losses = [whitening_loss(maps, mask=mask, margin=margin) for maps, mask, margin in rows]
+        return torch.stack(losses).mean()
+
+
+class MaskStatistics:
+    """Sums, over images, how much each covariance changes when only the appearance of the image changes.
+
+    Several processes each see a part of the images; summing `tensors()` over them gives all the same masks.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        *,
+        clusters: int,
+        relax_denom: float = 0.0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.clusters, self.relax_denom = clusters, relax_denom
+        self._sums = [torch.zeros(width, width, dtype=torch.float64, device=device) for width in channels]
+        self._count = torch.zeros(1, dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def update(self, style: Sequence[Tensor]) -> None:
+        """Add the captured maps (2, C, h, w) of one image: its photometric copy and the original."""
+        assert len(style) == len(self._sums)
+        for total, maps in zip(self._sums, style, strict=True):
+            assert len(maps) == 2, "a batch of the photometric copy and the original"
+            total += covariance(maps).triu(1).var(dim=0)  # unbiased: (a - b)^2 / 2
+        self._count += 1
+
+    def tensors(self) -> list[Tensor]:
+        """Return the running sums (C, C) and the number of images, to be summed over processes in place."""
+        return [*self._sums, self._count]
+
+    def variances(self) -> list[Tensor]:
+        """Return each map's mean variance matrix (C, C) on the CPU, zero on and below the diagonal."""
+        return [(total / self._count.clamp(min=1)).cpu() for total in self._sums]
+
+    def masks(self) -> list[Tensor]:
+        """Return the (C, C) boolean masks of the covariances that appearance changes most."""
+        return [self._mask(variance) for variance in self.variances()]
+
+    def _mask(self, variance: Tensor) -> Tensor:
+        values = variance.flatten()  # Parity: with the zeros on and below the diagonal
+        if self.relax_denom:
+            channels = len(variance)
+            count = channels * (channels - 1) // 2 - int(relaxation(channels, self.relax_denom))
+        else:
+            count = _num_outside_lowest_cluster(values.numpy(), clusters=self.clusters)
+        mask = torch.zeros_like(values, dtype=torch.bool)
+        mask[values.topk(count).indices] = True
+        return mask.view_as(variance)
+
+
+def _num_outside_lowest_cluster(values: np.ndarray, *, clusters: int) -> int:
+    import kmeans1d  # only ISW needs it
+
+    assert math.isfinite(values.sum()), "a covariance is not finite"
+    labels, _ = kmeans1d.cluster(values, clusters)
+    return int(np.count_nonzero(labels))

@@ -1,0 +1,90 @@
+"""One row per method: where style is normalised, what is whitened, which head."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+from network.style import check_codes
+from utils.errors import UserError, did_you_mean
+
+Head = Literal["plain", "diia"]
+Whitening = Literal["irw", "isw"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """What distinguishes one published method from the next."""
+
+    name: str
+    head: Head
+    codes: tuple[int, ...]  # style sites, seven codes (network.style)
+    whitening: Whitening | None = None  # which covariance entries are whitened: all (irw) or the sensitive ones (isw)
+    relax_denom: float = 0.0  # irw: the mean absolute covariance is pushed down to 1 / relax_denom; 0 = to zero
+    jitter: Literal["diia", "robustnet"] = "robustnet"  # strengths of the colour jitter
+    recipe_batch: int = 16  # images per step of the published recipe (all GPUs together)
+
+    def __str__(self) -> str:
+        head = "DIIA head" if self.head == "diia" else "plain DeepLabV3+ head"
+        whitened = f", {self.whitening.upper()} whitening" if self.whitening else ""
+        return f"{self.name} ({head}, wt_layer {' '.join(map(str, self.codes))}{whitened})"
+
+
+_NONE = (0, 0, 0, 0, 0, 0, 0)
+METHODS: dict[str, Method] = {
+    row.name: row
+    for row in (
+        Method("base", "plain", _NONE),
+        Method("ibn", "plain", (0, 0, 4, 4, 4, 0, 0)),
+        Method("is", "plain", (0, 0, 3, 3, 3, 0, 0)),
+        Method("iw", "plain", (0, 0, 1, 1, 1, 0, 0), "irw"),
+        Method("irw", "plain", (0, 0, 1, 1, 1, 0, 0), "irw", relax_denom=64.0),
+        Method("isw", "plain", (0, 0, 2, 2, 2, 0, 0), "isw"),
+        Method("diia", "diia", (0, 0, 2, 2, 2, 0, 0), "isw", jitter="diia", recipe_batch=32),
+    )
+}
+
+
+def resolve_method(name: str, wt_layer: Sequence[int] | None = None) -> Method:
+    """Return the row `name`, with other style codes where `wt_layer` gives them; the whitening follows from the codes.
+
+    The DIIA head goes with any codes; a plain row keeps its meaning, so its own code must be among them.
+
+    Raises:
+        UserError: an unknown method, impossible codes, or codes that belong to another method.
+    """
+    if name not in METHODS:
+        raise UserError(f"--method {name}: unknown; one of {', '.join(METHODS)}{did_you_mean(name, METHODS)}")
+    row = METHODS[name]
+    if wt_layer is None:
+        return row
+    codes = tuple(int(code) for code in wt_layer)
+    check_codes(codes)
+    whitening = whitening_of(codes)
+    if row.head == "plain":
+        own = max(row.codes)
+        fits = whitening == row.whitening and (own in codes if own else not any(codes))
+        if not fits:
+            better = method_for(head="plain", codes=codes).name
+            raise UserError(
+                f"--method {name} with --wt_layer {' '.join(map(str, codes))}: these codes are not {name}'s "
+                f"(its own are {' '.join(map(str, row.codes))}); leave --wt_layer out or use --method {better}"
+            )
+    return dataclasses.replace(row, codes=codes, whitening=whitening)
+
+
+def whitening_of(codes: Sequence[int]) -> Whitening | None:
+    """Tell from style codes which whitening loss they ask for."""
+    if 2 in codes:
+        return "isw"
+    return "irw" if 1 in codes else None
+
+
+def method_for(*, head: Head, codes: Sequence[int]) -> Method:
+    """Return the method of a weight file without a config, from its head and the style codes given for it."""
+    if head == "diia":
+        return resolve_method("diia", codes)
+    check_codes(codes)
+    name = next(name for code, name in ((2, "isw"), (1, "irw"), (4, "ibn"), (3, "is"), (0, "base")) if code in codes)
+    return resolve_method(name, codes)

@@ -1,0 +1,32 @@
+"""The named types that cross the network's border. B batch, H x W input size, h x w one sixteenth of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class SegmentorOutput(NamedTuple):
+    """What one forward returns; a tuple, because DDP follows gradients through a tuple but not through a dataclass.
+
+    The plain head fills `fused`, `aux` and `style`; DIIA fills everything.
+    """
+
+    fused: Tensor  # (B, classes, H, W) final logits of either head
+    aux: Tensor | None = None  # (B, classes, h, w) logits of the auxiliary head, not up-sampled
+    coarse: Tensor | None = None  # (B, classes, H, W) logits before aggregation
+    layout: Tensor | None = None  # (B, H, W) int64 coarse layout, 255 where the network is not confident, detached
+    layout_logits: Tensor | None = None  # (B, classes, H, W) logits decoded from the layout
+    edge: Tensor | None = None  # (B, 1, H, W) reconstructed edge strength, 0..255
+    edge_logits: Tensor | None = None  # (B, classes, H, W) logits decoded from the edges
+    style: tuple[Tensor, ...] = ()  # standardised maps captured at the whitening sites, (B, C, h', w') each
+
+
+class Features(NamedTuple):
+    """What a backbone returns."""
+
+    low_level: Tensor  # (B, C1, H/4, W/4) first stage
+    aux: Tensor  # (B, C3, h, w) third stage
+    top: Tensor  # (B, C4, h, w) last stage
+    style: tuple[Tensor, ...]  # standardised maps captured at the whitening sites, before their ReLU

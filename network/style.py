@@ -1,0 +1,62 @@
+"""Where and how a backbone normalises style: the one reader of the old `--wt_layer` codes, and the layer at a site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from utils.errors import UserError
+
+NUM_POSITIONS = 7  # three stem convolutions and four stages
+SITE_KINDS = {1: "whiten", 2: "whiten", 3: "instance", 4: "instance_affine"}
+POSITION_NAMES = ("stem1", "stem2", "stem3", "stage1", "stage2", "stage3", "stage4")
+
+
+class StyleSite(nn.InstanceNorm2d):
+    """Instance normalisation at one place of a backbone; `captured` outputs also go to the whitening loss."""
+
+    def __init__(self, channels: int, *, kind: str) -> None:
+        if kind not in SITE_KINDS.values():
+            raise ValueError(f"style site kind {kind!r}: one of {', '.join(sorted(set(SITE_KINDS.values())))}")
+        super().__init__(channels, eps=1e-5, affine=kind == "instance_affine")
+        self.captured = kind == "whiten"
+
+
+def read_codes(codes: Sequence[int], *, positions: Mapping[int, str]) -> dict[str, str]:
+    """Turn seven codes (0 none, 1 and 2 whitened, 3 instance norm, 4 affine instance norm) into a table of style sites.
+
+    Args:
+        codes: the numbers of `--wt_layer`.
+        positions: position of a code -> site name, for the positions that the backbone has.
+
+    Raises:
+        UserError: wrong number of codes, an unknown code, or a code at a position that the backbone lacks.
+    """
+    check_codes(codes)
+    sites: dict[str, str] = {}
+    for position, code in enumerate(codes):
+        if code == 0:
+            continue
+        if position not in positions:
+            usable = ", ".join(str(p) for p in sorted(positions))
+            raise UserError(
+                f"--wt_layer {' '.join(map(str, codes))}: position {position} ({POSITION_NAMES[position]}) does not "
+                f"exist in this backbone, which has positions {usable}; put 0 there"
+            )
+        sites[positions[position]] = SITE_KINDS[code]
+    return sites
+
+
+def check_codes(codes: Sequence[int]) -> None:
+    """Raise `UserError` unless these are seven known codes of which 1 and 2 are not mixed."""
+    text = f"--wt_layer {' '.join(map(str, codes))}"
+    if len(codes) != NUM_POSITIONS:
+        raise UserError(f"{text}: {len(codes)} codes given, {NUM_POSITIONS} needed (3 stem convolutions, 4 stages)")
+    if 5 in codes:
+        raise UserError(f"{text}: code 5 (switchable whitening) is not available yet; use codes 0 to 4")
+    unknown = [str(code) for code in codes if code not in (0, *SITE_KINDS)]
+    if unknown:
+        raise UserError(f"{text}: unknown code {', '.join(unknown)}; use 0 none, 1 IW/IRW, 2 ISW, 3 IN, 4 IBN")
+    if 1 in codes and 2 in codes:
+        raise UserError(f"{text}: codes 1 (IW/IRW) and 2 (ISW) cannot be mixed; use one of them at every whitened site")

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Makes .venv and installs requirements.txt and requirements-dev.txt into it, again only when one of them has changed.
+# Usage: ./scripts/setup.sh, or `source` it from a script: then $python is the Python to use.
+# DIIA_PYTHON names a Python that already has everything; nothing is installed then. pip's own variables
+# (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL) choose another source, for instance a torch build for an older GPU driver.
+
+diia_setup() (
+  cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+  set -uo pipefail # every step is checked where it stands: `||` below would switch -e off
+  # another environment's settings must not reach this one
+  unset PYTHONHOME PYTHONPATH VIRTUAL_ENV PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV
+  export PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1
+  stamp=.venv/requirements-installed.txt
+
+  if ! .venv/bin/python -c 'import pip' 2>/dev/null; then # none yet, half made, or its base Python is gone
+    base=
+    for candidate in python3 python3.13 python3.12 python3.11 python3.10; do
+      if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+        base=$candidate
+        break
+      fi
+    done
+    if [[ -z $base ]]; then
+      echo "error: no Python of at least 3.10 found; install one and start again" >&2
+      exit 2
+    fi
+    if ! "$base" -m venv --clear .venv >&2; then
+      echo "error: $base cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2
+      exit 2
+    fi
+  fi
+  if ! cat requirements.txt requirements-dev.txt | cmp -s - "$stamp"; then
+    echo "setup: installing into .venv (a few minutes, only when the requirements change) ..." >&2
+    if ! .venv/bin/python -m pip install -qq -r requirements.txt -r requirements-dev.txt >&2; then
+      echo "error: pip could not install the requirements (its reason stands above); mend it and start again" >&2
+      exit 2
+    fi
+    cat requirements.txt requirements-dev.txt >"$stamp" || exit 2
+  fi
+)
+
+if [[ -n ${DIIA_PYTHON:-} ]]; then
+  python=$DIIA_PYTHON
+else
+  diia_setup || { code=$?; return "$code" 2>/dev/null || exit "$code"; }
+  python=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv/bin/python
+fi

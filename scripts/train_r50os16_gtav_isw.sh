@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Trains DIIA (ResNet-50, output stride 16) on GTAV with the published settings: 4 GPUs x 8 images.
+# Usage: CUDA_VISIBLE_DEVICES=0,1,2,3 ./scripts/train_r50os16_gtav_isw.sh [flags that win over those below]
+# It validates on Cityscapes as published; valid_r50os16_gtav_isw.sh scores all four unseen domains.
+set -euo pipefail
+exec "$(dirname "${BASH_SOURCE[0]}")/launch.sh" train.py \
+  --dataset gtav \
+  --covstat_val_dataset gtav \
+  --val_dataset cityscapes \
+  --arch network.deepv3.DeepR50V3PlusD \
+  --wt_layer 0 0 2 2 2 0 0 \
+  --relax_denom 0.0 \
+  --clusters 3 \
+  --max_cu_epoch 10000 \
+  --class_uniform_pct 0.5 \
+  --class_uniform_tile 1024 \
+  --crop_size 768 \
+  --gblur \
+  --color_aug 0.5 \
+  --max_iter 40000 \
+  --bs_mult 8 \
+  --date 0101 \
+  --exp r50os16_gtav_isw \
+  --ckpt ./logs/ \
+  --tb_path ./logs/ \
+  "$@"

@@ -1,0 +1,61 @@
+"""Fixtures shared by the tests: where the real frames and the reference values are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """Folder with `data/` (real frames) and `golden/` (reference values), from the variable DIIA_TEST_DATA."""
+    value = os.environ.get("DIIA_TEST_DATA", "")
+    if not value:
+        pytest.skip("DIIA_TEST_DATA is not set: real frames and reference values are not here")
+    return Path(value).resolve()
+
+
+@pytest.fixture(scope="session")
+def golden(test_data: Path) -> Path:
+    """Folder of the reference values of the original implementation."""
+    return test_data / "golden"
+
+
+@pytest.fixture(autouse=True)
+def _few_threads() -> None:
+    torch.set_num_threads(2)
+
+
+def make_camvid(
+    root: Path, *, train: int = 8, val: int = 5, size: tuple[int, int] = (96, 128), ignored: bool = True
+) -> Path:
+    """Make a small data set in CamVid's layout: blocks of class ids, each class with its own colour and some noise."""
+    rng = np.random.default_rng(7)
+    colours = rng.integers(0, 256, (12, 3))
+    for split, count in (("train", train), ("val", val), ("test", val)):
+        (root / split).mkdir(parents=True)
+        (root / f"{split}annot").mkdir()
+        for index in range(count):
+            blocks = rng.integers(0, 12 if ignored else 11, (size[0] // 16, size[1] // 16))
+            label = np.kron(blocks, np.ones((16, 16), dtype=int)).astype(np.uint8)  # (h,w)
+            image = np.clip(colours[label] + rng.normal(0, 20, (*size, 3)), 0, 255).astype(np.uint8)  # (h,w,3)
+            Image.fromarray(image).save(root / split / f"{index:03d}.png")
+            Image.fromarray(label).save(root / f"{split}annot" / f"{index:03d}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def small_camvid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small data set in CamVid's layout, some pixels unlabelled."""
+    return make_camvid(tmp_path_factory.mktemp("camvid"))
+
+
+@pytest.fixture(scope="session")
+def full_camvid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with every pixel labelled."""
+    return make_camvid(tmp_path_factory.mktemp("camvid_full"), ignored=False)

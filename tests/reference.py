@@ -1,0 +1,132 @@
+"""The rule that the reference values were made by: weights and inputs rebuilt from names, and a tree of options."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from loss.whitening import MaskStatistics
+from utils.legacy import convert_state_dict
+
+R50 = "network.deepv3.DeepR50V3PlusD"
+R101 = "network.deepv3.DeepR101V3PlusD"
+VALUES = Path(__file__).with_name("reference_values.json")
+
+
+def options(
+    method: str = "diia",
+    *,
+    codes: Iterable[int] | None = None,
+    arch: str = R50,
+    freeze_bn: bool = False,
+    confidence: str = "logits",
+    relax_denom: float | None = None,
+    class_weights: bool = False,
+) -> SimpleNamespace:
+    """The options that the builders of network and loss read."""
+    return SimpleNamespace(
+        NETWORK=SimpleNamespace(ARCH=arch, METHOD=method, WT_LAYER=codes and list(codes), FREEZE_BN=freeze_bn),
+        LOSS=SimpleNamespace(LAYOUT_CONFIDENCE=confidence, CLASS_WEIGHTS=class_weights),
+        WHITENING=SimpleNamespace(REG_WEIGHT=0.6, RELAX_DENOM=relax_denom),
+    )
+
+
+def stream(name: str) -> np.random.RandomState:
+    """Random numbers that depend on a name only."""
+    return np.random.RandomState(int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little"))
+
+
+def fill(name: str, shape: Iterable[int]) -> Tensor:
+    """The value of the entry `name` (a name of the original network)."""
+    shape, draws, leaf = tuple(shape), stream(name), name.split(".")[-1]
+    if leaf == "num_batches_tracked":
+        return torch.zeros(shape, dtype=torch.int64)
+    if name == "gamma":
+        return torch.full(shape, 0.5)
+    if leaf == "running_var":
+        values = draws.uniform(0.5, 1.5, shape)
+    elif leaf in ("running_mean", "bias"):
+        values = 0.1 * draws.standard_normal(shape)
+    elif len(shape) == 1:
+        values = draws.uniform(*((0.1, 0.2) if name.endswith("bn3.weight") else (0.8, 1.2)), shape)
+    else:
+        spread = {"query_conv": 3e-4, "key_conv": 5e-3}.get(name.split(".")[0], (2 / np.prod(shape[1:])) ** 0.5)
+        values = spread * draws.standard_normal(shape)
+        if name.startswith("final2"):
+            values = 0.4 * (values - values.mean(1, keepdims=True))
+    return torch.from_numpy(np.asarray(values, dtype=np.float32))
+
+
+def fill_network(network: nn.Module, original_names: Iterable[str]) -> dict[str, str]:
+    """Load the rule's weights strictly and switch dropout off; returns our name -> the original's."""
+    names = convert_state_dict({name: name for name in original_names})
+    state = network.state_dict()
+    assert names.keys() == state.keys(), names.keys() ^ state.keys()
+    network.load_state_dict({ours: fill(original, state[ours].shape) for ours, original in names.items()})
+    for layer in network.modules():
+        if isinstance(layer, nn.Dropout2d):
+            layer.p = 0.0
+    return names
+
+
+def inputs(tag: str, batch: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Images (B, 3, H, W), labels (B, H, W) with 255, edges (B, H, W) 0..255."""
+    rows, columns = -(-height // 16), -(-width // 16)
+
+    def tiles(values: np.ndarray) -> np.ndarray:
+        return values.repeat(16, axis=-2).repeat(16, axis=-1)[..., :height, :width]
+
+    draws = stream(f"input/{tag}")
+    images = 0.8 * tiles(draws.standard_normal((batch, 3, rows, columns)))
+    images = images + 0.5 * draws.standard_normal((batch, 3, height, width))
+    labels = stream(f"gts/{tag}").randint(0, 21, (batch, rows, columns))
+    edges = np.floor(stream(f"boundary/{tag}").exponential(20.0, (batch, height, width))).clip(max=255)
+    return (
+        torch.from_numpy(images.astype(np.float32)),
+        torch.from_numpy(tiles(np.where(labels > 18, 255, labels)).astype(np.int64)),
+        torch.from_numpy(edges.astype(np.float32)),
+    )
+
+
+def variance(tag: str, channels: int) -> Tensor:
+    """A heavy-tailed variance matrix, zero on and below the diagonal."""
+    values = np.exp(stream(f"variance/{tag}/{channels}").standard_normal((channels, channels)) - 5)
+    return torch.from_numpy(np.triu(values, 1).astype(np.float32))
+
+
+def trial_masks(trial: int, channels: Iterable[int] = (64, 256, 512), *, clusters: int = 3) -> list[Tensor]:
+    """The masks of one trial over two images with the rule's variances."""
+    channels = list(channels)
+    statistics = MaskStatistics(channels, clusters=clusters)
+    *sums, count = statistics.tensors()
+    for image in (0, 1):
+        for total, width in zip(sums, channels, strict=True):
+            total += variance(f"t{trial}_r{image}", width)
+        count += 1
+    return statistics.masks()
+
+
+def shapes(test_data: Path, key: str) -> Mapping[str, list[int]]:
+    """Names and shapes of one configuration of the original; keys of RobustNet's networks start with `rn/`."""
+    file = "robustnet/state_dict_shapes_rn.json" if key.startswith("rn/") else "state_dict_shapes.json"
+    return json.loads((test_data / "golden" / file).read_text())[key.removeprefix("rn/")]
+
+
+def carried() -> dict[str, Any]:
+    """The reference values that live in the repository."""
+    return json.loads(VALUES.read_text())
+
+
+def gap(found: Any, wanted: Any) -> float:
+    """Largest difference, relative to the largest wanted value."""
+    found, wanted = np.asarray(found, dtype=np.float64), np.asarray(wanted, dtype=np.float64)
+    assert found.shape == wanted.shape, (found.shape, wanted.shape)
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max())

@@ -1,0 +1,62 @@
+"""Small whole runs of the programs, in this process or in several."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def train_arguments(camvid: Path, out: Path, *more: str) -> list[str]:
+    """Return the arguments of a short run on a small CamVid; later ones win."""
+    return [
+        *("--dataset", "camvid", "--val_dataset", "camvid", "--covstat_val_dataset", "camvid"),
+        *("--pretrained", "none", "--crop_size", "64", "--bs_mult", "2", "--num_workers", "0", "--device", "cpu"),
+        *("--max_iter", "4", "--clusters", "3", "--trials", "1", "--stat_images", "2", "--val_interval", "0"),
+        *("--pictures", "1", "--log_interval", "1", "--color_aug", "0.5", "--gblur"),
+        *("--ckpt", str(out), "--tb_path", str(out), "--date", "d", "--exp", "e", "--cache_dir", str(out / "cache")),
+        *("--opts", f"DATASET.CAMVID_DIR={camvid}"),
+        *more,
+    ]
+
+
+def run_folder(out: Path) -> Path:
+    """Return the only run folder below `out`."""
+    folders = list((out / "d" / "e").iterdir())
+    assert len(folders) == 1, folders
+    return folders[0]
+
+
+def read_weights(file: Path) -> dict[str, Any]:
+    """Return a checkpoint."""
+    content: dict[str, Any] = torch.load(file, weights_only=True)
+    return content
+
+
+def launch(
+    program: str, arguments: list[str], *, processes: int = 0, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run a program in a fresh process, or under torchrun with several."""
+    command = [sys.executable]
+    if processes:
+        command += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={_free_port()}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1" if processes > 1 else "2", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*command, str(REPOSITORY / program), *arguments],
+        capture_output=True, text=True, cwd=REPOSITORY, env=environment, timeout=600, check=False,
+    )  # fmt: skip
+    assert not check or done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

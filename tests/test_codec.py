@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from street_data import GTAV_PALETTE, blocks, inverse, mapillary_palette, save, save_synthia
+
+from datasets.codec import ENCODINGS, decode_label, encoding_by_name, read_image
+from datasets.labels import CITYSCAPES_IDS, CITYSCAPES_LABELS, MAPILLARY_IDS, SYNTHIA_IDS
+from utils.errors import UserError
+
+LABEL = blocks(0)
+COLOURS = GTAV_PALETTE[inverse(CITYSCAPES_IDS)[LABEL]]  # (H, W, 3)
+
+
+def decode(path: Path, encoding: str) -> np.ndarray:
+    return decode_label(str(path), encoding=ENCODINGS[encoding])
+
+
+def test_palette_is_read_by_colour_or_by_index(tmp_path: Path) -> None:
+    raw = np.arange(35, dtype=np.uint8).reshape(5, 7)
+    path = save(tmp_path / "label.png", raw, palette=GTAV_PALETTE)
+    by_index = np.array([train for _, train in CITYSCAPES_LABELS]).reshape(5, 7)
+    by_colour = np.where(raw == 34, 13, np.where(raw == 18, 5, by_index))  # licence plate, pole group
+    np.testing.assert_array_equal(decode(path, "cityscapes_ids"), by_index)
+    np.testing.assert_array_equal(decode(path, "cityscapes_colours"), by_colour)
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+def test_rgb_colours(tmp_path: Path, alpha: bool) -> None:
+    image = np.dstack((COLOURS, np.full(LABEL.shape, 7, np.uint8))) if alpha else COLOURS
+    decoded = decode(save(tmp_path / "label.png", image), "cityscapes_colours")
+    np.testing.assert_array_equal(decoded, LABEL)
+
+
+def test_a_few_unknown_colours_are_ignored_and_many_are_refused(tmp_path: Path) -> None:
+    image = COLOURS.copy()
+    image[0, :5] = (1, 2, 3)
+    decoded = decode(save(tmp_path / "few.png", image), "cityscapes_colours")
+    assert (decoded[0, :5] == 255).all()
+    np.testing.assert_array_equal(decoded[1:], LABEL[1:])
+    with pytest.raises(UserError, match=r"lossy\.png: most of its colours"):
+        decode(save(tmp_path / "lossy.png", np.clip(COLOURS, 5, 240) + 1), "cityscapes_colours")
+    with pytest.raises(UserError, match="a grey image where"):
+        decode(save(tmp_path / "grey.png", LABEL), "cityscapes_colours")
+
+
+def test_synthia_16_bit_and_8_bit(tmp_path: Path) -> None:
+    raw = inverse(SYNTHIA_IDS)[LABEL]
+    np.testing.assert_array_equal(decode(save_synthia(tmp_path / "16.png", raw), "synthia"), LABEL)
+    np.testing.assert_array_equal(decode(save(tmp_path / "8.png", raw.astype(np.uint8)), "synthia"), LABEL)
+    with pytest.raises(UserError, match=r"colour\.png: an 8-bit colour image .* not GT/COLOR"):
+        decode(save(tmp_path / "colour.png", COLOURS), "synthia")
+
+
+def test_mapillary_versions(tmp_path: Path) -> None:
+    raw = inverse(MAPILLARY_IDS)[LABEL].astype(np.uint8)
+    first = save(tmp_path / "v1.png", raw, palette=mapillary_palette(road=13))
+    np.testing.assert_array_equal(decode(first, "mapillary_v1.2"), LABEL)
+    with pytest.raises(UserError, match=r"v2\.png: it is a Mapillary Vistas v2\.0 label"):
+        decode(save(tmp_path / "v2.png", raw, palette=mapillary_palette(road=21)), "mapillary_v1.2")
+    with pytest.raises(UserError, match=r"label ids 100, .* v2\.0"):
+        decode(save(tmp_path / "grey.png", np.full((4, 4), 100, np.uint8)), "mapillary_v1.2")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "bad"), [("train_ids", 19), ("cityscapes_ids", 40), ("camvid", 12), ("synthia", 23)]
+)
+def test_unknown_ids_are_refused(tmp_path: Path, encoding: str, bad: int) -> None:
+    path = save(tmp_path / "label.png", np.array([[0, 1], [bad, 255]], np.uint8))
+    with pytest.raises(UserError, match=rf"label\.png: has the label ids {bad}, which the encoding"):
+        decode(path, encoding)
+    lenient = replace(ENCODINGS[encoding], other=255)
+    assert decode_label(str(path), encoding=lenient)[1].tolist() == [255, 255]
+
+
+def test_sixteen_bit_and_binary_ids(tmp_path: Path) -> None:
+    Image.fromarray(LABEL.astype(np.uint16)).save(tmp_path / "16.png")
+    np.testing.assert_array_equal(decode(tmp_path / "16.png", "train_ids"), LABEL)
+    Image.fromarray(LABEL > 3).save(tmp_path / "1.png")
+    np.testing.assert_array_equal(decode(tmp_path / "1.png", "train_ids"), LABEL > 3)
+    with pytest.raises(UserError, match="a RGB image where the encoding train_ids"):
+        decode(save(tmp_path / "rgb.png", COLOURS), "train_ids")
+
+
+@pytest.mark.parametrize("encoding", ["train_ids", "synthia", "cityscapes_colours"])
+def test_damaged_files_are_named(tmp_path: Path, encoding: str) -> None:
+    path = save(tmp_path / "label.png", COLOURS)
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(UserError, match=r"label\.png: this file cannot be decoded") as caught:
+        decode(path, encoding)
+    assert "\n" not in str(caught.value)
+    (tmp_path / "empty.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"empty\.png: this file cannot be decoded"):
+        decode(tmp_path / "empty.png", encoding)
+
+
+def test_truncated_photograph_is_named(tmp_path: Path) -> None:
+    path = save(tmp_path / "photo.jpg", np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(UserError, match=r"photo\.jpg: this file cannot be decoded"):
+        read_image(str(path))
+    with pytest.raises(UserError, match=r"none\.jpg: no such file"):
+        read_image(str(tmp_path / "none.jpg"))
+
+
+def test_images_become_rgb(tmp_path: Path) -> None:
+    path = save(tmp_path / "grey.png", LABEL)
+    assert np.asarray(read_image(str(path))).shape == (*LABEL.shape, 3)
+
+
+def test_misspelt_encoding() -> None:
+    with pytest.raises(UserError, match="did you mean 'train_ids'"):
+        encoding_by_name("trainids")
+
+
+# ---------------------------------------------------------------------------------- real files
+
+
+def test_real_gtav(test_data: Path) -> None:
+    path = test_data / "data/samples/gtav/labels/00002.png"
+    by_colour, by_index = decode(path, "cityscapes_colours"), decode(path, "cityscapes_ids")
+    raw = np.asarray(Image.open(path))
+    differ = by_colour != by_index
+    assert differ.sum() == 3 and (raw[differ] == 34).all() and (by_colour[differ] == 13).all()
+
+
+def test_real_cityscapes_and_bdd(test_data: Path) -> None:
+    samples = test_data / "data/samples"
+    label = decode(next(samples.glob("cityscapes/*_labelIds.png")), "cityscapes_ids")
+    assert set(np.unique(label)) <= {*range(19), 255} and (label == 0).mean() > 0.2
+    for path in samples.glob("bdd100k/*.png"):
+        np.testing.assert_array_equal(decode(path, "train_ids"), np.asarray(Image.open(path)))
+
+
+def test_real_mapillary(test_data: Path) -> None:
+    folder = test_data / "data/samples/mapillary/mmseg_pseudo_mapillary_dataset"
+    (first,), (second,) = (list((folder / version).glob("*.png")) for version in ("v1.2", "v2.0"))
+    raw = np.asarray(Image.open(first))
+    expected = np.select([raw == 17, raw == 45], [2, 5], 255)
+    np.testing.assert_array_equal(decode(first, "mapillary_v1.2"), expected)
+    with pytest.raises(UserError, match=r"v2\.0"):
+        decode(second, "mapillary_v1.2")
+
+
+def test_documented_synthia(test_data: Path) -> None:
+    label = decode(test_data / "data/samples/synthia/FABRICATED_label_16bit_rgb.png", "synthia")
+    assert set(np.unique(label)) == {*range(19), 255}
+
+

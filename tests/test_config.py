@@ -1,0 +1,338 @@
+"""The configuration: layers, types, refusals, freezing, and the published command lines."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import os
+import pickle
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from easydict import EasyDict
+
+import config
+from utils.errors import UserError, run_entry_point
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The contract: a flag leaves or joins this list on purpose only.
+FLAGS = """
+--accumulate --arch --bs_mult --bs_mult_val --cache_dir --city_mode --ckpt --class_uniform_pct --class_uniform_tile
+--cls_wt_loss --clusters --color_aug --config --cov_stat_epoch --covstat_val_dataset --crop_nopad --crop_size --dataset
+--date --deterministic --device --dist_url --domains --dump_augmentation_images --dynamic --eval_protocol --exp --fp16
+--freeze_bn --gblur --help --image_in --image_uniform_sampling --jitter --layout_confidence --local-rank --local_rank
+--log_interval --lr --lr_schedule --max_cu_epoch --max_epoch --max_iter --method --momentum --no_syncbn --no_val_source
+--num_workers --opts --out --pictures --poly_exp --pre_size --pretrained --relax_denom --repoly --rescale
+--restore_optimizer --resume --rlx_off_iter --rrotate --save_interval --scale_max --scale_min --seed --sgd --snapshot
+--split --stat_images --syncbn --tb_path --tb_tag --test_mode --trials --val_dataset --val_interval --val_limit
+--val_source --weight_decay --wt_layer --wt_reg_weight
+""".split()
+
+PUBLISHED_COMMON = """
+--city_mode 'train' --lr_schedule poly --lr 0.01 --poly_exp 0.9 --max_cu_epoch 10000 --class_uniform_pct 0.5
+--crop_size 768 --scale_min 0.5 --scale_max 2.0 --rrotate 0 --max_iter 40000 --gblur --color_aug 0.5 --date 0101
+--ckpt ./logs/ --tb_path ./logs/ --sgd --syncbn
+"""
+PUBLISHED = [  # program, flags of a published script besides the common ones
+    "train --dataset gtav --covstat_val_dataset gtav --val_dataset cityscapes --class_uniform_tile 1024 --bs_mult 8 "
+    "--arch network.deepv3.DeepR50V3PlusD --wt_reg_weight 0.6 --relax_denom 0.0 --clusters 3 --cov_stat_epoch 5 "
+    "--trials 10 --wt_layer 0 0 2 2 2 0 0 --exp r50os16_gtav_isw",
+    "train --dataset cityscapes --covstat_val_dataset cityscapes --val_dataset bdd100k --class_uniform_tile 512 "
+    "--arch network.deepv3.DeepR50V3PlusD --bs_mult 8 --wt_reg_weight 0.6 --relax_denom 0.0 --clusters 2 "
+    "--cov_stat_epoch 5 --trials 10 --wt_layer 0 0 2 2 2 0 0 --exp r50os16_city_isw",
+    "train --dataset gtav --covstat_val_dataset gtav --val_dataset bdd100k cityscapes synthia mapillary --bs_mult 4 "
+    "--arch network.deepv3.DeepR50V3PlusD --wt_reg_weight 0.6 --relax_denom 64.0 --clusters 0 --cov_stat_epoch 0 "
+    "--trials 0 --wt_layer 0 0 1 1 1 0 0 --exp r50os16_gtav_irw",
+    "train --dataset gtav --covstat_val_dataset gtav --val_dataset bdd100k cityscapes synthia mapillary --bs_mult 4 "
+    "--arch network.deepv3.DeepR101V3PlusD_OS8 --wt_reg_weight 0.0 --relax_denom 0.0 --cov_stat_epoch 0 "
+    "--wt_layer 4 4 0 4 4 0 0 --exp r101os8_gtav_ibn",
+    "train --dataset gtav --covstat_val_dataset gtav --val_dataset bdd100k cityscapes synthia mapillary --bs_mult 4 "
+    "--arch network.deepv3.DeepR50V3PlusD --wt_layer 0 0 5 5 5 0 0 --exp r50os16_gtav_switchable",
+    "valid --val_dataset bdd100k cityscapes synthia mapillary --arch network.deepv3.DeepR50V3PlusD "
+    "--wt_layer 0 0 2 2 2 0 0 --exp r50os16_gtav_isw --snapshot weights.pth",
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_outside_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("DIIA__")]:
+        monkeypatch.delenv(name)
+
+
+def parse(line: str = "", *, program: str = "train") -> Any:
+    return config.parse(shlex.split(line), program=program)
+
+
+def flag_names() -> set[str]:
+    parser = config.make_parser(program="train")
+    return {name for action in parser._actions for name in action.option_strings if name != "-h"}
+
+
+def test_flags_are_the_contract() -> None:
+    assert sorted(flag_names()) == sorted(FLAGS)
+
+
+def test_refused_flags_are_no_options() -> None:
+    assert not set(config.REFUSED) & flag_names()
+
+
+@pytest.mark.parametrize("line", PUBLISHED, ids=lambda line: line.split()[-1])
+def test_published_command_lines_parse(line: str) -> None:
+    program, _, flags = line.partition(" ")
+    cfg = parse(flags + (PUBLISHED_COMMON if program == "train" else ""), program=program)
+    words = shlex.split(flags)
+    assert list(cfg.NETWORK.WT_LAYER) == [int(code) for code in words[words.index("--wt_layer") + 1 :][:7]]
+    if program == "train":
+        assert (cfg.AUGMENT.CROP_SIZE, cfg.AUGMENT.COLOR_AUG, cfg.AUGMENT.GBLUR) == (768, 0.5, True)
+        assert (cfg.RUN.DATE, cfg.OPTIM.MAX_ITER, cfg.OPTIM.NAME) == ("0101", 40000, "sgd")
+
+
+def test_layers_win_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("OPTIM: {LR: 0.1, MOMENTUM: 0.1, POLY_EXP: 0.1, MAX_ITER: 100}\nDATASET: {GTAV_DIR: /yaml}\n")
+    second.write_text("OPTIM.MAX_ITER: 200\n")
+    monkeypatch.setenv("DIIA__OPTIM__LR", "0.2")
+    monkeypatch.setenv("DIIA__OPTIM__MOMENTUM", "0.2")
+    monkeypatch.setenv("DIIA_TEST_DATA", "not an option")
+    cfg = parse(f"--config {first} --lr 0.3 --config {second} --opts DATASET.TRAIN=gtav,synthia RUN.SEED=1 --seed 2")
+    assert (cfg.OPTIM.LR, cfg.OPTIM.MOMENTUM, cfg.OPTIM.POLY_EXP, cfg.OPTIM.MAX_ITER) == (0.3, 0.2, 0.1, 200)
+    assert cfg.OPTIM.WEIGHT_DECAY == 5e-4
+    assert cfg.DATASET.GTAV_DIR == "/yaml"
+    assert cfg.DATASET.TRAIN == ("gtav", "synthia")
+    assert cfg.RUN.SEED == 2  # on the command line the later wins, flag or --opts
+    assert config.cfg == cfg
+    given = config.given([f"--config={first}", "--gblur"], program="train")
+    assert given["AUGMENT.GBLUR"] == "--gblur" and given["OPTIM.POLY_EXP"] == str(first)
+    assert given["OPTIM.LR"] == "environment variable DIIA__OPTIM__LR" and "RUN.SEED" not in given
+
+
+def test_flags_that_are_absent_leave_the_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("AUGMENT: {GBLUR: true}\nNETWORK: {SYNCBN: false, WT_LAYER: [0, 0, 1, 1, 1, 0, 0]}\n")
+    cfg = parse(f"--config {path}")
+    assert cfg.AUGMENT.GBLUR and not cfg.NETWORK.SYNCBN and cfg.NETWORK.WT_LAYER == (0, 0, 1, 1, 1, 0, 0)
+    cfg = parse(f"--config {path} --syncbn --opts AUGMENT.GBLUR=false --wt_layer none")
+    assert not cfg.AUGMENT.GBLUR and cfg.NETWORK.SYNCBN and cfg.NETWORK.WT_LAYER is None
+
+
+def test_each_parse_starts_from_the_defaults() -> None:
+    assert parse("--lr 0.5").OPTIM.LR == 0.5
+    assert parse().OPTIM.LR == 0.01
+
+
+def test_programs_share_keys_but_not_all_defaults() -> None:
+    train, valid = parse(), parse(program="valid")
+    assert train.DATASET.VAL == ("mapillary",) and valid.DATASET.VAL == ("bdd100k",)
+    assert [*train] == [*valid]
+
+
+def test_values_are_typed() -> None:
+    cfg = parse("--lr 1 --rrotate 10 --relax_denom none --val_dataset --no_syncbn --local-rank=3 --rlx_off_iter -1")
+    assert type(cfg.OPTIM.LR) is float and type(cfg.AUGMENT.RROTATE) is float
+    assert cfg.WHITENING.RELAX_DENOM is None and cfg.DATASET.VAL == () and not cfg.NETWORK.SYNCBN
+    assert cfg.RUN.LOCAL_RANK == 3
+    home = parse("--opts DATASET.GTAV_DIR=~/data").DATASET.GTAV_DIR
+    assert home.endswith("/data") and "~" not in home
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--crop_sise 3", "there is no flag --crop_sise; did you mean '--crop_size'"),
+        ("--lr_sched poly", "there is no flag --lr_sched; did you mean '--lr_schedule'"),
+        ("weights.pth", "'weights.pth' belongs to no flag"),
+        ("--lr", "--lr: expected one argument"),
+        ("--dataset", "--dataset: expected at least one argument"),
+        ("--lr fast", "--lr must be a number above 0, got 'fast'"),
+        ("--lr 0", "--lr must be a number above 0, got 0"),
+        ("--lr nan", "--lr must be a number above 0, got nan"),
+        ("--max_iter 1.5", "--max_iter must be a whole number of at least 1, got '1.5'"),
+        ("--crop_size 16", "--crop_size must be a whole number of at least 32, got 16"),
+        ("--bs_mult 0", "--bs_mult must be a whole number of at least 1, got 0"),
+        ("--class_uniform_pct 50", "--class_uniform_pct must be a number from 0 to 1, got 50"),
+        ("--scale_min 2 --scale_max 1", "--scale_min 2 is above --scale_max 1"),
+        ("--wt_layer 0 0 2", "--wt_layer must be a list of 7 values, each a whole number from 0 to 5"),
+        ("--wt_layer 0 0 2 2 9 0 0", "--wt_layer must be a list of 7 values"),
+        ("--city_mode trian", "--city_mode must be one of train, trainval, got 'trian'; did you mean 'train'"),
+        ("--lr_schedule scl-poly", "--lr_schedule scl-poly needs --rlx_off_iter from 0 to 29999"),
+        ("--restore_optimizer", "--restore_optimizer needs the checkpoint .* --snapshot FILE"),
+        ("--opts DATASET.GTA_DIR=/x", "--opts: there is no option 'DATASET.GTA_DIR'; did you mean 'DATASET.GTAV_DIR'"),
+        ("--opts optim.lr=1", "there is no option 'optim.lr'; did you mean 'OPTIM.LR'"),
+        ("--opts lr=1", "there is no option 'lr'; did you mean 'OPTIM.LR'"),
+        ("--opts OPTIM.LR", "--opts OPTIM.LR: must be KEY=VALUE"),
+        ("--opts OPTIM.FP16=maybe", "--opts OPTIM.FP16 must be true or false, got 'maybe'"),
+        ("--config missing.yaml", "--config missing.yaml: cannot be read"),
+        *((f"--dataset gtav {flag} 1", f"{flag} .*(does not exist here|is not available)") for flag in config.REFUSED),
+    ],
+)
+def test_mistakes_on_the_command_line_are_named(line: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        parse(line)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("OPTIM: {LRR: 1}", "c.yaml: there is no option 'OPTIM.LRR'; did you mean 'OPTIM.LR'"),
+        ("OPTM: {LR: 1}", "there is no option 'OPTM.LR'; did you mean 'OPTIM.LR'"),
+        ("OPTIM: {LR: fast}", "c.yaml: OPTIM.LR must be a number above 0, got 'fast'"),
+        ("OPTIM: {LR: true}", "OPTIM.LR must be a number"),
+        ("OPTIM: {MAX_ITER: true}", "OPTIM.MAX_ITER must be a whole number of at least 1, got True"),
+        ("OPTIM: {MAX_ITER: 2.5}", "OPTIM.MAX_ITER must be a whole number"),
+        ("OPTIM: {FP16: 1}", "OPTIM.FP16 must be true or false, got 1"),
+        ("OPTIM: 3", "there is no option 'OPTIM'"),
+        ("RUN: {DATE: 0101}", "RUN.DATE must be text, got 65; put it in quotes"),
+        ("DATASET: {TRAIN: gtav}", "DATASET.TRAIN must be a list of at least one value"),
+        ("DATASET: {TRAIN: [1]}", "DATASET.TRAIN must be a list"),
+        ("DATASET: {TRAIN: []}", "DATASET.TRAIN must be a list of at least one value"),
+        ("DATASET: {TRAIN: null}", "DATASET.TRAIN must be a list"),
+        ("- 1", "must hold SECTION"),
+        ("OPTIM: {LR: 1", "not valid YAML"),
+    ],
+)
+def test_mistakes_in_a_file_are_named(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        parse(f"--config {path}")
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_yaml_reads_exponents_as_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("OPTIM: {LR: 1e-3, WEIGHT_DECAY: 1}\nEVAL:\n")
+    cfg = parse(f"--config {path}")
+    assert cfg.OPTIM.LR == 1e-3 and cfg.OPTIM.WEIGHT_DECAY == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("DIIA__OPTIM__LRR", "1", "environment variable DIIA__OPTIM__LRR: .* did you mean 'OPTIM.LR'"),
+        ("DIIA__OPTIM__LR", "fast", "environment variable DIIA__OPTIM__LR must be a number above 0, got 'fast'"),
+    ],
+)
+def test_mistakes_in_the_environment_are_named(
+    name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        parse()
+
+
+def test_a_mistake_ends_with_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leave:
+        run_entry_point(lambda: parse("--lr"))
+    assert leave.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("error: --lr") and captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("which", ["returned", "global"])
+def test_frozen_after_the_start(which: str) -> None:
+    cfg = parse()
+    tree = cfg if which == "returned" else config.cfg
+    changes = [
+        lambda: setattr(tree.OPTIM, "LR", 1.0),
+        lambda: tree.OPTIM.__setitem__("LR", 1.0),
+        lambda: setattr(tree, "NEW", 1),
+        lambda: tree.OPTIM.update(LR=1.0),
+        lambda: tree.OPTIM.pop("LR"),
+        lambda: tree.OPTIM.popitem(),
+        lambda: tree.OPTIM.clear(),
+        lambda: tree.OPTIM.setdefault("NEW", 1),
+        lambda: tree.__delattr__("OPTIM"),
+        lambda: tree.OPTIM.__delitem__("LR"),
+        lambda: tree.OPTIM.__ior__({"LR": 1.0}),
+    ]
+    for change in changes:
+        with pytest.raises(AttributeError, match="frozen after the start"):
+            change()
+    assert tree.OPTIM.LR == 0.01 and tree == parse()
+    assert isinstance(tree.DATASET.TRAIN, tuple)  # a list could still be changed
+    assert isinstance(tree, EasyDict)
+
+
+def test_copies_keep_the_values_and_the_ice() -> None:
+    cfg = parse("--lr 0.5")
+    for twin in (copy.deepcopy(cfg), pickle.loads(pickle.dumps(cfg))):
+        assert twin == cfg and twin.OPTIM.LR == 0.5 and twin.frozen and twin.OPTIM.frozen
+
+
+def test_a_checkpoint_brings_the_configuration_back() -> None:
+    cfg = parse("--dataset gtav synthia --wt_layer 0 0 1 1 1 0 0 --lr 0.3")
+    plain = config.to_dict(cfg)
+    assert type(plain) is dict and type(plain["OPTIM"]) is dict and plain["DATASET"]["TRAIN"] == ["gtav", "synthia"]
+    assert config.from_dict(plain) == cfg
+    del plain["EVAL"]
+    assert config.from_dict(plain) == cfg  # written before a key existed
+    plain["OPTIM"]["LRR"] = 1
+    with pytest.raises(UserError, match=r"last.pth: there is no option 'OPTIM.LRR'"):
+        config.from_dict(plain, source="last.pth")
+
+
+def test_the_yaml_of_a_run_starts_the_same_run(tmp_path: Path) -> None:
+    cfg = parse("--dataset gtav --lr 1e-7 --date 0101 --wt_layer 0 0 2 2 2 0 0 --scale_max 3")
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml(cfg))
+    assert parse(f"--config {path}") == cfg
+    assert yaml.safe_load(path.read_text()) == config.to_dict(cfg)
+
+
+@pytest.mark.parametrize("row", config.KEYS.values(), ids=lambda row: row.key)
+def test_every_row_is_sound(row: config.Option) -> None:
+    assert re.fullmatch(r"[A-Z0-9]+\.[A-Z0-9_]+", row.key) and row.group in config.GROUPS
+    assert row.help[0].isupper() and row.help.endswith("."), "a sentence"
+    assert row.check(row.default, row.key) == row.default
+    text = " ".join(map(str, row.default)) if isinstance(row.default, list) else str(row.default)
+    assert row.read(text, row.key) == row.default
+
+
+@pytest.mark.parametrize("program", ["train", "valid"])
+def test_help_has_groups_and_a_sentence_for_each_flag(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leave:
+        parse("--help", program=program)
+    assert leave.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    shown = config.PROGRAMS[program][1]
+    assert all(f" {title}: " in text for name, title in config.GROUPS.items() if name in shown)
+    for row in config.KEYS.values():
+        if row.flag:
+            assert (row.help in text) == (row.group in shown), row.flag
+    assert "[bdd100k]" in text if program == "valid" else "[mapillary]" in text
+
+
+def load_edited(tmp_path: Path, old: str, new: str) -> Any:
+    text = (ROOT / "config.py").read_text()
+    assert text.count(old) == 1
+    path = tmp_path / "edited_config.py"
+    path.write_text(text.replace(old, new))
+    spec = importlib.util.spec_from_file_location("edited_config", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_paths_stand_near_the_top_and_editing_them_works(tmp_path: Path) -> None:
+    lines = (ROOT / "config.py").read_text().splitlines()
+    for name in ("CITYSCAPES", "MAPILLARY", "GTAV", "BDD", "SYNTHIA", "CAMVID"):
+        (number,) = (i for i, line in enumerate(lines) if re.match(rf'__C\.DATASET\.{name}_DIR = "', line))
+        assert number < 50
+    old = '__C.DATASET.GTAV_DIR = "./data/GTAV"'
+    edited = load_edited(tmp_path, old, '__C.DATASET.GTAV_DIR = "/mine"')
+    assert edited.parse([], program="train").DATASET.GTAV_DIR == "/mine"
+    assert edited.parse(["--opts", "DATASET.GTAV_DIR=/x"], program="train").DATASET.GTAV_DIR == "/x"
+    with pytest.raises(UserError, match=r"config.py: there is no option 'DATASET.GTA_DIR'"):
+        load_edited(tmp_path, old, '__C.DATASET.GTA_DIR = "/mine"').parse([], program="train")
+    with pytest.raises(UserError, match=r"config.py: DATASET.GTAV_DIR must be text"):
+        load_edited(tmp_path, old, "__C.DATASET.GTAV_DIR = 3").parse([], program="train")
+    edited = load_edited(tmp_path, old, old)
+    edited.cfg.DATASET.GTAV_DIR = "/from/outside"
+    assert edited.parse([], program="train").DATASET.GTAV_DIR == "/from/outside"

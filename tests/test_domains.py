@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+import logging
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from street_data import ROOTS, blocks, make_cfg, paint, save, write_domain
+
+from datasets.codec import decode_label
+from datasets.domains import BUILTIN, Domain, find_pairs, get_domain, list_hash, load_domains
+from datasets.userdomains import read_domains
+from utils.errors import UserError
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "docs" / "domains.example.yaml"
+
+
+def domain_at(root: Path, name: str) -> Domain:
+    cfg = make_cfg(root, **{ROOTS[name]: str(root)})
+    return get_domain(load_domains(cfg), name)
+
+
+@pytest.mark.parametrize("name", list(BUILTIN))
+def test_published_layout_and_encoding(tmp_path: Path, name: str) -> None:
+    labels = write_domain(tmp_path, name)
+    domain = domain_at(tmp_path, name)
+    pairs = find_pairs(domain, "train")
+    assert [pair.name for pair in pairs] == sorted(pair.name for pair in pairs) and len(pairs) == 4
+    for pair, label in zip(pairs, labels, strict=True):
+        np.testing.assert_array_equal(decode_label(pair.label, encoding=domain.encoding), label)
+    assert len(find_pairs(domain, "val")) == 2
+    assert len(find_pairs(domain, "trainval")) == 6
+    assert pickle.loads(pickle.dumps(domain)) == domain
+
+
+OTHER_LAYOUTS = {
+    "cityscapes": [("leftImg8bit/train/ulm/ulm_0_leftImg8bit.png", "gtFine/train/ulm/ulm_0_gtFine_labelIds.png")],
+    "bdd100k": [
+        ("images/train/a.jpg", "labels/train/a.png"),
+        ("images/train/a.jpg", "labels/train/a_train_id.png"),
+        ("seg/images/train/a.jpg", "seg/labels/train/a_train_id.png"),
+        ("images/10k/train/a.jpg", "labels/sem_seg/masks/train/a.png"),
+    ],
+    "gtav": [
+        ("images/train/1.png", "labels/train/1.png"),
+        ("images/train/images/1.png", "labels/train/images/1.png"),
+    ],
+    "synthia": [
+        ("RGB/train/1.png", "LABELS/train/1.png"),
+        ("RGB/train/1.png", "GT/LABELS/train/1.png"),
+    ],
+    "mapillary": [("training/images/x.jpg", "training/v1.2/labels/x.png")],
+    "camvid": [("train/1.jpg", "trainannot/1.png"), ("train/train_1.png", "trainannot/train_1.png")],
+}
+
+
+@pytest.mark.parametrize(("name", "layout"), [(name, row) for name, rows in OTHER_LAYOUTS.items() for row in rows])
+def test_other_layouts(tmp_path: Path, name: str, layout: tuple[str, str]) -> None:
+    for path in layout:
+        save(tmp_path / path, blocks(0))
+    (pair,) = find_pairs(domain_at(tmp_path, name), "train")
+    assert (pair.image, pair.label) == (f"{tmp_path}/{layout[0]}", f"{tmp_path}/{layout[1]}")
+
+
+@pytest.mark.parametrize(("name", "split", "folder"), [("gtav", "val", "valid"), ("gtav", "val", "val")])
+def test_folder_names_of_a_split(tmp_path: Path, name: str, split: str, folder: str) -> None:
+    save(tmp_path / f"images/{folder}/x/1.png", blocks(0))
+    save(tmp_path / f"labels/{folder}/x/1.png", blocks(0))
+    assert len(find_pairs(domain_at(tmp_path, name), split)) == 1
+
+
+def test_root_expands_the_home_folder_and_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("STREETS", "camvid")
+    assert load_domains(make_cfg(tmp_path, CAMVID_DIR="~/$STREETS"))["camvid"].root == f"{tmp_path}/camvid"
+
+
+def test_root_with_special_characters(tmp_path: Path) -> None:
+    root = tmp_path / "data [1] *"
+    write_domain(root, "camvid")
+    assert len(find_pairs(domain_at(root, "camvid"), "train")) == 4
+
+
+def test_merges_and_subsets() -> None:
+    assert dict(BUILTIN["camvid"].merge) == {3: 2, 6: 7, 9: 8, 14: 13, 15: 13, 16: 13, 17: 12, 18: 12}
+    assert len(BUILTIN["camvid"].classes) == 11 and not set(BUILTIN["camvid"].classes) & set(dict(BUILTIN["camvid"].merge))
+    assert len(BUILTIN["synthia"].classes) == 19
+    (subset,) = BUILTIN["synthia"].subsets
+    assert subset[0] == "16" and set(range(19)) - set(subset[1]) == {9, 14, 16}
+
+
+def test_misspelt_domain() -> None:
+    with pytest.raises(UserError, match="unknown data set 'cityscape'.*did you mean 'cityscapes'"):
+        get_domain(BUILTIN, "cityscape")
+
+
+@pytest.mark.parametrize("name", list(BUILTIN))
+def test_missing_folders_name_the_setting(tmp_path: Path, name: str) -> None:
+    key = f"DATASET.{ROOTS[name]}"
+    with pytest.raises(UserError, match=f"{name}: {key} is empty; set {key} in config.py or with --opts {key}=FOLDER"):
+        find_pairs(BUILTIN[name], "train")
+    with pytest.raises(UserError, match=f"the folder {tmp_path}/nothing does not exist; set {key}"):
+        find_pairs(domain_at(tmp_path / "nothing", name), "train")
+    with pytest.raises(UserError, match=f"{name}/train: no image matches .* in {tmp_path}; set {key}") as caught:
+        find_pairs(domain_at(tmp_path, name), "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_split_that_the_domain_does_not_have() -> None:
+    with pytest.raises(UserError, match="synthia: has no split 'test'; it has train, val"):
+        find_pairs(BUILTIN["synthia"], "test")
+
+
+def test_an_image_without_a_label_is_named(tmp_path: Path) -> None:
+    write_domain(tmp_path, "bdd100k")
+    (tmp_path / "labels/train/00002_train_id.png").unlink()
+    with pytest.raises(UserError, match=r"1 of 4 images have no label, .*/images/train/00002\.jpg without"):
+        find_pairs(domain_at(tmp_path, "bdd100k"), "train")
+    shutil.rmtree(tmp_path / "labels")
+    with pytest.raises(UserError, match=r"bdd100k/train: 4 of 4 images have no label"):
+        find_pairs(domain_at(tmp_path, "bdd100k"), "train")
+    assert [pair.label for pair in find_pairs(domain_at(tmp_path, "bdd100k"), "train", need_labels=False)] == [""] * 4
+
+
+def test_gtav_leaves_out_pairs_of_unequal_size(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_domain(tmp_path, "gtav")
+    save(tmp_path / "images/train/folder/00001.png", paint(blocks(0, (10, 10))))
+    with caplog.at_level(logging.WARNING):
+        pairs = find_pairs(domain_at(tmp_path, "gtav"), "train")
+    assert len(pairs) == 3 and "1 of 4 pairs are skipped" in caplog.text and "folder/00001.png" in caplog.text
+
+
+def test_list_hash_depends_on_the_names_only(tmp_path: Path) -> None:
+    for root in ("a", "b"):
+        write_domain(tmp_path / root, "camvid")
+    first, second = (find_pairs(domain_at(tmp_path / root, "camvid"), "train") for root in ("a", "b"))
+    assert list_hash(first) == list_hash(second) != list_hash(first[1:])
+    assert len(list_hash(first)) == 12
+
+
+# ---------------------------------------------------------------------------------- declared by the user
+
+DECLARED = {
+    "root": "facades",
+    "images": "images/*.jpg",
+    "label": "{images/: labels/, .jpg: .png}",
+    "splits": "[val, test]",
+    "encoding": "train_ids",
+}
+
+
+def declare(folder: Path, **fields: str | None) -> dict[str, Domain]:
+    """Read a file with one domain `mine`; a field of None is left out."""
+    rows = {key: value for key, value in {**DECLARED, **fields}.items() if value is not None}
+    path = folder / "domains.yaml"
+    path.write_text("mine:\n" + "".join(f"  {key}: {value}\n" for key, value in rows.items()))
+    return read_domains(path, taken=BUILTIN)
+
+
+def test_declared_domain_is_found_beside_its_file(tmp_path: Path) -> None:
+    save(tmp_path / "facades/images/a.jpg", paint(blocks(0)))
+    save(tmp_path / "facades/labels/a.png", blocks(0))
+    domain = declare(tmp_path)["mine"]
+    assert len(find_pairs(domain, "val")) == len(find_pairs(domain, "test")) == 1
+    with pytest.raises(UserError, match="mine: has no split 'train'; it has val, test"):
+        find_pairs(domain, "train")
+    cfg = make_cfg(tmp_path, DOMAINS_FILE=str(tmp_path / "domains.yaml"))
+    assert load_domains(cfg)["mine"] == domain and set(load_domains(cfg)) > set(BUILTIN)
+
+
+def test_declared_splits_ids_and_classes(tmp_path: Path) -> None:
+    for path in ("rgb/training/a/1_rgb.png", "ids/training/a/1_ids.png"):
+        save(tmp_path / "facades" / path, np.array([[0, 1], [2, 9]], np.uint8))
+    domain = declare(
+        tmp_path,
+        images="rgb/{split}/*/*_rgb.png",
+        label="{rgb/: ids/, _rgb.png: _ids.png}",
+        splits="{train: training}",
+        encoding="{0: 255, 1: road, 2: 13, other: 255}",
+        merge="{truck: car, 3: 2}",
+        classes="[road, 13]",
+        subsets="{only: [car]}",
+        tile="256",
+        skip_unequal="true",
+    )["mine"]
+    (pair,) = find_pairs(domain, "train")
+    assert decode_label(pair.label, encoding=domain.encoding).tolist() == [[255, 0], [13, 255]]
+    assert (domain.merge, domain.classes, domain.subsets) == (((14, 13), (3, 2)), (0, 13), (("only", (13,)),))
+    assert domain.tile == 256 and domain.skip_unequal
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"encodng": "train_ids"}, "unknown field 'encodng'.*did you mean 'encoding'"),
+        ({"encoding": "cityscape_ids"}, "unknown label encoding 'cityscape_ids'.*did you mean 'cityscapes_ids'"),
+        ({"encoding": "[1, 2]"}, "encoding must be a name or map"),
+        ({"encoding": "{0: 19}"}, "encoding holds 19, which is no train id"),
+        ({"encoding": "{zero: 1}"}, "'zero', which is no raw id"),
+        ({"splits": "[validation]"}, "unknown split 'validation'"),
+        ({"splits": "{val: validation}"}, "images holds no {split}"),
+        ({"splits": "3"}, "splits must be a list"),
+        ({"root": None}, "the field 'root' is missing"),
+        ({"root": "7"}, "root must be text, not 7"),
+        ({"label": "labels"}, "label must be a mapping, not 'labels'"),
+        ({"label": "{images/: 3}"}, "label must map parts"),
+        ({"classes": "[raod]"}, "classes names no class 'raod'; did you mean 'road'"),
+        ({"classes": "[0, road]"}, "classes names a class twice"),
+        ({"classes": "[]"}, "classes must be a list"),
+        ({"merge": "{0: 99}"}, "merge holds 99"),
+        ({"merge": "{0: 255}"}, "merge holds 255"),
+        ({"tile": "big"}, "tile must be a whole number, not 'big'"),
+        ({"tile": "true"}, "tile must be a whole number, not True"),
+        ({"tile": "-4"}, "tile must be a number of pixels"),
+        ({"skip_unequal": "maybe"}, "skip_unequal must be true or false, not 'maybe'"),
+    ],
+)
+def test_declared_mistakes_are_one_sentence(tmp_path: Path, fields: dict[str, str | None], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        declare(tmp_path, **fields)
+    assert str(caught.value).startswith(f"{tmp_path}/domains.yaml: mine: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "not valid YAML at line"),
+        ("", "must map names of domains"),
+        ("- a", "must map names of domains"),
+        ("mine: 3", "mine: must be a mapping"),
+        ("gtav: {root: x}", "'gtav' is the name of a built-in domain"),
+    ],
+)
+def test_broken_files(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "domains.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_domains(path, taken=BUILTIN)
+
+
+def test_missing_file_of_domains(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.yaml: cannot be read .* check --domains"):
+        load_domains(make_cfg(tmp_path, DOMAINS_FILE=str(tmp_path / "none.yaml")))
+
+
+def test_example_file_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    domain = read_domains(EXAMPLE)["labelmefacade"]
+    assert domain.root == "/home/somebody/data/labelmefacade"
+    assert (domain.merge, domain.classes) == (((3, 2), (9, 8)), (0, 1, 2, 8, 10, 13))
+    assert [split for split, _ in domain.splits] == ["val", "test"]
+
+
+def test_commented_part_of_the_example_loads(tmp_path: Path) -> None:
+    text = EXAMPLE.read_text().partition("# mycity:")
+    path = tmp_path / "domains.yaml"
+    path.write_text("\n".join(line[2:] for line in "".join(text[1:]).splitlines()))
+    domain = read_domains(path)["mycity"]
+    assert dict(domain.encoding.table)[3] == 13 and domain.encoding.other == 255
+
+
+# ---------------------------------------------------------------------------------- real files
+
+
+def test_real_camvid(test_data: Path) -> None:
+    domain = domain_at(test_data / "data/camvid", "camvid")
+    assert [len(find_pairs(domain, split)) for split in ("train", "val", "test")] == [406, 171, 124]
+
+
+def test_real_labelmefacade_as_declared(test_data: Path, tmp_path: Path) -> None:
+    text = EXAMPLE.read_text().replace("~/data/labelmefacade", str(test_data / "data/labelmefacade"))
+    (tmp_path / "domains.yaml").write_text(text)
+    domain = read_domains(tmp_path / "domains.yaml")["labelmefacade"]
+    pairs = find_pairs(domain, "val")
+    assert len(pairs) == 243
+    for pair in pairs[::60]:
+        assert set(np.unique(decode_label(pair.label, encoding=domain.encoding))) <= {*domain.classes, 255}
+
+
+def test_real_gtav_frames_in_the_documented_layout(golden: Path) -> None:
+    domain = domain_at(golden / "gtav", "gtav")
+    assert len(find_pairs(domain, "train")) == 4 and len(find_pairs(domain, "val")) == 1
+
+

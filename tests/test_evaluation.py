@@ -1,0 +1,83 @@
+"""Scoring a split: every image, every pixel, any grouping."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.evaluation import evaluate
+
+
+class Threshold(nn.Module):
+    """Predicts class 1 where the red channel is bright."""
+
+    def predict(self, images: Tensor) -> Tensor:
+        bright = images[:, 0] > 0.5  # (B,h,w)
+        return torch.stack([~bright, bright], dim=1).float()
+
+
+class Frames:
+    """Images of three sizes with their labels."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.samples = []
+        for index, size in enumerate([(8, 8), (8, 8), (8, 8), (6, 10), (4, 4)]):
+            image = torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8)
+            label = torch.randint(0, 3, size, generator=generator, dtype=torch.uint8)
+            label[label == 2] = 255
+            self.samples.append(SimpleNamespace(image=image, label=label, name=str(index)))
+        self.num_images = len(self.samples)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.samples)
+
+
+def run(batch_size: int, pictures: int = 0) -> Any:
+    return evaluate(
+        Threshold(),
+        Frames(),
+        normalise=lambda images: images.float() / 255,
+        device=torch.device("cpu"),
+        name="frames",
+        num_classes=2,
+        batch_size=batch_size,
+        num_pictures=pictures,
+    )
+
+
+def test_every_labelled_pixel_is_counted_once_whatever_the_grouping() -> None:
+    found = run(1)
+    labels = torch.cat([sample.label.flatten() for sample in Frames().samples])
+    assert found.confusion.sum() == int((labels != 255).sum())
+    assert found.confusion.sum(axis=1).tolist() == [int((labels == c).sum()) for c in (0, 1)]
+    assert (run(2).confusion == found.confusion).all()
+    assert found.num_images == 5
+
+
+def test_loss_is_the_mean_over_pixels() -> None:
+    total, pixels = 0.0, 0
+    for sample in Frames().samples:
+        logits = Threshold().predict(sample.image[None].float() / 255)
+        total += float(
+            nn.functional.cross_entropy(logits, sample.label[None].long(), ignore_index=255, reduction="sum")
+        )
+        pixels += int((sample.label != 255).sum())
+    assert abs(run(1).loss - total / pixels) < 1e-6
+
+
+def test_pictures_are_spread_over_the_split() -> None:
+    found = run(1, pictures=2)
+    assert [picture[0].shape for picture in found.pictures] == [(8, 8, 3), (8, 8, 3)]
+    frames = Frames().samples
+    assert (found.pictures[1][0] == frames[2].image.permute(1, 2, 0).numpy()).all()
+
+
+def test_the_mode_of_the_network_is_restored() -> None:
+    network = Threshold().train()
+    evaluate(network, Frames(), normalise=lambda i: i.float(), device=torch.device("cpu"), name="x", num_classes=2)
+    assert network.training

@@ -1,0 +1,113 @@
+"""The optimiser honours its options; the schedules follow their formulas and the reference values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from easydict import EasyDict
+from torch import nn
+
+from optimizer import build_optimizer, build_scheduler, poly
+from utils.errors import UserError
+
+
+def options(**changes: Any) -> EasyDict:
+    optim = {
+        "LR": 0.01,
+        "LR_SCHEDULE": "poly",
+        "POLY_EXP": 0.9,
+        "RESCALE": 1.0,
+        "REPOLY": 1.5,
+        "RLX_OFF_ITER": -1,
+        "MAX_ITER": 10,
+        "WEIGHT_DECAY": 5e-4,
+        "MOMENTUM": 0.9,
+    }
+    return EasyDict({"OPTIM": {**optim, **changes}})
+
+
+def rates(cfg: EasyDict, *, steps: int) -> list[float]:
+    optimizer = build_optimizer(cfg, nn.Linear(2, 2))
+    scheduler = build_scheduler(cfg, optimizer)
+    seen = []
+    for _ in range(steps):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return seen
+
+
+def test_poly_follows_its_formula_and_ends_at_zero() -> None:
+    assert rates(options(), steps=11) == pytest.approx([0.01 * (1 - i / 10) ** 0.9 for i in range(11)], abs=1e-15)
+    assert poly(12, max_iter=10, exponent=0.9) == 0.0
+
+
+def test_scaled_poly_starts_again() -> None:
+    cfg = options(LR_SCHEDULE="scl-poly", RLX_OFF_ITER=4, RESCALE=0.5, REPOLY=1.5)
+    before = [0.01 * (1 - i / 10) ** 0.9 for i in range(4)]
+    after = [0.01 * 0.5 * (1 - (i - 4) / 6) ** 1.5 for i in range(4, 11)]
+    assert rates(cfg, steps=11) == pytest.approx(before + after, abs=1e-15)
+
+
+def test_poly_equals_the_reference(golden: Path) -> None:
+    values = np.load(golden / "numpy_level.npz")
+    np.testing.assert_allclose(rates(options(MAX_ITER=1000), steps=1000), values["poly_lr_max1000"], rtol=1e-12)
+    for step, rate in values["poly_lr_formula_40000"]:
+        assert 0.01 * poly(int(step), max_iter=40000, exponent=0.9) == pytest.approx(rate, rel=1e-12)
+
+
+def test_two_steps_of_sgd_equal_the_formula() -> None:
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(network.weight, 2.0)
+    cfg = options(LR=0.1, WEIGHT_DECAY=0.5, MOMENTUM=0.9)
+    optimizer = build_optimizer(cfg, network)
+    scheduler = build_scheduler(cfg, optimizer)
+    weight, speed = 2.0, 0.0
+    for step in range(2):
+        optimizer.zero_grad()
+        network(torch.ones(1, 1)).sum().backward()  # gradient 1
+        optimizer.step()
+        scheduler.step()
+        gradient = 1.0 + 0.5 * weight
+        speed = gradient if step == 0 else 0.9 * speed + gradient
+        weight -= 0.1 * (1 - step / 10) ** 0.9 * speed
+    assert network.weight.item() == pytest.approx(weight, rel=1e-6)
+
+
+def test_only_trainable_parameters_are_optimised() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    network[0].requires_grad_(False)
+    optimizer = build_optimizer(options(), network)
+    assert [id(p) for group in optimizer.param_groups for p in group["params"]] == [
+        id(p) for p in network[1].parameters()
+    ]
+    network.requires_grad_(False)
+    with pytest.raises(UserError, match="no trainable parameter"):
+        build_optimizer(options(), network)
+
+
+@pytest.mark.parametrize("schedule", ["poly", "scl-poly"])
+def test_a_resumed_schedule_continues(schedule: str, tmp_path: Path) -> None:
+    cfg = options(LR_SCHEDULE=schedule, RLX_OFF_ITER=2)
+    optimizer = build_optimizer(cfg, nn.Linear(2, 2))
+    scheduler = build_scheduler(cfg, optimizer)
+    for _ in range(3):
+        optimizer.step()
+        scheduler.step()
+    torch.save({"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}, tmp_path / "state.pth")
+    state = torch.load(tmp_path / "state.pth", weights_only=True)
+
+    optimizer = build_optimizer(cfg, nn.Linear(2, 2))
+    scheduler = build_scheduler(cfg, optimizer)
+    optimizer.load_state_dict(state["optimizer"])
+    scheduler.load_state_dict(state["scheduler"])
+    resumed = []
+    for _ in range(4):
+        resumed.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert resumed == rates(cfg, steps=7)[3:]

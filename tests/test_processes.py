@@ -1,0 +1,62 @@
+"""Several processes do the same job as one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from runs import launch, read_weights, run_folder, train_arguments
+
+PLAIN = ("--method", "isw", "--freeze_bn", "--scale_min", "1.0", "--max_iter", "2", "--cov_stat_epoch", "0")
+
+
+@pytest.fixture(scope="module")
+def trained(full_camvid: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Run folders of the same plain run (frozen batch norm, every pixel labelled) with 1 process and with 2."""
+    folders = {}
+    for processes, batch in ((1, 4), (2, 2)):
+        out = tmp_path_factory.mktemp(f"processes{processes}")
+        launch("train.py", train_arguments(full_camvid, out, *PLAIN, "--bs_mult", str(batch)), processes=processes)
+        folders[processes] = run_folder(out)
+    return folders
+
+
+def test_two_processes_make_the_gradients_of_one_with_the_doubled_batch(trained: dict[int, Path]) -> None:
+    one, two = (read_weights(trained[processes] / "last.pth") for processes in (1, 2))
+    assert one["progress"] == two["progress"]
+    moved = 0
+    for index, state in one["optimizer"]["state"].items():
+        expected, found = state["momentum_buffer"], two["optimizer"]["state"][index]["momentum_buffer"]
+        moved += bool(expected.abs().max() > 0)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()) + 1e-9)
+    assert moved > 100
+    for name, value in one["network"].items():
+        torch.testing.assert_close(two["network"][name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_processes_share_the_statistics_and_agree_on_the_masks(trained: dict[int, Path]) -> None:
+    one, two = (read_weights(trained[processes] / "last.pth")["criterion"] for processes in (1, 2))
+    masks = [name for name, value in one.items() if value.ndim == 2]
+    assert len(masks) == 3
+    for name in masks:
+        assert one[name].sum() > 0
+        differs = (one[name] != two[name]).float().mean()
+        assert differs < 1e-3, name  # the weights agree within float noise, so single entries may trade places
+
+
+def test_one_two_and_three_processes_count_the_same(
+    trained: dict[int, Path], full_camvid: Path, tmp_path: Path
+) -> None:
+    weights = str(trained[1] / "last.pth")
+    found = {}
+    for processes in (0, 2, 3):
+        out = tmp_path / str(processes)
+        arguments = ["--snapshot", weights, "--val_dataset", "camvid", "--out", str(out), "--device", "cpu"]
+        arguments += ["--num_workers", "0", "--opts", f"DATASET.CAMVID_DIR={full_camvid}"]
+        launch("valid.py", arguments, processes=processes)
+        content = json.loads((out / "scores.json").read_text())
+        found[processes] = content["domains"][0]["confusion"]
+    assert found[0] == found[2] == found[3]
+    assert sum(map(sum, found[0])) == 5 * 96 * 128

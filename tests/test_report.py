@@ -1,0 +1,80 @@
+"""Score tables carry their protocol and survive classes without pixels."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from utils.errors import UserError
+from utils.evaluation import Evaluation
+from utils.report import Report, align, domain_scores, markdown, write_text
+
+NAMES = ["road", "car", "train"]
+
+
+def report() -> Report:
+    confusion = np.array([[8, 2, 0], [1, 9, 0], [0, 0, 0]], dtype=np.int64)
+    found = Evaluation(confusion, loss=0.5, num_images=4, pictures=[])
+    domain = SimpleNamespace(name="town", merge=(), classes=(0, 1, 2), subsets=(("2", (0, 1)),))
+    other = SimpleNamespace(name="village", merge=((1, 0),), classes=(0,), subsets=())
+    rows = []
+    for row in (domain, other):
+        how = {"split": "val", "list_hash": "abc123", "transform": "native size"}
+        rows += domain_scores(found, domain=row, class_names=NAMES, **how)
+    return Report({"file": "last.pth", "checkpoint": "last", "seed": 304}, rows)
+
+
+def test_text_names_every_number_with_its_protocol() -> None:
+    text = report().to_text()
+    for word in (
+        "town (2 classes)",
+        "abc123",
+        "4 images of val",
+        "native size",
+        "seed 304",
+        "checkpoint last",
+        "mean over",
+    ):
+        assert word in text
+    lines = {line.split()[0]: line for line in text.splitlines() if line}
+    assert lines["road"].split()[1] == f"{100 * 8 / 11:.2f}"
+    assert lines["train"].split() == ["train", "-"]  # never seen, never predicted; not counted elsewhere
+
+
+def test_mean_is_over_domains_not_over_subsets() -> None:
+    found = report()
+    town = (8 / 11 + 9 / 12) / 2
+    assert found.rows[2].scores.mean_iou == 1.0
+    assert found.mean_over_targets == pytest.approx((town + 1.0) / 2)
+
+
+def test_files_hold_the_same_numbers(tmp_path: Path) -> None:
+    found = report()
+    found.write(tmp_path / "scores")
+    content = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    assert content["domains"][0]["confusion"] == [[8, 2, 0], [1, 9, 0], [0, 0, 0]]
+    assert content["domains"][0]["scores"]["iou"]["train"] is None
+    assert content["mean_over_targets"] == found.mean_over_targets
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "scores" / "scores.csv").read_text())))
+    means = [line for line in lines if line["metric"] == "mean_iou" and line["domain"] == "town"]
+    assert [float(line["value"]) for line in means] == [row.scores.mean_iou for row in found.rows[:2]]
+    table = (tmp_path / "scores" / "scores.md").read_text()
+    assert "| road | 72.73 | 72.73 | 100.00 |" in table
+
+
+def test_tables_line_up() -> None:
+    table = [["name", "value"], ["a", "1.00"], ["longer", "12.00"]]
+    assert align(table) == "name    value\n-------------\na        1.00\nlonger  12.00"
+    assert markdown(table).splitlines()[1] == "| --- | ---: |"
+
+
+def test_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_text(tmp_path / "file" / "scores.md", "x")

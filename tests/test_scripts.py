@@ -1,0 +1,325 @@
+"""Every shell script parses and starts the right processes with flags that exist; the README's commands parse."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import config
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
+RUNS = [path.name for path in SCRIPTS if re.match(r"(train|valid)_", path.name)]
+STUB = """#!/usr/bin/env bash
+# Plays Python: answers how many GPUs there are, else shows its arguments and the folder it was started in.
+if [[ $1 == -c ]]; then
+  [[ ${STUB_GPUS:-} ]] || exit 1
+  echo "$STUB_GPUS"
+  exit
+fi
+printf '%s\\n' "$PWD" "$@"
+"""
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> Path:
+    path = tmp_path / "python stub"
+    path.write_text(STUB)
+    path.chmod(0o755)
+    return path
+
+
+def call(
+    stub: Path, *command: str, gpus: int | str = 0, cwd: Path | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a script with the stub as its Python."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PET_", "DIIA_"))}
+    env = {**kept, "DIIA_PYTHON": str(stub), "STUB_GPUS": str(gpus), **variables}
+    return subprocess.run(
+        command, cwd=cwd or stub.parent, env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def started(stub: Path, *command: str, **how: Any) -> tuple[list[str], str, list[str]]:
+    """Return what stands before the program, the program, and its flags."""
+    result = call(stub, *command, **how)
+    assert result.returncode == 0, result.stderr
+    folder, *words = result.stdout.splitlines()
+    assert Path(folder) == ROOT, "programs start in the repository's root"
+    number = next(i for i, word in enumerate(words) if word.endswith(".py"))
+    return words[:number], words[number], words[number + 1 :]
+
+
+def run_arguments(name: str, *flags: str) -> list[str]:
+    return [str(ROOT / "scripts" / name), *(["weights.pth"] if name.startswith("valid_") else []), *flags]
+
+
+@pytest.mark.parametrize("path", [*SCRIPTS, ROOT / ".ci" / "run"], ids=lambda path: path.name)
+def test_scripts_are_sound(path: Path) -> None:
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    assert os.access(path, os.X_OK), f"chmod +x {path}"
+    text = path.read_text()
+    assert text.startswith("#!/usr/bin/env bash\n#"), "says what it is for"
+    assert "set -euo pipefail" in text or path.name == "setup.sh"  # setup.sh is sourced: it sets nothing for others
+
+
+def test_the_published_scripts_are_there() -> None:
+    assert {"train_r50os16_gtav_isw.sh", "train_r50os16_cty_isw.sh", "valid_r50os16_gtav_isw.sh"} <= set(RUNS)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_flags_of_a_script_parse_and_further_ones_win(name: str, stub: Path) -> None:
+    launcher, program, flags = started(stub, *run_arguments(name, "--seed", "7", "--val_dataset", "camvid"))
+    assert launcher == [] and program == f"{name[:5]}.py"
+    cfg = config.parse(flags, program=name[:5])
+    assert cfg.RUN.SEED == 7 and cfg.DATASET.VAL == ("camvid",)
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "target", "tile", "clusters", "exp"),
+    [
+        ("train_r50os16_gtav_isw.sh", "gtav", "cityscapes", 1024, 3, "r50os16_gtav_isw"),
+        ("train_r50os16_cty_isw.sh", "cityscapes", "bdd100k", 512, 2, "r50os16_city_isw"),
+    ],
+)
+def test_training_scripts_hold_the_published_values(
+    name: str, source: str, target: str, tile: int, clusters: int, exp: str, stub: Path
+) -> None:
+    cfg = config.parse(started(stub, *run_arguments(name))[2], program="train")
+    data, optim, white, augment = cfg.DATASET, cfg.OPTIM, cfg.WHITENING, cfg.AUGMENT
+    assert ((source,), (source,), (target,), "train") == (data.TRAIN, data.COVSTAT, data.VAL, data.CITY_MODE)
+    assert (0.5, tile, 10000) == (data.CLASS_UNIFORM_PCT, data.CLASS_UNIFORM_TILE, data.MAX_CU_EPOCH)
+    assert (cfg.NETWORK.ARCH, cfg.NETWORK.WT_LAYER) == ("network.deepv3.DeepR50V3PlusD", (0, 0, 2, 2, 2, 0, 0))
+    assert (cfg.NETWORK.METHOD, cfg.NETWORK.SYNCBN) == ("diia", True)
+    assert (optim.LR, optim.LR_SCHEDULE, optim.POLY_EXP, optim.MAX_ITER, optim.BATCH_SIZE) == (
+        0.01,
+        "poly",
+        0.9,
+        40000,
+        8,
+    )
+    assert (optim.MOMENTUM, optim.WEIGHT_DECAY) == (0.9, 5e-4)
+    assert (0.6, 0.0, clusters) == (white.REG_WEIGHT, white.RELAX_DENOM, white.CLUSTERS)
+    assert (white.COV_STAT_EPOCH, white.TRIALS, white.STAT_IMAGES) == (5, 10, 500)
+    assert (augment.CROP_SIZE, augment.SCALE_MIN, augment.SCALE_MAX, augment.RROTATE) == (768, 0.5, 2.0, 0.0)
+    assert (augment.GBLUR, augment.COLOR_AUG) == (True, 0.5)
+    assert ("0101", exp, "./logs/", "./logs/") == (cfg.RUN.DATE, cfg.RUN.EXP, cfg.RUN.CKPT, cfg.RUN.TB_PATH)
+
+
+def test_the_validation_script_scores_the_four_unseen_domains(stub: Path) -> None:
+    script = str(ROOT / "scripts" / "valid_r50os16_gtav_isw.sh")
+    weights = stub.parent / "my weights.pth"
+    weights.touch()
+    flags = started(stub, script, weights.name, "--bs_mult_val", "2")[2]  # named as seen from the caller's folder
+    cfg = config.parse(flags, program="valid")
+    assert str(weights) == cfg.RUN.SNAPSHOT and cfg.EVAL.BATCH_SIZE == 2
+    assert cfg.DATASET.VAL == ("cityscapes", "synthia", "bdd100k", "mapillary")
+    for arguments in ([], ["--bs_mult_val", "2"]):
+        result = call(stub, script, *arguments)
+        assert result.returncode == 2 and "WEIGHTS" in result.stderr and result.stderr.count("\n") == 1
+
+
+TORCHRUN = ["-m", "torch.distributed.run"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "variables", "launcher"),
+    [
+        (0, {}, []),
+        (0, {"CUDA_VISIBLE_DEVICES": ""}, []),
+        (1, {}, []),
+        (4, {}, [*TORCHRUN, "--nproc_per_node=4", "--standalone"]),
+        (0, {"PET_NPROC_PER_NODE": "2"}, [*TORCHRUN, "--nproc_per_node=2", "--standalone"]),
+        (4, {"PET_NPROC_PER_NODE": "1"}, []),
+        (4, {"PET_NNODES": "2", "PET_MASTER_ADDR": "node0"}, [*TORCHRUN, "--nproc_per_node=4"]),
+        (1, {"PET_NNODES": "2", "PET_NODE_RANK": "1"}, [*TORCHRUN, "--nproc_per_node=1"]),
+        (0, {"PET_RDZV_ENDPOINT": "node0:29400"}, [*TORCHRUN, "--nproc_per_node=1"]),
+        (2, {"PET_MASTER_ADDR": "node0"}, [*TORCHRUN, "--nproc_per_node=2"]),
+    ],
+)
+def test_as_many_processes_as_gpus(gpus: int, variables: dict[str, str], launcher: list[str], stub: Path) -> None:
+    script = str(ROOT / "scripts" / "launch.sh")
+    assert started(stub, script, "train.py", "--exp", "two words", gpus=gpus, **variables) == (
+        launcher,
+        "train.py",
+        ["--exp", "two words"],
+    )
+
+
+def test_a_python_without_torch_is_named(stub: Path) -> None:
+    result = call(stub, str(ROOT / "scripts" / "launch.sh"), "train.py", gpus="")
+    assert result.returncode == 2 and "cannot import torch" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_launch_obeys_torchrun_for_real(tmp_path: Path) -> None:
+    """Two processes on the CPU start a program and see torchrun's variables."""
+    program = tmp_path / "show.py"
+    program.write_text("import os, sys\nsys.stdout.write(os.environ['RANK'] + '/' + os.environ['WORLD_SIZE'] + ';')\n")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}
+    env = {**kept, "DIIA_PYTHON": sys.executable, "PET_NPROC_PER_NODE": "2"}
+    script = str(ROOT / "scripts" / "launch.sh")
+    result = subprocess.run([script, str(program)], env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    assert sorted(filter(None, result.stdout.split(";"))) == ["0/2", "1/2"]
+
+
+# ------------------------------------------------------------------------------------------------ set-up
+
+FAKE_BASE = """#!/usr/bin/env bash
+# Plays the base Python: makes an environment whose Python only records what pip was asked to do.
+case "$*" in
+  *version_info*) exit 0 ;;
+  "-m venv --clear .venv")
+    mkdir -p .venv/bin
+    printf '%s\\n' '#!/usr/bin/env bash' '[[ $1 == -c ]] && exit 0' \\
+      'echo "$*" >> pip.log' '[[ ! -e offline ]]' > .venv/bin/python
+    chmod +x .venv/bin/python ;;
+  *) exit 1 ;;
+esac
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with the set-up script and requirements, and a stand-in for the system's Python."""
+    folder = tmp_path / "a checkout"
+    (folder / "scripts").mkdir(parents=True)
+    shutil.copy(ROOT / "scripts" / "setup.sh", folder / "scripts")
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        shutil.copy(ROOT / name, folder)
+    (tmp_path / "bin").mkdir()
+    base = tmp_path / "bin" / "python3"
+    base.write_text(FAKE_BASE)
+    base.chmod(0o755)
+    return folder
+
+
+def set_up(checkout: Path, *, command: str = "scripts/setup.sh", **variables: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DIIA_", "VIRTUAL_ENV"))}
+    env = {**kept, "PATH": f"{checkout.parent / 'bin'}:/usr/bin:/bin", **variables}
+    return subprocess.run(
+        ["bash", "-c", command], cwd=checkout, env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def installs(checkout: Path) -> int:
+    log = checkout / "pip.log"
+    return log.read_text().count("pip install") if log.exists() else 0
+
+
+def test_setup_installs_once_and_again_when_the_requirements_change(checkout: Path) -> None:
+    result = set_up(checkout, VIRTUAL_ENV="/another", PIP_TARGET="/elsewhere")
+    assert result.returncode == 0, result.stderr
+    assert installs(checkout) == 1 and result.stdout == ""
+    assert "-r requirements.txt -r requirements-dev.txt" in (checkout / "pip.log").read_text()
+    assert set_up(checkout).stderr == "" and installs(checkout) == 1
+    with (checkout / "requirements-dev.txt").open("a") as file:
+        file.write("one-more>=1\n")
+    assert set_up(checkout).returncode == 0 and installs(checkout) == 2
+
+
+def test_setup_tries_again_after_a_failure(checkout: Path) -> None:
+    (checkout / "offline").touch()
+    result = set_up(checkout)
+    assert result.returncode == 2 and "pip could not install" in result.stderr
+    (checkout / "offline").unlink()
+    assert set_up(checkout).returncode == 0 and installs(checkout) == 2
+
+
+def test_setup_can_be_sourced_and_names_the_python(checkout: Path) -> None:
+    command = 'set -euo pipefail; source scripts/setup.sh; cd /; echo "$python"'
+    result = set_up(checkout, command=command)
+    assert result.stdout.strip() == str(checkout / ".venv" / "bin" / "python"), result.stderr
+    (checkout / "offline").touch()
+    (checkout / ".venv" / "requirements-installed.txt").unlink()
+    result = set_up(checkout, command=f"{command}; echo still here")
+    assert result.returncode == 2 and "still here" not in result.stdout
+    result = set_up(checkout, command=command, DIIA_PYTHON="/my/python")
+    assert result.stdout.strip() == "/my/python"
+
+
+def test_setup_says_when_there_is_no_python(checkout: Path) -> None:
+    for version in ("3", "3.13", "3.12", "3.11", "3.10"):
+        base = checkout.parent / "bin" / f"python{version}"
+        base.write_text("#!/usr/bin/env bash\nexit 1\n")
+        base.chmod(0o755)
+    result = set_up(checkout)
+    assert result.returncode == 2 and "no Python of at least 3.10" in result.stderr
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_continuous_integration_finds_the_test_data(tmp_path: Path, shared: bool) -> None:
+    folder = tmp_path / "a clone"
+    (folder / ".ci").mkdir(parents=True)
+    (folder / "scripts").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", folder / ".ci")
+    test = folder / "scripts" / "test.sh"
+    test.write_text('#!/usr/bin/env bash\necho "${DIIA_TEST_DATA:-none}" "$@"\n')
+    test.chmod(0o755)
+    if shared:
+        (tmp_path / "shared").mkdir()
+    env = {name: value for name, value in os.environ.items() if name != "DIIA_TEST_DATA"}
+    result = subprocess.run(
+        [folder / ".ci" / "run", "-x"], cwd="/", env=env, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert result.stdout.strip() == (f"{tmp_path / 'shared'} -x" if shared else "none -x")
+
+
+# ------------------------------------------------------------------------------------------------ README
+
+
+def readme_commands() -> list[str]:
+    """Return the command lines of the README's bash blocks, continued lines joined."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(?:bash|sh|shell|console)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.strip().removeprefix("$ ") for line in lines if line.strip() and not line.strip().startswith("#")]
+
+
+def split_line(line: str) -> list[tuple[dict[str, str], list[str]]]:
+    """Return the commands of a line: the variables set before each, and its words without redirections."""
+    commands: list[list[str]] = [[]]
+    for word in shlex.split(line, comments=True):
+        if word in ("|", "||", "&&", ";", "&"):
+            commands.append([])
+        elif not re.match(r"\d?>{1,2}", word):
+            commands[-1].append(word)
+    found = []
+    for words in commands:
+        first = next((i for i, word in enumerate(words) if not re.match(r"[A-Z_][A-Za-z0-9_]*=", word)), len(words))
+        found.append((dict(word.split("=", 1) for word in words[:first]), words[first:]))
+    return found
+
+
+def test_every_command_of_the_readme_parses(stub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = 0
+    for variables, words in (command for line in readme_commands() for command in split_line(line)):
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            program = next((i for i, w in enumerate(words) if re.fullmatch(r"(\./)?(train|valid)\.py", w)), None)
+            if program is not None:
+                config.parse(words[program + 1 :], program=Path(words[program]).stem)
+            elif words and re.match(r"(\./)?scripts/", words[0]):
+                assert (ROOT / words[0]).is_file(), words[0]
+                if Path(words[0]).name in RUNS:
+                    flags = started(stub, str(ROOT / words[0]), *words[1:], **variables)[2]
+                    config.parse(flags, program=Path(words[0]).name[:5])
+            else:
+                continue
+        checked += 1
+    assert checked >= 4, "the README shows how to set up, train, score and test"
+
+
+def test_the_readme_names_no_file_that_is_missing() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
+    assert not [link for link in links if not (ROOT / link).exists()]

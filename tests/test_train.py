@@ -1,0 +1,197 @@
+"""Whole runs: they learn, resume bit for bit, stop at nan, and leave what they should."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from runs import launch, read_weights, run_folder, train_arguments
+from torch import Tensor
+
+import train
+from utils.errors import UserError
+from utils.logs import TermLog
+
+
+@pytest.fixture(scope="module")
+def straight(small_camvid: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of four uninterrupted DIIA steps in two epochs: masks after the first, whitening in the second."""
+    out = tmp_path_factory.mktemp("straight")
+    train.main(resumable(small_camvid, out))
+    return run_folder(out)
+
+
+def resumable(camvid: Path, out: Path, *more: str) -> list[str]:
+    steps = ("--accumulate", "2", "--cov_stat_epoch", "0", "--save_interval", "1", "--class_uniform_pct", "0.5")
+    return train_arguments(camvid, out, *steps, "--class_uniform_tile", "64", "--val_interval", "1", *more)
+
+
+def assert_same(first: Any, second: Any, where: str = "") -> None:
+    """Compare two trees of tensors and values bit for bit."""
+    assert type(first) is type(second), where
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_same(first[key], second[key], f"{where}.{key}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), where
+        for index, (a, b) in enumerate(zip(first, second, strict=True)):
+            assert_same(a, b, f"{where}[{index}]")
+    elif isinstance(first, Tensor):
+        assert torch.equal(first, second), where
+    else:
+        assert first == second or first != first, where
+
+
+class Killed(BaseException):
+    """Stands for a signal that ends the process between two instructions."""
+
+
+@pytest.mark.parametrize("where", ["train_step 2", "save 2", "collect_masks 1", "score 2"])
+def test_killed_anywhere_and_resumed_gives_the_same_weights(
+    where: str, straight: Path, small_camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, call = where.split()
+    original = getattr(train.Trainer, name)
+    calls = 0
+
+    def dies(self: Any, *arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == int(call):
+            raise Killed
+        return original(self, *arguments, **named)
+
+    monkeypatch.setattr(train.Trainer, name, dies)
+    with pytest.raises(Killed):
+        train.main(resumable(small_camvid, tmp_path))
+    monkeypatch.undo()
+    train.main(resumable(small_camvid, tmp_path, "--resume", "auto"))
+    finished = max((tmp_path / "d" / "e").iterdir(), key=lambda folder: (folder / "last.pth").exists())
+    expected, found = read_weights(straight / "last.pth"), read_weights(finished / "last.pth")
+    for key in ("network", "criterion", "optimizer", "scheduler", "progress", "best"):
+        assert_same(expected[key], found[key], key)
+
+
+def test_a_run_leaves_what_it_was_made_with(straight: Path) -> None:
+    names = {path.name for path in straight.iterdir()}
+    assert {
+        "config.yaml",
+        "command.txt",
+        "versions.json",
+        "log.txt",
+        "history.jsonl",
+        "last.pth",
+        "best_source.pth",
+    } <= names
+    assert {"best_camvid.pth", "scores", "pictures", "tb"} <= names
+    config = yaml.safe_load((straight / "config.yaml").read_text())
+    assert config["OPTIM"]["ACCUMULATE"] == 2
+    assert {"torch", "git", "python"} <= json.loads((straight / "versions.json").read_text()).keys()
+    log = (straight / "log.txt").read_text()
+    for word in ("built", "DIIA", "ISW", "recipe", "4 per step, 2 steps per epoch", "whitening masks keep"):
+        assert word.lower() in log.lower(), word
+
+
+def test_every_loss_term_is_logged_by_name(straight: Path) -> None:
+    lines = [json.loads(line) for line in (straight / "history.jsonl").read_text().splitlines()]
+    training = [line for line in lines if "loss/train_loss" in line]
+    assert [line["step"] for line in training] == [1, 2, 3, 4]
+    terms = {"coarse", "aux", "fused", "layout", "edge_logits", "edge"}
+    assert {f"loss/{term}" for term in terms} <= training[0].keys()
+    assert "loss/whitening" not in training[1]
+    assert training[2]["loss/whitening"] > 0
+    assert [line["step"] for line in lines if "camvid/mean_iu" in line] == [2, 4]
+
+
+def test_restoring_a_snapshot_continues_in_a_new_folder(straight: Path, small_camvid: Path, tmp_path: Path) -> None:
+    snapshot = ("--snapshot", str(straight / "last.pth"))
+    before = {path.name: path.stat().st_mtime_ns for path in straight.iterdir()}
+    train.main(resumable(small_camvid, tmp_path, *snapshot, "--restore_optimizer", "--max_iter", "5"))
+    content = read_weights(run_folder(tmp_path) / "last.pth")
+    assert content["progress"] == {"epoch": 2, "step_in_epoch": 1, "step": 5}
+    assert before == {path.name: path.stat().st_mtime_ns for path in straight.iterdir()}
+    assert "OPTIM.MAX_ITER: 4 -> 5" in (run_folder(tmp_path) / "log.txt").read_text()
+
+
+def test_a_snapshot_alone_starts_anew_from_its_weights(straight: Path, small_camvid: Path, tmp_path: Path) -> None:
+    arguments = resumable(
+        small_camvid, tmp_path, "--snapshot", str(straight / "last.pth"), "--lr", "1e-12", "--max_iter", "1"
+    )
+    train.main(arguments)
+    found, expected = read_weights(run_folder(tmp_path) / "last.pth"), read_weights(straight / "last.pth")
+    assert found["progress"]["step"] == 1
+    weights = {
+        key: value for key, value in expected["network"].items() if value.is_floating_point() and "running" not in key
+    }
+    for key, value in weights.items():
+        torch.testing.assert_close(found["network"][key], value, rtol=1e-4, atol=1e-7)
+
+
+def test_a_loss_of_nan_stops_the_run_with_its_files(
+    small_camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = TermLog.add
+
+    def poisoned(self: Any, step: int, terms: dict[str, Tensor], total: Tensor, names: list[str]) -> None:
+        original(self, step, terms, total * float("nan") if step == 1 else total, names)
+
+    monkeypatch.setattr(TermLog, "add", poisoned)
+    with pytest.raises(UserError, match=r"step 1: the loss is nan \(.*fused .*\) on the files .*\.png"):
+        train.main(train_arguments(small_camvid, tmp_path, "--method", "base", "--save_interval", "1"))
+    saved = read_weights(run_folder(tmp_path) / "last.pth")
+    assert saved["progress"]["step"] == 1
+    assert all(value.isfinite().all() for value in saved["network"].values())
+
+
+def test_a_batch_of_one_trains(small_camvid: Path, tmp_path: Path) -> None:
+    train.main(
+        train_arguments(small_camvid, tmp_path, "--bs_mult", "1", "--max_iter", "1", "--dump_augmentation_images")
+    )
+    assert (run_folder(tmp_path) / "pictures" / "first_batch.png").exists()
+
+
+def test_mixed_precision_trains(small_camvid: Path, tmp_path: Path) -> None:
+    train.main(train_arguments(small_camvid, tmp_path, "--fp16", "--max_iter", "2"))
+    lines = [json.loads(line) for line in (run_folder(tmp_path) / "history.jsonl").read_text().splitlines()]
+    assert all(value == value for line in lines for key, value in line.items() if key.startswith("loss/"))
+
+
+def test_test_mode_does_a_little_of_everything(small_camvid: Path, tmp_path: Path) -> None:
+    train.main(train_arguments(small_camvid, tmp_path, "--test_mode", "--max_iter", "40000", "--val_interval", "1"))
+    content = read_weights(run_folder(tmp_path) / "last.pth")
+    assert content["progress"]["step"] <= 8
+    assert any(
+        name.startswith("whitening/") for name in (run_folder(tmp_path) / "history.jsonl").read_text().split('"')
+    )
+
+
+def test_bad_input_is_one_line_and_exit_code_2(small_camvid: Path, tmp_path: Path) -> None:
+    arguments = train_arguments(small_camvid, tmp_path)
+    arguments[arguments.index("camvid")] = "camvit"
+    done = launch("train.py", arguments, check=False)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1
+    assert "camvit" in lines[0]
+    assert "did you mean 'camvid'" in lines[0]
+    assert not (tmp_path / "d").exists()
+
+
+def test_an_undecodable_file_is_one_line_also_from_a_worker(small_camvid: Path, tmp_path: Path) -> None:
+    import shutil
+
+    data = tmp_path / "data"
+    shutil.copytree(small_camvid, data)
+    for path in (data / "train").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    done = launch("train.py", train_arguments(data, tmp_path / "out", "--num_workers", "1"), check=False)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert str(data / "train") in last
+    assert "Traceback" not in done.stderr

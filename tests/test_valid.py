@@ -1,0 +1,101 @@
+"""Scoring weight files: ours, and those published by others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from runs import launch, run_folder, train_arguments
+
+import train
+import valid
+from utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def weights(small_camvid: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of one step of the affine-IN method."""
+    out = tmp_path_factory.mktemp("trained")
+    train.main(train_arguments(small_camvid, out, "--method", "ibn", "--max_iter", "1"))
+    return run_folder(out)
+
+
+def score(file: Path, camvid: Path, out: Path, *more: str) -> dict[str, object]:
+    arguments = [
+        "--snapshot",
+        str(file),
+        "--val_dataset",
+        "camvid",
+        "--out",
+        str(out),
+        "--num_workers",
+        "0",
+        "--device",
+        "cpu",
+    ]
+    valid.main([*arguments, "--pictures", "2", "--opts", f"DATASET.CAMVID_DIR={camvid}", *more])
+    content: dict[str, object] = json.loads((out / "scores.json").read_text())
+    return content
+
+
+def test_a_checkpoint_needs_nothing_but_itself(
+    weights: Path, small_camvid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = score(weights / "last.pth", small_camvid, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "scores.json",
+        "scores.csv",
+        "scores.md",
+        "camvid.png",
+    }
+    about = content["weights"]
+    assert isinstance(about, dict)
+    assert "ibn" in about["network"]
+    assert about["checkpoint"] == "last"
+    assert about["seed"] == 304
+    printed = capsys.readouterr().out
+    assert "5 images of val" in printed
+    assert "mean over domains" in printed
+
+
+def test_the_score_is_the_one_that_training_wrote(weights: Path, small_camvid: Path, tmp_path: Path) -> None:
+    expected = json.loads((weights / "scores" / "scores.json").read_text())
+    assert score(weights / "last.pth", small_camvid, tmp_path)["domains"] == expected["domains"]
+
+
+def test_another_split_and_a_limit_are_said(weights: Path, small_camvid: Path, tmp_path: Path) -> None:
+    content = score(weights / "last.pth", small_camvid, tmp_path, "--split", "test", "--val_limit", "2")
+    domains = content["domains"]
+    assert isinstance(domains, list)
+    assert domains[0]["protocol"]["images"] == 2
+    assert "test" in domains[0]["protocol"]["split"]
+
+
+@pytest.mark.parametrize("configuration", ["r50_isw", "r50_base"])
+def test_published_weights_score_by_name_rules(
+    golden: Path, small_camvid: Path, tmp_path: Path, configuration: str
+) -> None:
+    shapes = json.loads((golden / "state_dict_shapes.json").read_text())[configuration]
+    generator = torch.Generator().manual_seed(0)
+    state = {f"module.{name}": 0.02 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    state = {
+        name: torch.zeros((), dtype=torch.long) if name.endswith("tracked") else value for name, value in state.items()
+    }
+    state = {name: torch.ones_like(value) if name.endswith("var") else value for name, value in state.items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "published.pth")
+    codes = "0 0 2 2 2 0 0" if configuration == "r50_isw" else "0 0 0 0 0 0 0"
+    content = score(tmp_path / "published.pth", small_camvid, tmp_path / "out", "--wt_layer", *codes.split())
+    about = content["weights"]
+    assert isinstance(about, dict)
+    assert "DIIA" in about["network"]
+    with pytest.raises(UserError, match="does not fit"):
+        wrong = "0 0 0 0 0 0 0" if configuration == "r50_isw" else "0 0 2 2 2 0 0"
+        score(tmp_path / "published.pth", small_camvid, tmp_path / "out", "--wt_layer", *wrong.split())
+
+
+def test_missing_weights_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    done = launch("valid.py", ["--snapshot", str(tmp_path / "none.pth"), "--val_dataset", "camvid"], check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1

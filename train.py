@@ -1,0 +1,445 @@
+"""Train one network on one or several source domains and score it on domains that it never saw.
+
+python train.py --dataset gtav --val_dataset cityscapes ...            one process
+torchrun --nproc_per_node 4 train.py ...                               four
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+import config
+from datasets.domains import Domain, get_domain, load_domains
+from datasets.labels import CLASS_NAMES, IGNORE, PALETTE
+from datasets.loaders import (
+    EvaluationLoader,
+    TrainingBatch,
+    build_evaluation_loader,
+    build_statistics_loader,
+    build_training_loader,
+)
+from loss import build_criterion
+from loss.whitening import MaskStatistics
+from network import build_network, load_pretrained
+from network.outputs import SegmentorOutput
+from optimizer import build_optimizer, build_scheduler
+from transforms.edges import edge_target
+from transforms.recipes import build_appearance, build_normalisation, statistics_pair
+from utils import checkpoint, distributed, logs, pictures
+from utils.errors import UserError, run_entry_point
+from utils.metrics import nan_mean
+from utils.report import Report
+from utils.runs import Start, changed_keys, find_start, open_folder, record_start
+from utils.scoring import Scorer, mixed_dtype
+
+REPOSITORY = Path(__file__).resolve().parent
+logger = logging.getLogger("train")
+
+
+@dataclass
+class Progress:
+    """Where a run is: `step` optimizer steps in all, `step_in_epoch` of them in epoch `epoch`."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+
+
+class Trainer:
+    """The parts of one run and the loop over them."""
+
+    def __init__(self, cfg: Any, *, device: torch.device, start: Start) -> None:
+        """Build everything and restore what the run continues from; nothing is trained or written yet."""
+        self.cfg, self.device, self.start = cfg, device, start
+        self.rank, self.world_size = distributed.rank(), distributed.world_size()
+        self.progress = Progress()
+        self.best: dict[str, float] = {}
+        self.terms = logs.TermLog()
+        self.scored_at = -1
+        self.notes: list[str] = []  # warnings found before there is a log to write them to
+
+        self.domains = load_domains(cfg)
+        self.network = build_network(cfg)
+        self.method = self.network.method
+        jitter = self.method.jitter if cfg.AUGMENT.JITTER == "method" else cfg.AUGMENT.JITTER
+        self.loader = build_training_loader(cfg, jitter=jitter, rank=self.rank, world_size=self.world_size)
+        self.scored = self._scored_domains(limit=cfg.EVAL.LIMIT)
+        self.appearance = build_appearance(cfg)
+        if start.checkpoint is None and not cfg.RUN.SNAPSHOT:
+            load_pretrained(self.network, cfg.NETWORK.PRETRAINED)
+        criterion = build_criterion(cfg, method=self.method, style_channels=self.network.style_channels)
+        self.criterion = criterion.to(device)
+        if cfg.NETWORK.SYNCBN and device.type == "cuda" and self.world_size > 1:
+            self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)  # type: ignore[assignment]
+        self.network.to(device)
+        self.optimizer = build_optimizer(cfg, self.network)
+        self.scheduler = build_scheduler(cfg, self.optimizer)
+        self.autocast_dtype = mixed_dtype(device, wanted=cfg.OPTIM.FP16)
+        self.scorer = Scorer(
+            normalise=build_normalisation(cfg),
+            device=device,
+            class_names=CLASS_NAMES,
+            palette=PALETTE,
+            ignore=IGNORE,
+            batch_size=cfg.EVAL.BATCH_SIZE,
+            autocast_dtype=self.autocast_dtype,
+            num_pictures=cfg.EVAL.PICTURES,
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_dtype == torch.float16)
+        self._restore()
+        self.model: nn.Module = self.network
+        if self.world_size > 1:
+            self.model = DistributedDataParallel(self.network, device_ids=[device] if device.type == "cuda" else None)
+        self.steps_per_epoch = min(self.loader.steps_per_epoch, 2) if cfg.RUN.TEST_MODE else self.loader.steps_per_epoch
+
+    # ---------------------------------------------------------------------------------------------------- the loop
+
+    def fit(self) -> None:
+        """Train until --max_iter steps (or --max_epoch epochs) are done, then score on every image of every target."""
+        cfg, progress = self.cfg, self.progress
+        self.folder = open_folder(cfg, self.start)
+        logs.setup_logging(self.folder / "log.txt")
+        self.versions = record_start(self.folder, config.to_dict(cfg), step=progress.step, repository=REPOSITORY)
+        self._log_start()
+        events = Path(cfg.RUN.TB_PATH) / cfg.RUN.DATE / cfg.RUN.EXP / self.folder.name / f"tb{cfg.RUN.TB_TAG}"
+        self.board = logs.Board(events, self.folder / "history.jsonl", first_step=progress.step)
+        self.bar = tqdm(
+            total=cfg.OPTIM.MAX_ITER,
+            initial=progress.step,
+            desc="train",
+            unit="step",
+            disable=not distributed.is_main(),
+        )
+        while True:
+            if progress.step_in_epoch == self.steps_per_epoch:  # also where a resumed run was killed in end_epoch
+                self.end_epoch()
+            if progress.step >= cfg.OPTIM.MAX_ITER or 0 < cfg.OPTIM.MAX_EPOCH <= progress.epoch:
+                break
+            self.train_epoch()
+        self.bar.close()
+        self.terms.check_finite()
+        if self.scored_at != progress.step or (cfg.EVAL.LIMIT and not cfg.RUN.TEST_MODE):
+            self.scored = self.scored if cfg.RUN.TEST_MODE else self._scored_domains(limit=0)
+            self.score()
+        self.save("last")
+        self.board.close()
+        logger.info("finished at step %d; run folder %s", progress.step, self.folder)
+
+    def train_epoch(self) -> None:
+        """Train the rest of the current epoch, or up to --max_iter."""
+        cfg, progress = self.cfg, self.progress
+        self.model.train()
+        batches = self.loader.epoch(progress.epoch, start_step=progress.step_in_epoch)
+        steps = min(self.steps_per_epoch - progress.step_in_epoch, cfg.OPTIM.MAX_ITER - progress.step)
+        for micro_batches in _steps(batches, cfg.OPTIM.ACCUMULATE, steps):
+            if progress.step == 0 and cfg.RUN.DUMP_AUGMENTATION:
+                self.draw_batch(micro_batches[0])
+            self.train_step(micro_batches)
+            progress.step += 1
+            progress.step_in_epoch += 1
+            self.bar.update()
+            if progress.step % cfg.RUN.LOG_INTERVAL == 0 or progress.step == cfg.OPTIM.MAX_ITER:
+                self.terms.check_finite()
+                self.log_terms()
+            if cfg.RUN.SAVE_INTERVAL and progress.step % cfg.RUN.SAVE_INTERVAL == 0:
+                self.terms.check_finite()
+                self.save("last")
+
+    def train_step(self, micro_batches: Sequence[TrainingBatch]) -> None:
+        """Do one optimizer step on the sum of the micro-batches' mean gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+        whiten = self.whitening_is_on()
+        for index, batch in enumerate(micro_batches):
+            # dropout is a function of (seed, step): nothing random needs to be saved, and every process draws the same
+            torch.manual_seed(_stream(self.cfg.RUN.SEED, self.progress.step, index))
+            images = batch.images.to(self.device, non_blocking=True)  # (B,3,H,W) uint8
+            labels = batch.labels.to(self.device, non_blocking=True).long()  # (B,H,W)
+            edges = edge_target(images) if self.method.head == "diia" else None  # (B,H,W)
+            last = index == len(micro_batches) - 1
+            with contextlib.nullcontext() if last or self.world_size == 1 else self.model.no_sync():  # type: ignore[operator]
+                with torch.autocast(
+                    self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None
+                ):
+                    output = self.model(self.appearance(images, batch.draws))
+                if self.autocast_dtype is not None:
+                    output = _to_float(output)
+                terms = self.criterion(output, labels, edges, whiten=whiten)
+                total = self.criterion.total(terms)
+                self.scaler.scale(total / len(micro_batches)).backward()
+            self.terms.add(self.progress.step, terms, total, batch.names)
+        if self.device.type == "cpu":
+            self.terms.check_finite()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+
+    def whitening_is_on(self) -> bool:
+        """Tell whether the whitening loss counts in this epoch: IRW always, ISW once its masks exist."""
+        if self.method.whitening == "isw":
+            return self.criterion.has_masks and self.progress.epoch > self.cfg.WHITENING.COV_STAT_EPOCH
+        return self.method.whitening is not None
+
+    def end_epoch(self) -> None:
+        """Collect the whitening masks and score where it is due, then save and go on to the next epoch."""
+        cfg, progress = self.cfg, self.progress
+        self.terms.check_finite()
+        distributed.broadcast_buffers(self.network)
+        period = cfg.WHITENING.COV_STAT_EPOCH + 1
+        due = (
+            (progress.epoch + 1) % period == 0
+            if cfg.WHITENING.DYNAMIC
+            else progress.epoch == cfg.WHITENING.COV_STAT_EPOCH
+        )
+        if self.method.whitening == "isw" and due:
+            self.collect_masks()
+        if cfg.EVAL.INTERVAL and (progress.epoch + 1) % cfg.EVAL.INTERVAL == 0:
+            self.score()
+        progress.epoch += 1
+        progress.step_in_epoch = 0
+        self.save("last")
+
+    # ---------------------------------------------------------------------------------------------------- whitening
+
+    def collect_masks(self) -> None:
+        """Find the style-sensitive covariances from pairs of a training image and its photometric copy (SPEC: ISW)."""
+        cfg = self.cfg.WHITENING
+        self.criterion.reset_masks()
+        names = self.cfg.DATASET.COVSTAT
+        self.network.eval()
+        with torch.inference_mode():
+            for trial in range(cfg.TRIALS):
+                for name in names:
+                    self.criterion.intersect_masks(self._masks_of(get_domain(self.domains, name), trial))
+        sensitive = self.criterion.num_sensitive()
+        logger.info("epoch %d: whitening masks keep %s entries", self.progress.epoch, sensitive)
+        self.board.scalars({f"whitening/sensitive_{i}": float(n) for i, n in enumerate(sensitive)}, self.progress.step)
+
+    def _masks_of(self, domain: Domain, trial: int) -> list[Tensor]:
+        cfg = self.cfg.WHITENING
+        statistics = MaskStatistics(
+            self.network.style_channels,
+            clusters=cfg.CLUSTERS,
+            relax_denom=self.method.relax_denom if cfg.RELAX_DENOM is None else cfg.RELAX_DENOM,
+            device=self.device,
+        )
+        loader = build_statistics_loader(self.cfg, domain, trial=trial, rank=self.rank, world_size=self.world_size)
+        title = f"covariances of {domain.name}, trial {trial + 1}/{cfg.TRIALS}"
+        for image, draws in tqdm(loader, desc=title, unit="image", leave=False, disable=not distributed.is_main()):
+            statistics.update(self.network.style_features(self._pair(image, draws)))
+        for tensor in statistics.tensors():
+            distributed.all_reduce_sum(tensor)
+        return statistics.masks()
+
+    def _pair(self, image: Tensor, draws: Tensor) -> Tensor:
+        return statistics_pair(image.to(self.device), draws, appearance=self.appearance)
+
+    # ---------------------------------------------------------------------------------------------------- scoring
+
+    def score(self) -> None:
+        """Score the sources' val split and the targets, keep the best, write tables, scalars and pictures."""
+        step, rows = self.progress.step, []
+        for name, (domain, samples) in self.scored.items():
+            scores, picture = self.scorer(self.network, domain, samples, split="val")
+            main = scores[0].scores
+            values = {"mean_iu": main.mean_iou, "acc": main.accuracy, "acc_cls": main.mean_class_accuracy}
+            values["val_loss"] = scores[0].loss
+            self.board.scalars({f"{name}/{key}": value for key, value in values.items()}, step)
+            if picture is not None:
+                pictures.save_png(picture, self.folder / "pictures" / f"{name}.png")
+                self.board.picture(f"{name}/predictions", picture, step)
+            rows += scores
+        self.scored_at = step
+        about = {"file": str(self.folder / "last.pth"), "checkpoint": "last", "step": step, "seed": self.cfg.RUN.SEED}
+        report = Report({**about, "network": self.network.describe()}, rows)
+        if distributed.is_main():
+            report.write(self.folder / "scores")
+        logger.info("step %d\n%s", step, report.to_text())
+        self._keep_best({row.domain: row.scores.mean_iou for row in rows if not row.subset})
+
+    def _keep_best(self, mean_iou: dict[str, float]) -> None:
+        candidates = {name: mean_iou[name] for name in self.cfg.DATASET.VAL if name in mean_iou}
+        sources = [mean_iou[name] for name in self.cfg.DATASET.TRAIN if name in mean_iou]
+        if sources:
+            candidates["source"] = nan_mean(sources)
+        for name, value in candidates.items():
+            if not math.isnan(value) and value > self.best.get(name, -1.0):
+                self.best[name] = value
+                self.save(f"best_{name}")
+
+    def _scored_domains(self, *, limit: int) -> dict[str, tuple[Domain, EvaluationLoader]]:
+        cfg = self.cfg
+        names = [*(cfg.DATASET.TRAIN if cfg.EVAL.SOURCE else []), *cfg.DATASET.VAL]
+        found = {}
+        for name in dict.fromkeys(names):
+            domain = get_domain(self.domains, name)
+            found[name] = (
+                domain,
+                build_evaluation_loader(
+                    cfg, domain, split="val", rank=self.rank, world_size=self.world_size, limit=limit
+                ),
+            )
+        return found
+
+    # ---------------------------------------------------------------------------------------------------- records
+
+    def log_terms(self) -> None:
+        """Write the means of the terms since the last time to the bar, the text log and TensorBoard."""
+        step, values = self.progress.step, self.terms.read()
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.board.scalars({**{f"loss/{name}": value for name, value in values.items()}, "optim/lr": rate}, step)
+        self.bar.set_postfix(loss=f"{values['train_loss']:.3f}", epoch=self.progress.epoch)
+        text = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+        logger.info("epoch %d, step %d/%d, lr %.5f: %s", self.progress.epoch, step, self.cfg.OPTIM.MAX_ITER, rate, text)
+
+    def draw_batch(self, batch: TrainingBatch) -> None:
+        """Draw a batch as the network sees it: image, label, edge target."""
+        if not distributed.is_main():
+            return
+        images = batch.images.to(self.device)
+        plain = build_normalisation(self.cfg)
+        shown = self.appearance(images, batch.draws)
+        low, high = plain(torch.zeros_like(images)), plain(torch.full_like(images, 255))
+        frames = (
+            ((shown - low) / (high - low)).clamp(0, 1).mul(255).round().byte()
+            if not self.cfg.AUGMENT.IMAGE_IN
+            else images
+        )
+        edges = edge_target(images).byte()[:, None].expand(-1, 3, -1, -1)
+        tiles: list[np.ndarray] = []
+        for frame, label, edge in zip(frames, batch.labels, edges, strict=True):
+            tiles.append(frame.permute(1, 2, 0).cpu().numpy())
+            tiles.append(pictures.colorize(label.numpy(), palette=PALETTE))
+            tiles.append(edge.permute(1, 2, 0).cpu().numpy())
+        pictures.save_png(pictures.contact_sheet(tiles, columns=3), self.folder / "pictures" / "first_batch.png")
+
+    def save(self, kind: str) -> None:
+        """Write the checkpoint `kind`.pth with everything that the next step depends on."""
+        if not distributed.is_main():
+            return
+        checkpoint.save(
+            self.folder / f"{kind}.pth",
+            {
+                "kind": kind,
+                "network": self.network.state_dict(),
+                "criterion": self.criterion.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "progress": asdict(self.progress),
+                "best": dict(self.best),
+                "config": config.to_dict(self.cfg),
+                "versions": self.versions,
+                "world_size": self.world_size,
+            },
+        )
+
+    def _restore(self) -> None:
+        cfg, path = self.cfg, self.start.checkpoint
+        if path is None:
+            if cfg.RUN.SNAPSHOT:
+                checkpoint.load_weights(self.network, checkpoint.read(cfg.RUN.SNAPSHOT), path=cfg.RUN.SNAPSHOT)
+            return
+        content = checkpoint.read_checkpoint(path)
+        checkpoint.load_weights(self.network, content, path=path)
+        self.criterion.load_state_dict(content["criterion"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scheduler.load_state_dict(content["scheduler"])
+        self.scaler.load_state_dict(content["scaler"])
+        self.progress = Progress(**content["progress"])
+        self.best = dict(content["best"])
+        self.notes += [f"continuing with another {key}" for key in changed_keys(content["config"], config.to_dict(cfg))]
+        saved = content["config"]["OPTIM"]
+        before = saved["BATCH_SIZE"] * saved["ACCUMULATE"] * content["world_size"]
+        if self.progress.step_in_epoch and before != self.global_batch:
+            raise UserError(
+                f"{path} was saved in the middle of an epoch at {before} images per step, now there are "
+                f"{self.global_batch}; continue with the same --bs_mult x --accumulate x processes"
+            )
+
+    @property
+    def global_batch(self) -> int:
+        """Images per optimizer step over all processes."""
+        return int(self.cfg.OPTIM.BATCH_SIZE * self.cfg.OPTIM.ACCUMULATE * self.world_size)
+
+    def _log_start(self) -> None:
+        cfg = self.cfg
+        logger.info("run folder %s", self.folder)
+        logger.info("built %s", self.network.describe())
+        logger.info("source: %s", self.loader.describe())
+        if self.start.checkpoint is not None:
+            logger.info(
+                "continuing %s at epoch %d, step %d", self.start.checkpoint, self.progress.epoch, self.progress.step
+            )
+        else:
+            logger.info("weights: %s", cfg.RUN.SNAPSHOT or cfg.NETWORK.PRETRAINED)
+        for note in self.notes:
+            logger.warning(note)
+        logger.info(
+            "%d process(es) on %s, %d x %d images each: %d per step, %d steps per epoch",
+            self.world_size, self.device.type, cfg.OPTIM.BATCH_SIZE, cfg.OPTIM.ACCUMULATE, self.global_batch,
+            self.steps_per_epoch,
+        )  # fmt: skip
+        if self.global_batch != self.method.recipe_batch:
+            logger.warning(
+                "%d images per step, the published recipe of %s has %d: raise --accumulate or expect other numbers",
+                self.global_batch, self.method.name, self.method.recipe_batch,
+            )  # fmt: skip
+
+
+def _steps(batches: Iterator[TrainingBatch], accumulate: int, steps: int) -> Iterator[list[TrainingBatch]]:
+    """Yield the micro-batches of `steps` optimizer steps."""
+    for _ in range(steps):
+        yield [next(batches) for _ in range(accumulate)]
+
+
+def _stream(seed: int, step: int, micro_batch: int) -> int:
+    return int(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _to_float(output: SegmentorOutput) -> SegmentorOutput:
+    """Return a mixed-precision output in float32, so that losses and covariances do not overflow."""
+    return SegmentorOutput(*(_float(value) for value in output))
+
+
+def _float(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_float, value))
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _shortened(cfg: Any) -> Any:
+    """Return the config of --test_mode: a few steps, few images, every part of a run."""
+    plain = config.to_dict(cfg)
+    plain["OPTIM"]["MAX_ITER"] = min(cfg.OPTIM.MAX_ITER, 4)
+    plain["WHITENING"].update(COV_STAT_EPOCH=0, TRIALS=1, STAT_IMAGES=2)
+    plain["EVAL"]["LIMIT"] = 2
+    return config.from_dict(plain)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program with the given arguments, by default those of the command line."""
+    cfg = config.parse(argv, program="train")
+    cfg = _shortened(cfg) if cfg.RUN.TEST_MODE else cfg
+    logs.setup_logging()
+    device = distributed.choose_device(cfg.RUN.DEVICE, cfg.RUN.LOCAL_RANK)
+    torch.backends.cudnn.benchmark = not cfg.RUN.DETERMINISTIC  # one crop size: worth the search
+    torch.use_deterministic_algorithms(cfg.RUN.DETERMINISTIC, warn_only=True)
+    torch.manual_seed(cfg.RUN.SEED)  # the weights that no file gives
+    with distributed.process_group(device, cfg.RUN.DIST_URL):
+        Trainer(cfg, device=device, start=find_start(cfg)).fit()
+
+
+if __name__ == "__main__":
+    run_entry_point(main)

@@ -1,0 +1,1 @@
+"""Joint geometry on image and label; appearance and edge target on batches."""

@@ -1,0 +1,77 @@
+"""The transforms of a run, built from its config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transforms.appearance import Appearance, AppearanceDraws, Normalisation
+from transforms.geometry import Geometry, RandomCrop, RandomFlip, RandomRotation, RandomScale, Resize, Step
+from utils.errors import UserError, did_you_mean
+
+# Strengths of brightness, contrast, saturation and hue.
+JITTER_STRENGTHS: dict[str, tuple[float, float, float, float]] = {
+    "diia": (0.8, 0.8, 0.8, 0.3),
+    "robustnet": (0.4, 0.4, 0.4, 0.1),
+}
+
+
+def jitter_strengths(name: str) -> tuple[float, float, float, float]:
+    """Return the strengths of a recipe, or raise `UserError` with the closest match."""
+    if name not in JITTER_STRENGTHS:
+        known = ", ".join(JITTER_STRENGTHS)
+        raise UserError(f"--jitter: {name!r} is not one of {known}{did_you_mean(name, JITTER_STRENGTHS)}")
+    return JITTER_STRENGTHS[name]
+
+
+def build_geometry(cfg: Any) -> Geometry:
+    """Return scale, crop, flip and (where asked for) rotation of a training sample."""
+    augment = cfg.AUGMENT
+    if not 0 < augment.SCALE_MIN <= augment.SCALE_MAX:
+        raise UserError(
+            f"--scale_min {augment.SCALE_MIN} --scale_max {augment.SCALE_MAX}: the first must be above 0 "
+            "and not above the second"
+        )
+    if augment.CROP_SIZE < 1:
+        raise UserError(f"--crop_size {augment.CROP_SIZE}: a crop needs at least one pixel")
+    steps: list[Step] = [
+        RandomScale(augment.SCALE_MIN, augment.SCALE_MAX, augment.PRE_SIZE),
+        RandomCrop(augment.CROP_SIZE, pad=not augment.CROP_NOPAD),
+        Resize(augment.CROP_SIZE),
+        RandomFlip(),
+    ]
+    if augment.RROTATE > 0:
+        steps.append(RandomRotation(augment.RROTATE))
+    return Geometry(tuple(steps))
+
+
+def build_draws(cfg: Any, *, jitter: str) -> AppearanceDraws:
+    """Return what draws the appearance of a training sample; `jitter` names the strengths (diia, robustnet)."""
+    return AppearanceDraws(cfg.AUGMENT.COLOR_AUG, jitter_strengths(jitter), cfg.AUGMENT.GBLUR)
+
+
+def statistics_draws() -> AppearanceDraws:
+    """Return what draws the photometric copy for the covariance statistics: strong jitter and blur, in every recipe."""
+    return AppearanceDraws(1.0, JITTER_STRENGTHS["diia"], blur=True)
+
+
+def build_normalisation(cfg: Any) -> Normalisation:
+    """Return the normalisation of the run's images."""
+    return Normalisation(per_image=cfg.AUGMENT.IMAGE_IN)
+
+
+def build_appearance(cfg: Any) -> Appearance:
+    """Return jitter, blur and normalisation of a batch; their strength is in the draws of each sample."""
+    return Appearance(build_normalisation(cfg))
+
+
+def statistics_pair(image: Tensor, draws: Tensor, *, appearance: Appearance) -> Tensor:
+    """Return the pair whose covariances are compared: (2, 3, h, w) float, [photometric, original], both normalised.
+
+    Args:
+        image: (3, h, w) uint8 on any device.
+        draws: (D,) on the CPU, from `statistics_draws`.
+    """
+    return torch.stack((appearance(image[None], draws[None])[0], appearance.normalisation(image[None])[0]))

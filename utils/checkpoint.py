@@ -1,0 +1,110 @@
+"""One checkpoint schema, written atomically and read without running code from the file."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from utils import legacy
+from utils.errors import UserError
+
+SCHEMA = 1
+KEYS = frozenset(
+    "schema kind network criterion optimizer scheduler scaler progress best config versions world_size".split()
+)
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint under its final name in one step: a killed or full-disk write leaves the old file as it was.
+
+    Args:
+        content: every entry of `KEYS` but `schema`; tensors and plain containers only.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    content = {"schema": SCHEMA, **content}
+    assert content.keys() == KEYS, content.keys() ^ KEYS
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"{path}: the checkpoint could not be written ({error}); free space or choose another --ckpt"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Read a weight file of ours or of others onto the CPU with `weights_only=True`.
+
+    Raises:
+        UserError: the file is missing, is no weight file, or holds anything but tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such weight file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not a readable weight file of tensors and plain values ({reason})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a weight file holds a dictionary, this one holds a {type(content).__name__}")
+    return content
+
+
+def is_ours(content: dict[str, Any]) -> bool:
+    """Tell our own checkpoints from weight files published by others."""
+    return "schema" in content
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of our own schema.
+
+    Raises:
+        UserError: as `read`, or the file is not a complete checkpoint of this schema.
+    """
+    content = read(path)
+    if not is_ours(content):
+        raise UserError(
+            f"{path}: holds weights but no run to continue; give it to --snapshot without --restore_optimizer"
+        )
+    if content["schema"] != SCHEMA:
+        raise UserError(f"{path}: checkpoint schema {content['schema']}, this program reads schema {SCHEMA}")
+    missing = sorted(KEYS - content.keys())
+    if missing:
+        raise UserError(f"{path}: not a whole checkpoint, {', '.join(missing)} missing")
+    return content
+
+
+def load_weights(network: nn.Module, content: dict[str, Any], *, path: str | Path) -> None:
+    """Load a read weight file strictly: our checkpoint, or one that RobustNet or DIIA published (converted by name).
+
+    Raises:
+        UserError: entries are missing, unexpected or of another shape; every one is listed.
+    """
+    state = content["network"] if is_ours(content) else legacy.convert_state_dict(legacy.unwrap_state(content))
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:])
+        raise UserError(
+            f"{path}: does not fit the network that --arch, --method and --wt_layer name ({reason})"
+        ) from error
+
+
+def latest(folder: Path) -> Path | None:
+    """Return the newest `last.pth` of the run folders below `folder`, None where there is none."""
+    files = sorted(folder.glob("*/last.pth"), key=lambda path: (path.stat().st_mtime_ns, path))
+    return files[-1] if files else None

@@ -1,0 +1,114 @@
+"""The one module that talks to torch.distributed; every function also works without a process group."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from utils.errors import UserError
+
+
+def is_initialized() -> bool:
+    """Tell whether a process group exists."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """Return the number of this process, 0 without a group."""
+    return dist.get_rank() if is_initialized() else 0
+
+
+def world_size() -> int:
+    """Return the number of processes, 1 without a group."""
+    return dist.get_world_size() if is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Tell whether this process writes files and shows bars."""
+    return rank() == 0
+
+
+def choose_device(name: str, local_rank: int) -> torch.device:
+    """Return the device of this process: `name` is auto, cpu or cuda; `local_rank` < 0 means the launcher's LOCAL_RANK.
+
+    Raises:
+        UserError: cuda is asked for where there is none, or the node has fewer GPUs than processes.
+    """
+    index = int(os.environ.get("LOCAL_RANK", max(local_rank, 0)))
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cuda" and not count:
+        raise UserError(
+            "--device cuda: no GPU is visible; check CUDA_VISIBLE_DEVICES and nvidia-smi, or use --device cpu"
+        )
+    if name == "cpu" or not count:
+        return torch.device("cpu")
+    if index >= count:
+        raise UserError(
+            f"process {index} of this node has no GPU, {count} visible: start one process per GPU (--nproc_per_node)"
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def init(device: torch.device, dist_url: str = "env://") -> None:
+    """Join the process group that the launcher announced (nccl on GPUs, gloo on CPUs); nothing without a launcher."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ or is_initialized():
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend,
+        init_method=dist_url,
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=datetime.timedelta(hours=2),  # rank 0 may scan a whole data set before the first step
+    )
+
+
+@contextmanager
+def process_group(device: torch.device, dist_url: str = "env://") -> Iterator[None]:
+    """Hold the process group of a run and leave it in order at the end."""
+    init(device, dist_url)
+    try:
+        yield
+    finally:
+        if is_initialized():
+            dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for every process."""
+    if is_initialized():
+        if dist.get_backend() == "nccl":
+            dist.barrier(device_ids=[torch.cuda.current_device()])
+        else:
+            dist.barrier()
+
+
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum a tensor over the processes, in place, and return it."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def broadcast_object(value: Any) -> Any:
+    """Return rank 0's value (anything that pickles) on every process."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def broadcast_buffers(module: nn.Module) -> None:
+    """Give every process rank 0's buffers (batch-norm statistics differ where batch norm is not synchronised)."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)

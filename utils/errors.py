@@ -1,0 +1,36 @@
+"""What a user can cause: errors that an entry point shows as one line."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Callable, Iterable
+
+
+class UserError(ValueError):
+    """Something the user can mend: the message names the value, the rule and the way out."""
+
+
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the candidate closest to a misspelt name, or an empty string."""
+    match = difflib.get_close_matches(name, list(candidates), n=1)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def one_line(error: BaseException) -> str:
+    """Return the sentence of an error, also where a loader's worker wrapped it in its own traceback."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return re.sub(r"^(\w+\.)*UserError: ", "", lines[-1])
+
+
+def run_entry_point(main: Callable[[], None]) -> None:
+    """Run a program's main; a `UserError` becomes one line on stderr and exit code 2, ctrl-C becomes exit code 130."""
+    try:
+        main()
+    except UserError as error:
+        sys.stderr.write(f"error: {one_line(error)}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)

@@ -1,0 +1,169 @@
+"""The text log, the scalars for TensorBoard, running means that stay on the device, and what a run was made with."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from utils import distributed
+from utils.errors import UserError
+from utils.report import write_text
+
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "opencv-python-headless", "scikit-image", "kmeans1d")
+
+
+class _BarHandler(logging.Handler):
+    """Writes above a running tqdm bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def setup_logging(file: Path | None = None) -> None:
+    """Send the log to stderr and, where given, append it to a file; processes other than rank 0 only warn.
+
+    A second call replaces the handlers of the first.
+    """
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler, (_BarHandler, logging.FileHandler)):
+            root.removeHandler(handler)
+            handler.close()
+    handlers: list[logging.Handler] = [_BarHandler()]
+    if file is not None and distributed.is_main():
+        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        root.addHandler(handler)
+    root.setLevel(logging.INFO if distributed.is_main() else logging.WARNING)
+    logging.captureWarnings(True)
+
+
+def write_line(text: str) -> None:
+    """Print an entry point's final table or sentence to stdout."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def versions(repository: Path) -> dict[str, str]:
+    """Return python, package versions, platform and the git commit of the code (marked where it was changed since)."""
+    found = {"python": platform.python_version(), "platform": platform.platform(), "git": git_commit(repository)}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def git_commit(repository: Path) -> str:
+    """Return the commit of a checkout, with `+changes` where files differ from it, or `unknown` outside a checkout."""
+    try:
+        head = _git(repository, "rev-parse", "HEAD")
+        return head + ("+changes" if _git(repository, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(repository: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(repository), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+class TermLog:
+    """Loss terms since the last read or check; nothing here waits for the device until then."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._unchecked: list[tuple[int, dict[str, Tensor], Tensor, list[str]]] = []
+
+    def add(self, step: int, terms: dict[str, Tensor], total: Tensor, names: list[str]) -> None:
+        """Add the terms of one micro-batch (scalars), their weighted sum and the names of its files."""
+        terms, total = {name: value.detach() for name, value in terms.items()}, total.detach()
+        self._unchecked.append((step, terms, total, names))
+        for name, value in {"train_loss": total, **terms}.items():
+            self._sums[name] = self._sums[name] + value.double() if name in self._sums else value.double()
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def check_finite(self) -> None:
+        """Stop the run at the first loss since the last check that is nan or infinite; waits for the device.
+
+        Raises:
+            UserError: with the step, the terms and the files of the batch.
+        """
+        if not self._unchecked:
+            return
+        finite = torch.stack([total for _, _, total, _ in self._unchecked]).isfinite().tolist()
+        if not all(finite):
+            step, terms, total, names = self._unchecked[finite.index(False)]
+            values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
+            raise UserError(
+                f"step {step}: the loss is {total.item()} ({values}) on the files {', '.join(names)}; nothing was "
+                "saved since the last checkpoint: look at these files, or lower --lr and continue with --resume auto"
+            )
+        self._unchecked.clear()
+
+    def read(self) -> dict[str, float]:
+        """Return the means over all processes and start anew; waits for the device."""
+        if not self._sums:
+            return {}
+        names = list(self._sums)  # the same on every process: terms depend on the method and the epoch alone
+        means = torch.stack([self._sums[name] / self._counts[name] for name in names])
+        values = (distributed.all_reduce_sum(means) / distributed.world_size()).tolist()
+        self._sums.clear()
+        self._counts.clear()
+        return dict(zip(names, values, strict=True))
+
+
+class Board:
+    """Scalars and pictures of a run, written by rank 0 alone: for TensorBoard, and the numbers as `history.jsonl`."""
+
+    def __init__(self, event_folder: Path, history: Path, *, first_step: int) -> None:
+        """Open both files; what an earlier try wrote after step `first_step` is hidden or dropped."""
+        self._writer: Any = None
+        self._history = history
+        if distributed.is_main():
+            from tensorboardX import SummaryWriter
+
+            self._writer = SummaryWriter(str(event_folder), purge_step=first_step + 1)
+            kept = [line for line in read_history(history) if line["step"] <= first_step]
+            write_text(history, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """Write numbers by tag, as they are after `step` steps."""
+        if self._writer is not None:
+            for tag, value in values.items():
+                self._writer.add_scalar(tag, value, step)
+            with self._history.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def picture(self, tag: str, image: Any, step: int) -> None:
+        """Write an (h,w,3) uint8 picture."""
+        if self._writer is not None:
+            self._writer.add_image(tag, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """Return the lines of a run's history.jsonl; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]

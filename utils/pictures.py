@@ -1,0 +1,174 @@
+"""Pictures of label maps and predictions, drawn with Pillow.
+
+Letters: H, W pixels; K classes; N images. All images are uint8 RGB.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Row = tuple[Array, Array, Array]
+
+COLUMNS = ("image", "truth", "prediction", "errors")
+WRONG = (230, 40, 30)
+MARGIN = 8
+INK, PAPER = (20, 20, 20), (255, 255, 255)
+MAX_COLUMN, MIN_COLUMN = 640, 160
+
+
+def colorize(label: Array, *, palette: Array) -> Array:
+    """Map class numbers (H, W) to colours (H, W, 3) uint8; numbers outside the palette (K, 3) are black."""
+    label, palette = np.asarray(label), np.asarray(palette, np.uint8)
+    table = np.concatenate((palette, np.zeros((1, 3), np.uint8)))
+    inside = (label >= 0) & (label < len(palette))
+    return np.asarray(table[np.where(inside, label, len(palette))])
+
+
+def error_map(image: Array, truth: Array, prediction: Array, *, ignore: int = 255) -> Array:
+    """Return (H, W, 3) uint8: right pixels as a dark grey image, wrong ones red, ignored ones black."""
+    grey = np.asarray(image, np.float32) @ np.array((0.299, 0.587, 0.114), np.float32)  # (H, W)
+    errors = np.repeat((30 + 0.45 * grey)[..., None], 3, axis=2).astype(np.uint8)
+    errors[np.asarray(truth) != np.asarray(prediction)] = WRONG
+    errors[np.asarray(truth) == ignore] = 0
+    return errors
+
+
+def comparison(rows: Sequence[Row], *, palette: Array, class_names: Sequence[str], ignore: int = 255) -> Array:
+    """Draw image, truth, prediction and errors side by side, one row per frame, with column names and a legend.
+
+    Args:
+        rows: (image (H, W, 3) uint8, truth (H, W), prediction (H, W)); sizes may differ from row to row.
+        palette: (K, 3) uint8, one colour per class.
+        class_names: K names; the legend shows those that occur.
+
+    Returns (H', W', 3) uint8. Raises ValueError where the three parts of a row differ in size.
+    """
+    if not rows:
+        raise ValueError("a comparison needs at least one row")
+    for number, (image, truth, prediction) in enumerate(rows):
+        if not image.shape[:2] == truth.shape == prediction.shape:
+            raise ValueError(f"row {number}: the sizes {image.shape[:2]}, {truth.shape} and {prediction.shape} differ")
+    width = int(np.clip(max(image.shape[1] for image, _, _ in rows), MIN_COLUMN, MAX_COLUMN))
+    strips = []
+    for image, truth, prediction in rows:
+        # Ignored pixels are black in the prediction too, so that the eye compares only what is scored.
+        shown = np.where(truth == ignore, ignore, prediction)
+        cells = (
+            image,
+            colorize(truth, palette=palette),
+            colorize(shown, palette=palette),
+            error_map(image, truth, prediction, ignore=ignore),
+        )
+        strips.append([_scaled(cell, width, smooth=number == 0) for number, cell in enumerate(cells)])
+    present = sorted(
+        {
+            int(value)
+            for _, truth, prediction in rows
+            for part in (truth, np.where(truth == ignore, ignore, prediction))
+            for value in np.unique(part)
+        }
+        & set(range(min(len(palette), len(class_names))))
+    )
+    total = 4 * width + 5 * MARGIN
+    font = _font(max(13, width // 26))
+    header = _header(total, width, font)
+    legend = _legend(total, [(class_names[index], palette[index]) for index in present], font)
+    body = [header]
+    for strip in strips:
+        line = Image.new("RGB", (total, strip[0].height + MARGIN), PAPER)
+        for column, cell in enumerate(strip):
+            line.paste(cell, (MARGIN + column * (width + MARGIN), 0))
+        body.append(line)
+    return _stacked([*body, legend])
+
+
+def contact_sheet(images: Sequence[Array], *, columns: int, captions: Sequence[str] = (), width: int = 320) -> Array:
+    """Lay images (N of (H, W, 3) uint8, any sizes) out on a grid of a common width, captions below."""
+    if not images or columns < 1:
+        raise ValueError("a contact sheet needs at least one image and one column")
+    cells = [_scaled(np.asarray(image), width, smooth=True) for image in images]
+    font = _font(14)
+    text = font.size + 6 if captions else 0  # type: ignore[union-attr]
+    columns = min(columns, len(cells))
+    lines = []
+    for start in range(0, len(cells), columns):
+        row = cells[start : start + columns]
+        line = Image.new(
+            "RGB", (columns * (width + MARGIN) + MARGIN, max(cell.height for cell in row) + MARGIN + int(text)), PAPER
+        )
+        draw = ImageDraw.Draw(line)
+        for column, cell in enumerate(row):
+            left = MARGIN + column * (width + MARGIN)
+            line.paste(cell, (left, MARGIN))
+            if start + column < len(captions):
+                draw.text((left, MARGIN + cell.height + 2), captions[start + column], fill=INK, font=font)
+        lines.append(line)
+    return _stacked(lines)
+
+
+def save_png(array: Array, path: str | os.PathLike[str]) -> None:
+    """Write an image (H, W, 3) or (H, W) uint8 as PNG; the file appears complete or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            Image.fromarray(np.ascontiguousarray(array, np.uint8)).save(file, format="PNG")
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)
+
+
+def _scaled(array: Array, width: int, *, smooth: bool) -> Image.Image:
+    image = Image.fromarray(np.ascontiguousarray(array, np.uint8))
+    height = max(1, round(image.height * width / image.width))
+    return image.resize((width, height), Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST)
+
+
+def _header(total: int, width: int, font: Any) -> Image.Image:
+    header = Image.new("RGB", (total, font.size + 2 * MARGIN), PAPER)
+    draw = ImageDraw.Draw(header)
+    for column, name in enumerate(COLUMNS):
+        draw.text((MARGIN + column * (width + MARGIN), MARGIN // 2), name, fill=INK, font=font)
+    return header
+
+
+def _legend(total: int, entries: Sequence[tuple[str, Array]], font: Any) -> Image.Image:
+    """Draw colour boxes with names, as many per line as fit, and the meaning of red and black."""
+    named = [(name, tuple(int(value) for value in colour)) for name, colour in entries]
+    named += [("wrong", WRONG), ("ignored", (0, 0, 0))]
+    size = int(font.size)
+    step = max(int(font.getlength(name)) for name, _ in named) + size + 3 * MARGIN
+    per_line = max(1, (total - MARGIN) // step)
+    lines = -(-len(named) // per_line)
+    legend = Image.new("RGB", (total, lines * (size + MARGIN) + MARGIN), PAPER)
+    draw = ImageDraw.Draw(legend)
+    for number, (name, colour) in enumerate(named):
+        left, top = MARGIN + number % per_line * step, MARGIN // 2 + number // per_line * (size + MARGIN)
+        draw.rectangle((left, top, left + size, top + size), fill=colour, outline=INK)
+        draw.text((left + size + MARGIN, top - 1), name, fill=INK, font=font)
+    return legend
+
+
+def _stacked(images: Sequence[Image.Image]) -> Array:
+    """Put images of one width below each other."""
+    sheet = Image.new("RGB", (images[0].width, sum(image.height for image in images)), PAPER)
+    top = 0
+    for image in images:
+        sheet.paste(image, (0, top))
+        top += image.height
+    return np.asarray(sheet)

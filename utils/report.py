@@ -1,0 +1,241 @@
+"""Score tables: on the screen, and as JSON, CSV and Markdown files; every number carries its protocol."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+from utils.evaluation import Evaluation
+from utils.metrics import Scores, merge_classes, nan_mean, score
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a number was taken."""
+
+    split: str
+    list_hash: str
+    images: int
+    transform: str  # resize and crop
+    scales: str
+    classes: str
+
+
+@dataclass(frozen=True)
+class DomainScore:
+    """The scores of one domain; `subset` names further countings of the same pixels (SYNTHIA's 16 classes)."""
+
+    domain: str
+    subset: str  # "" for the domain's main counting
+    scores: Scores
+    loss: float
+    protocol: Protocol
+    confusion: list[list[int]]
+
+    @property
+    def title(self) -> str:
+        """Column heading: the domain, with the subset where it is not the main counting."""
+        return f"{self.domain} ({self.subset})" if self.subset else self.domain
+
+
+@dataclass(frozen=True)
+class Report:
+    """The scores of one weight file on several domains."""
+
+    weights: dict[str, Any]  # file, which checkpoint, step, epoch, seed, network
+    rows: list[DomainScore]
+
+    @property
+    def mean_over_targets(self) -> float:
+        """Mean of the mean IoU over the domains' main countings."""
+        return nan_mean([row.scores.mean_iou for row in self.rows if not row.subset])
+
+    def summary_table(self) -> list[list[str]]:
+        """Return heading and one line per domain, then the mean."""
+        heading = ["domain", "mean IoU %", "accuracy %", "class accuracy %", "loss", "classes", "images", "list"]
+        lines = [
+            [
+                row.title,
+                percent(row.scores.mean_iou),
+                percent(row.scores.accuracy),
+                percent(row.scores.mean_class_accuracy),
+                f"{row.loss:.4f}",
+                row.protocol.classes,
+                str(row.protocol.images),
+                f"{row.protocol.split} {row.protocol.list_hash}",
+            ]
+            for row in self.rows
+        ]
+        domains = [row for row in self.rows if not row.subset]
+        mean = ["mean over domains", percent(self.mean_over_targets)]
+        mean += [percent(nan_mean([row.scores.accuracy for row in domains]))]
+        mean += [percent(nan_mean([row.scores.mean_class_accuracy for row in domains])), "", "", "", ""]
+        return [heading, *lines, mean]
+
+    def class_table(self) -> list[list[str]]:
+        """Return heading and one line per class with its IoU in percent for every domain; blank = not counted."""
+        names = list(dict.fromkeys(name for row in self.rows for name in row.scores.iou))
+        heading = ["class", *(row.title for row in self.rows)]
+        lines = [
+            [name, *(percent(row.scores.iou[name]) if name in row.scores.iou else "" for row in self.rows)]
+            for name in names
+        ]
+        return [heading, *lines, ["mean", *(percent(row.scores.mean_iou) for row in self.rows)]]
+
+    def protocol_lines(self) -> list[str]:
+        """Return one sentence per domain on how its number was taken."""
+        return [
+            f"{row.title}: {row.protocol.images} images of {row.protocol.split} (list {row.protocol.list_hash}), "
+            f"{row.protocol.transform}, scales {row.protocol.scales}, {row.protocol.classes} classes"
+            for row in self.rows
+        ]
+
+    def weights_line(self) -> str:
+        """Return one sentence on the weights."""
+        return ", ".join(f"{key} {value}" for key, value in self.weights.items() if value not in ("", None))
+
+    def to_text(self) -> str:
+        """Return both tables for a terminal."""
+        return "\n".join(
+            [
+                align(self.class_table()),
+                "",
+                align(self.summary_table()),
+                "",
+                f"weights: {self.weights_line()}",
+                *(f"protocol: {line}" for line in self.protocol_lines()),
+            ]
+        )
+
+    def to_markdown(self) -> str:
+        """Return both tables in Markdown."""
+        lines = [
+            markdown(self.summary_table()),
+            "",
+            markdown(self.class_table()),
+            "",
+            f"Weights: {self.weights_line()}.",
+            "",
+        ]
+        return "\n".join([*lines, *(f"- {line}" for line in self.protocol_lines()), ""])
+
+    def to_csv(self) -> str:
+        """Return one line per domain, counting and metric: domain, subset, metric, value (a fraction), split, list, images."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(["domain", "subset", "metric", "value", "split", "list", "images", "transform", "scales"])
+        for row in self.rows:
+            metrics = {"mean_iou": row.scores.mean_iou, "accuracy": row.scores.accuracy, "loss": row.loss}
+            metrics["mean_class_accuracy"] = row.scores.mean_class_accuracy
+            metrics["frequency_weighted_accuracy"] = row.scores.frequency_weighted_accuracy
+            metrics.update({f"iou/{name}": value for name, value in row.scores.iou.items()})
+            how = row.protocol
+            for metric, value in metrics.items():
+                text = "" if math.isnan(value) else repr(value)
+                where = [how.split, how.list_hash, how.images, how.transform, how.scales]
+                writer.writerow([row.domain, row.subset, metric, text, *where])
+        writer.writerow(["mean over domains", "", "mean_iou", repr(self.mean_over_targets), "", "", "", "", ""])
+        return buffer.getvalue()
+
+    def to_json(self) -> str:
+        """Return everything, confusion matrices included; a score without pixels is null."""
+        content = {
+            "weights": self.weights,
+            "mean_over_targets": self.mean_over_targets,
+            "domains": [asdict(row) for row in self.rows],
+        }
+        return json.dumps(_no_nan(content), indent=1) + "\n"
+
+    def write(self, folder: Path) -> None:
+        """Write scores.json, scores.csv and scores.md into a folder."""
+        for name, text in (
+            ("scores.json", self.to_json()),
+            ("scores.csv", self.to_csv()),
+            ("scores.md", self.to_markdown()),
+        ):
+            write_text(folder / name, text)
+
+
+def domain_scores(
+    found: Evaluation, *, domain: Any, split: str, list_hash: str, transform: str, class_names: Sequence[str]
+) -> list[DomainScore]:
+    """Turn the counts of a domain into its scores: the main counting first, then those of further class subsets.
+
+    Args:
+        domain: anything with `name`, `merge`, `classes` and `subsets`.
+        list_hash: names the list of images.
+        transform: words for resize and crop.
+    """
+    confusion = merge_classes(found.confusion, domain.merge)
+    return [
+        DomainScore(
+            domain=domain.name,
+            subset=subset and f"{subset} classes",
+            scores=score(confusion, class_names, classes=classes),
+            loss=found.loss,
+            protocol=Protocol(
+                split=split,
+                list_hash=list_hash,
+                images=found.num_images,
+                transform=transform,
+                scales="1",
+                classes=f"{len(classes)}{' merged' if domain.merge else ''}",
+            ),
+            confusion=confusion.tolist(),
+        )
+        for subset, classes in [("", domain.classes), *domain.subsets]
+    ]
+
+
+def _no_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _no_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_no_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def percent(value: float) -> str:
+    """Format a fraction as a percentage; `-` where there is none."""
+    return "-" if math.isnan(value) else f"{100 * value:.2f}"
+
+
+def align(table: Sequence[Sequence[str]]) -> str:
+    """Lay out a table for a terminal: first column left, the others right, a rule under the heading."""
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    lines = [
+        "  ".join(
+            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        )
+        for line in table
+    ]
+    return "\n".join([lines[0].rstrip(), "-" * len(lines[0]), *(line.rstrip() for line in lines[1:])])
+
+
+def markdown(table: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown, first column left, the others right."""
+    rule = ["---", *["---:"] * (len(table[0]) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [list(table[0]), rule, *map(list, table[1:])])
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under its final name in one step, making its folder.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from error

@@ -1,0 +1,120 @@
+"""The folder of a run: where it is, what it starts with, and what a resume may not change."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils import checkpoint, distributed, logs
+from utils.errors import UserError
+from utils.report import write_text
+
+# Sections whose keys decide what a step computes; a resumed run should agree on them.
+SEQUENCE_SECTIONS = ("DATASET", "NETWORK", "WHITENING", "LOSS", "AUGMENT", "OPTIM")
+# Keys in them that say where things lie or how fast they go, not what is computed.
+PLACE_KEYS = frozenset({"DATASET.CACHE_DIR", "DATASET.NUM_WORKERS", "DATASET.DOMAINS_FILE", "NETWORK.PRETRAINED"})
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from: `checkpoint` to continue (None: step 0) and `folder` to go on in (None: a new one)."""
+
+    checkpoint: Path | None = None
+    folder: Path | None = None
+
+
+def find_start(cfg: Any) -> Start:
+    """Find what --resume or --snapshot with --restore_optimizer name; rank 0 looks, every process gets its answer.
+
+    Raises:
+        UserError: the file to continue from is not there.
+    """
+    found = distributed.broadcast_object(_find_start(cfg) if distributed.is_main() else None)
+    if isinstance(found, str):
+        raise UserError(found)
+    assert isinstance(found, Start)
+    return found
+
+
+def _find_start(cfg: Any) -> Start | str:
+    if cfg.RUN.RESUME == "auto":
+        newest = checkpoint.latest(_root(cfg))
+        return Start(newest, newest.parent) if newest is not None else Start()
+    if cfg.RUN.RESUME:
+        file = Path(cfg.RUN.RESUME)
+        return Start(file, file.parent) if file.is_file() else f"--resume {file}: there is no such file"
+    if not cfg.RUN.RESTORE_OPTIMIZER:
+        return Start()
+    if not cfg.RUN.SNAPSHOT:
+        return "--restore_optimizer needs --snapshot FILE; to continue the newest run of this --exp use --resume auto"
+    return Start(Path(cfg.RUN.SNAPSHOT))
+
+
+def _root(cfg: Any) -> Path:
+    return Path(cfg.RUN.CKPT) / cfg.RUN.DATE / cfg.RUN.EXP
+
+
+def open_folder(cfg: Any, start: Start) -> Path:
+    """Return the run folder: the one to go on in, or a new `{ckpt}/{date}/{exp}/{time}`, made by rank 0.
+
+    Raises:
+        UserError: the folder cannot be made.
+    """
+    if start.folder is not None:
+        return start.folder
+    made: Path | str | None = None
+    if distributed.is_main():
+        try:
+            made = _new_folder(_root(cfg))
+        except OSError as error:
+            made = f"--ckpt {cfg.RUN.CKPT}: the run folder cannot be made ({error.strerror or error})"
+    made = distributed.broadcast_object(made)
+    if isinstance(made, str):
+        raise UserError(made)
+    assert isinstance(made, Path)
+    return made
+
+
+def _new_folder(root: Path) -> Path:
+    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for number in itertools.count(1):
+        folder = root / (stamp if number == 1 else f"{stamp}_{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+    raise AssertionError
+
+
+def record_start(folder: Path, config: dict[str, Any], *, step: int, repository: Path) -> dict[str, str]:
+    """Write the full resolved config, the command and the package versions into the run folder; return the versions.
+
+    A resumed run adds files named by its first step and leaves those of the start as they are.
+    """
+    versions = logs.versions(repository)
+    if distributed.is_main():
+        mark = f".from-step-{step}" if (folder / "config.yaml").exists() else ""
+        write_text(folder / f"config{mark}.yaml", yaml.safe_dump(config, sort_keys=False))
+        write_text(folder / f"command{mark}.txt", shlex.join([sys.executable, *sys.argv]) + "\n")
+        write_text(folder / f"versions{mark}.json", json.dumps(versions, indent=1) + "\n")
+    return versions
+
+
+def changed_keys(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Iterator[str]:
+    """Yield `SECTION.KEY: saved -> current` for every key that decides what a step computes and differs."""
+    for section in SEQUENCE_SECTIONS:
+        for key, value in current[section].items():
+            name = f"{section}.{key}"
+            before = saved.get(section, {}).get(key)
+            if before != value and name not in PLACE_KEYS and not key.endswith("_DIR"):
+                yield f"{name}: {before} -> {value}"
