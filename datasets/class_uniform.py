@@ -7,17 +7,18 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from datasets.codec import Encoding, decode_label
 from datasets.domains import Pair
 from datasets.labels import NUM_CLASSES
 from utils.distributed import broadcast_object, is_main
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -106,9 +107,7 @@ def cache_key(pairs: Sequence[Pair], *, encoding: Encoding, tile: int) -> str:
     return made_by.hexdigest()[:16]
 
 
-def _cached(
-    pairs: Sequence[Pair], encoding: Encoding, tile: int, name: str, folder: Path, workers: int
-) -> np.ndarray:
+def _cached(pairs: Sequence[Pair], encoding: Encoding, tile: int, name: str, folder: Path, workers: int) -> np.ndarray:
     path = folder / f"centroids_{name}_tile{tile}_{cache_key(pairs, encoding=encoding, tile=tile)}.npy"
     try:
         rows = np.load(path, allow_pickle=False)
@@ -128,24 +127,35 @@ def _cached(
 def _scan(pairs: Sequence[Pair], encoding: Encoding, tile: int, name: str, workers: int) -> np.ndarray:
     from tqdm import tqdm
 
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
-        try:
-            found = list(
-                tqdm(
-                    pool.map(partial(_read_centroids, encoding=encoding, tile=tile), pairs),
-                    total=len(pairs),
-                    desc=f"class centroids of {name}",
-                    disable=None,
-                )
-            )
-        finally:
-            pool.shutdown(cancel_futures=True)
+    loader: DataLoader[np.ndarray] = DataLoader(
+        _Labels(pairs, encoding=encoding, tile=tile),
+        num_workers=workers,
+        collate_fn=_single,
+        generator=torch.Generator(),  # keeps the loader from drawing its own seed from the global stream
+    )
+    try:
+        found = list(tqdm(loader, desc=f"class centroids of {name}", unit="label", disable=None))
+    except UserError as error:
+        raise UserError(one_line(error)) from error  # a worker wraps it in its own traceback
     numbered = [np.insert(rows, 0, index, axis=1) for index, rows in enumerate(found)]
     return np.concatenate(numbered).astype(np.int32)
 
 
-def _read_centroids(pair: Pair, *, encoding: Encoding, tile: int) -> np.ndarray:
-    return class_centroids(decode_label(pair.label, encoding=encoding), tile=tile)
+class _Labels(Dataset[np.ndarray]):
+    """The centroids of label files."""
+
+    def __init__(self, pairs: Sequence[Pair], *, encoding: Encoding, tile: int) -> None:
+        self.paths, self.encoding, self.tile = [pair.label for pair in pairs], encoding, tile
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return class_centroids(decode_label(self.paths[index], encoding=self.encoding), tile=self.tile)
+
+
+def _single(samples: Sequence[np.ndarray]) -> np.ndarray:
+    return samples[0]
 
 
 def _write(path: Path, rows: np.ndarray) -> None:
@@ -158,4 +168,5 @@ def _write(path: Path, rows: np.ndarray) -> None:
         temporary.replace(path)
     except OSError as error:
         log.warning("%s: cannot be written (%s); the centroids will be made again in the next run", path, error)
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from datasets import labels
 from datasets.labels import IGNORE
@@ -97,7 +97,8 @@ def _open(path: str) -> Image.Image:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        unknown = isinstance(error, UnidentifiedImageError) or not str(error)
+        reason = "its format is not known" if unknown else str(error).splitlines()[0]
         raise UserError(f"{path}: this file cannot be decoded ({reason}); it is damaged or not an image") from error
     return image
 

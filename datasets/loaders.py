@@ -119,9 +119,7 @@ def build_training_loader(cfg: Any, *, jitter: str, rank: int, world_size: int) 
         tuple(sources), cfg.RUN.SEED, fraction=cfg.DATASET.CLASS_UNIFORM_PCT, uniform_epochs=cfg.DATASET.MAX_CU_EPOCH
     )
     batches = GlobalBatches(plan, cfg.OPTIM.BATCH_SIZE, cfg.OPTIM.ACCUMULATE, rank, world_size)
-    dataset = TrainingSet(
-        pools, geometry=build_geometry(cfg), draws=build_draws(cfg, jitter=jitter), seed=cfg.RUN.SEED
-    )
+    dataset = TrainingSet(pools, geometry=build_geometry(cfg), draws=build_draws(cfg, jitter=jitter), seed=cfg.RUN.SEED)
     loader = _loader(dataset, cfg=cfg, collate=_collate, persistent=True, batch_sampler=batches)
     return TrainingLoader(batches, loader, _describe(cfg, chosen, pools, batches, loader.num_workers))
 

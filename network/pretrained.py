@@ -6,6 +6,7 @@ import logging
 import pickle
 import re
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ def _download(backbone: ResNet) -> dict[str, Any]:
         if distributed.is_main() == turn:
             try:
                 state = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
-            except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+            except (OSError, RuntimeError, HTTPException, pickle.UnpicklingError) as error:
                 raise UserError(
                     f"--pretrained torchvision: {url} could not be downloaded ({error}); "
                     "give a local copy by --pretrained FILE, or use --pretrained none"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from loss.whitening import MaskStatistics
+from network import resolve_method
+from network.deeplab import PlainSegmentor
+from network.diia import DIIASegmentor
+from network.resnet import RESNET50, RESNET101, ResNet
+from network.style import read_codes
 from utils.legacy import convert_state_dict
 
 R50 = "network.deepv3.DeepR50V3PlusD"
@@ -33,7 +39,9 @@ def options(
 ) -> SimpleNamespace:
     """The options that the builders of network and loss read."""
     return SimpleNamespace(
-        NETWORK=SimpleNamespace(ARCH=arch, METHOD=method, WT_LAYER=codes and list(codes), FREEZE_BN=freeze_bn),
+        NETWORK=SimpleNamespace(
+            ARCH=arch, METHOD=method, WT_LAYER=None if codes is None else list(codes), FREEZE_BN=freeze_bn
+        ),
         LOSS=SimpleNamespace(LAYOUT_CONFIDENCE=confidence, CLASS_WEIGHTS=class_weights),
         WHITENING=SimpleNamespace(REG_WEIGHT=0.6, RELAX_DENOM=relax_denom),
     )
@@ -130,3 +138,17 @@ def gap(found: Any, wanted: Any) -> float:
     found, wanted = np.asarray(found, dtype=np.float64), np.asarray(wanted, dtype=np.float64)
     assert found.shape == wanted.shape, (found.shape, wanted.shape)
     return float(np.abs(found - wanted).max() / np.abs(wanted).max())
+
+
+def small_network(method: str = "diia", *, codes: Iterable[int] | None = None, deep_stem: bool = False) -> Any:
+    """A network of the given method with one block per stage: quick to build and run."""
+    row = resolve_method(method, None if codes is None else list(codes))
+    spec = dataclasses.replace(RESNET101 if deep_stem else RESNET50, blocks=(1, 1, 1, 1))
+    backbone = ResNet(spec, sites=read_codes(row.codes, positions=spec.positions))
+    build = PlainSegmentor if row.head == "plain" else DIIASegmentor
+    return build(backbone, method=row, num_classes=19)
+
+
+def sample(batch: int = 2, height: int = 48, width: int = 64) -> tuple[Tensor, Tensor, Tensor]:
+    """Small inputs: images, labels, edges."""
+    return inputs("small", batch, height, width)

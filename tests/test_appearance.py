@@ -1,18 +1,27 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from street_data import make_cfg
-from test_geometry import PythonRandom, without_the_shift
 from torch import Tensor
 
 from datasets.codec import ENCODINGS, decode_label, read_image
-from transforms.appearance import MEAN, NUM_DRAWS, STD, Appearance, AppearanceDraws, Normalisation, gaussian_blur, jitter
+from tests.street_data import make_cfg
+from tests.test_geometry import PythonRandom, without_the_shift
+from transforms.appearance import (
+    MEAN,
+    NUM_DRAWS,
+    STD,
+    Appearance,
+    AppearanceDraws,
+    Normalisation,
+    gaussian_blur,
+    jitter,
+)
 from transforms.edges import edge_target
 from transforms.geometry import Geometry, RandomCrop, RandomFlip, RandomScale, Resize
 from transforms.recipes import JITTER_STRENGTHS, build_appearance, build_draws, statistics_draws, statistics_pair
@@ -26,7 +35,14 @@ def pictures(count: int = 3, size: tuple[int, int] = (20, 24)) -> Tensor:
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 3, *size), dtype=np.uint8))
 
 
-def row(*, jittered: bool = False, order: tuple[int, ...] = (0, 1, 2, 3), factors: Any = (1, 1, 1, 0), sigma: float = 0):
+def row(
+    *,
+    jittered: bool = False,
+    order: Sequence[int] = (0, 1, 2, 3),
+    factors: Sequence[float] = (1, 1, 1, 0),
+    sigma: float = 0,
+) -> Tensor:
+    """Return one sample's draws."""
     return torch.tensor([float(jittered), *order, *factors, sigma], dtype=torch.float32)
 
 
@@ -42,11 +58,6 @@ def test_draws_keep_to_their_ranges() -> None:
 
 
 def test_the_stream_does_not_depend_on_outcomes() -> None:
-    for recipe in (AppearanceDraws(0.0, (0.8,) * 3 + (0.3,), blur=True), AppearanceDraws(1.0, (0.4,) * 3 + (0.1,), blur=True)):
-        rng = np.random.default_rng(0)
-        recipe(rng)
-        expected = np.random.default_rng(0).random(11)[-1]
-        assert rng.random() == expected if False else True
     first, second = np.random.default_rng(0), np.random.default_rng(0)
     AppearanceDraws(0.0, (0.8, 0.8, 0.8, 0.3), blur=True)(first)
     AppearanceDraws(1.0, (0.4, 0.4, 0.4, 0.1), blur=True)(second)
@@ -90,7 +101,8 @@ def test_blur_is_scipys(sigma: float) -> None:
     ndimage = pytest.importorskip("scipy.ndimage")
     images = pictures(2).float()
     blurred = gaussian_blur(images, [sigma, 0.0])
-    expected = ndimage.gaussian_filter(images[0].numpy().astype(np.float64), (0, sigma, sigma), mode="nearest", truncate=4)
+    sharp = images[0].numpy().astype(np.float64)
+    expected = ndimage.gaussian_filter(sharp, (0, sigma, sigma), mode="nearest", truncate=4)
     np.testing.assert_allclose(blurred[0].numpy(), expected, atol=1e-3)
     torch.testing.assert_close(blurred[1], images[1], atol=0, rtol=0)
 

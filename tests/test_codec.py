@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from street_data import GTAV_PALETTE, blocks, inverse, mapillary_palette, save, save_synthia
 
 from datasets.codec import ENCODINGS, decode_label, encoding_by_name, read_image
 from datasets.labels import CITYSCAPES_IDS, CITYSCAPES_LABELS, MAPILLARY_IDS, SYNTHIA_IDS
+from tests.street_data import GTAV_PALETTE, blocks, inverse, mapillary_palette, save, save_synthia
 from utils.errors import UserError
 
 LABEL = blocks(0)
@@ -149,5 +149,3 @@ def test_real_mapillary(test_data: Path) -> None:
 def test_documented_synthia(test_data: Path) -> None:
     label = decode(test_data / "data/samples/synthia/FABRICATED_label_16bit_rgb.png", "synthia")
     assert set(np.unique(label)) == {*range(19), 255}
-
-

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from street_data import ROOTS, blocks, make_cfg, paint, save, write_domain
 
 from datasets.codec import decode_label
 from datasets.domains import BUILTIN, Domain, find_pairs, get_domain, list_hash, load_domains
 from datasets.userdomains import read_domains
+from tests.street_data import ROOTS, blocks, make_cfg, paint, save, write_domain
 from utils.errors import UserError
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "docs" / "domains.example.yaml"
@@ -84,8 +84,9 @@ def test_root_with_special_characters(tmp_path: Path) -> None:
 
 
 def test_merges_and_subsets() -> None:
-    assert dict(BUILTIN["camvid"].merge) == {3: 2, 6: 7, 9: 8, 14: 13, 15: 13, 16: 13, 17: 12, 18: 12}
-    assert len(BUILTIN["camvid"].classes) == 11 and not set(BUILTIN["camvid"].classes) & set(dict(BUILTIN["camvid"].merge))
+    camvid = BUILTIN["camvid"]
+    assert dict(camvid.merge) == {3: 2, 6: 7, 9: 8, 14: 13, 15: 13, 16: 13, 17: 12, 18: 12}
+    assert len(camvid.classes) == 11 and not set(camvid.classes) & set(dict(camvid.merge))
     assert len(BUILTIN["synthia"].classes) == 19
     (subset,) = BUILTIN["synthia"].subsets
     assert subset[0] == "16" and set(range(19)) - set(subset[1]) == {9, 14, 16}
@@ -282,5 +283,3 @@ def test_real_labelmefacade_as_declared(test_data: Path, tmp_path: Path) -> None
 def test_real_gtav_frames_in_the_documented_layout(golden: Path) -> None:
     domain = domain_at(golden / "gtav", "gtav")
     assert len(find_pairs(domain, "train")) == 4 and len(find_pairs(domain, "val")) == 1
-
-

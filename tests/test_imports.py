@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from test_layering import FILES, LAZY, ROOT, module_name
+from tests.test_layering import FILES, LAZY, ROOT, module_name
 
 WATCH = """
 import importlib, json, logging, os, random, sys, threading

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import launch, read_weights, run_folder, train_arguments
+
+from tests.runs import launch, read_weights, run_folder, train_arguments
 
 PLAIN = ("--method", "isw", "--freeze_bn", "--scale_min", "1.0", "--max_iter", "2", "--cov_stat_epoch", "0")
 

@@ -127,7 +127,7 @@ def test_the_validation_script_scores_the_four_unseen_domains(stub: Path) -> Non
         assert result.returncode == 2 and "WEIGHTS" in result.stderr and result.stderr.count("\n") == 1
 
 
-TORCHRUN = ["-m", "torch.distributed.run"]
+TORCHRUN = ["-m", "utils.launch"]
 
 
 @pytest.mark.parametrize(
@@ -159,15 +159,17 @@ def test_a_python_without_torch_is_named(stub: Path) -> None:
     assert result.returncode == 2 and "cannot import torch" in result.stderr and result.stderr.count("\n") == 1
 
 
-def test_launch_obeys_torchrun_for_real(tmp_path: Path) -> None:
-    """Two processes on the CPU start a program and see torchrun's variables."""
+def test_two_processes_start_for_real(tmp_path: Path) -> None:
+    """They see torchrun's variables, and a user's mistake ends with code 2 and no traceback."""
     program = tmp_path / "show.py"
-    program.write_text("import os, sys\nsys.stdout.write(os.environ['RANK'] + '/' + os.environ['WORLD_SIZE'] + ';')\n")
+    program.write_text(
+        "import os, sys\nsys.stdout.write(os.environ['RANK'] + '/' + os.environ['WORLD_SIZE'] + ';')\nsys.exit(2)\n"
+    )
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}
     env = {**kept, "DIIA_PYTHON": sys.executable, "PET_NPROC_PER_NODE": "2"}
     script = str(ROOT / "scripts" / "launch.sh")
     result = subprocess.run([script, str(program)], env=env, capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
     assert sorted(filter(None, result.stdout.split(";"))) == ["0/2", "1/2"]
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from runs import launch, read_weights, run_folder, train_arguments
 from torch import Tensor
 
 import train
+from tests.runs import launch, read_weights, run_folder, train_arguments
 from utils.errors import UserError
 from utils.logs import TermLog
 

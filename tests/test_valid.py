@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import launch, run_folder, train_arguments
 
 import train
 import valid
+from tests.runs import launch, run_folder, train_arguments
 from utils.errors import UserError
 
 

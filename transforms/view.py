@@ -70,16 +70,18 @@ def make_view(image: Image.Image, label: np.ndarray, *, focus: tuple[int, int] |
 
 
 def _resample_image(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
+    """Resample columns, then rows, as Pillow has always done; in one call its newer versions choose the order."""
     if image.size == size:
         return image if box == (0, 0, *size) else image.crop(box)
-    ratio_x, ratio_y = image.size[0] / size[0], image.size[1] / size[1]  # sides are truncated: two ratios
-    source = (
-        box[0] * ratio_x,
-        box[1] * ratio_y,
-        min(box[2] * ratio_x, image.size[0]),
-        min(box[3] * ratio_y, image.size[1]),
-    )
-    return image.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.BICUBIC, box=source)
+    width, height = image.size
+    ratio_x, ratio_y = width / size[0], height / size[1]  # sides are truncated: two ratios
+    left, right = box[0] * ratio_x, min(box[2] * ratio_x, width)
+    top, bottom = box[1] * ratio_y, min(box[3] * ratio_y, height)
+    reach = 2 * max(ratio_y, 1) + 1  # rows that the filter sees beyond the box
+    first, last = max(int(top - reach), 0), min(int(bottom + reach) + 1, height)
+    across, down, cubic = box[2] - box[0], box[3] - box[1], Image.Resampling.BICUBIC
+    band = image.resize((across, last - first), cubic, box=(left, first, right, last))
+    return band.resize((across, down), cubic, box=(0, top - first, across, bottom - first))
 
 
 def _nearest_index(source: int, target: int) -> np.ndarray:

@@ -128,7 +128,7 @@ class Report:
         return "\n".join([*lines, *(f"- {line}" for line in self.protocol_lines()), ""])
 
     def to_csv(self) -> str:
-        """Return one line per domain, counting and metric: domain, subset, metric, value (a fraction), split, list, images."""
+        """Return one line per domain, counting and metric; values are fractions."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(["domain", "subset", "metric", "value", "split", "list", "images", "transform", "scales"])

@@ -7,14 +7,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets.demo.write import Summary, already_there, write_domains
+from datasets.demo.write import TARGETS, Frame, Summary, already_there, draw_frame, write_domains
 from datasets.labels import CLASS_NAMES
 from utils.errors import UserError, run_entry_point
+from utils.pictures import contact_sheet, save_png
 
 
 def _size(text: str) -> tuple[int, int]:
     height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit()):
+    if not (height.isdecimal() and width.isdecimal()):
         raise UserError(f"--size {text}: must be HEIGHTxWIDTH in pixels, such as 256x512")
     return int(height), int(width)
 
@@ -22,8 +23,8 @@ def _size(text: str) -> tuple[int, int]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m datasets.demo",
-        description="Draw a small five-domain street-scene set "
-        "in the on-disk layouts of GTAV, Cityscapes, BDD-100K, SYNTHIA and Mapillary.",
+        description="Draw a small five-domain street-scene set in the on-disk layouts of GTAV, Cityscapes, BDD-100K, "
+        "SYNTHIA and Mapillary.",
     )
     parser.add_argument(
         "--out", required=True, help="folder to make: a new one, an empty one, or one made by this command"
@@ -32,32 +33,39 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--val", type=int, default=8, help="validation frames per domain (%(default)s)")
     parser.add_argument("--size", default="256x512", metavar="HxW", help="size of the cityscapes frames (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (%(default)s)")
+    parser.add_argument("--sheet", default="", metavar="FILE.png", help="draw a sheet of four frames per domain too")
     return parser
 
 
 def _table(summary: Summary) -> str:
-    """Return a table of frames per domain and the share of every class in per cent."""
+    """Return the share of every class in per cent, per domain."""
     domains = list(summary.roots)
-    lines = ["".join(["class".ljust(16), *(domain.rjust(12) for domain in domains)])]
-    for split in ("train", "val"):
-        lines.append(f"{split + ' frames':16s}" + "".join(f"{summary.frames[domain][split]:12d}" for domain in domains))
+    lines = ["class".ljust(16) + "".join(domain.rjust(12) for domain in domains)]
     for index, name in enumerate((*CLASS_NAMES, "void")):
         shares = [summary.pixels[domain][:, index].sum() / summary.pixels[domain].sum() for domain in domains]
-        lines.append(f"{name:16s}" + "".join(f"{100 * share:11.2f}%" for share in shares))
+        lines.append(name.ljust(16) + "".join(f"{100 * share:11.2f}%" for share in shares))
     return "\n".join(lines)
+
+
+def _draw_sheet(path: str, *, size: tuple[int, int], seed: int) -> None:
+    """Draw the first validation frames of every domain on one sheet, a domain per row."""
+    frames = [Frame(domain, "val", number) for domain in TARGETS for number in range(4)]
+    images = [draw_frame(frame, size=size, seed=seed)[0] for frame in frames]
+    captions = [f"{frame.domain} {frame.number}" for frame in frames]
+    save_png(contact_sheet(images, columns=4, captions=captions, width=384), path)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the set that the command line asks for, unless it is there already."""
-    arguments = _parser().parse_args(argv)
-    out, size = Path(arguments.out), _size(arguments.size)
-    if already_there(out, train=arguments.train, val=arguments.val, size=size, seed=arguments.seed):
+    given = _parser().parse_args(argv)
+    out, size = Path(given.out), _size(given.size)
+    if already_there(out, train=given.train, val=given.val, size=size, seed=given.seed):
         sys.stdout.write(f"{out}: the set of these options is there already\n")
-        return
-    summary = write_domains(
-        out, train=arguments.train, val=arguments.val, size=size, seed=arguments.seed, progress=True
-    )
-    sys.stdout.write(f"{_table(summary)}\nwritten to {out}\n")
+    else:
+        summary = write_domains(out, train=given.train, val=given.val, size=size, seed=given.seed, progress=True)
+        sys.stdout.write(f"{_table(summary)}\n{given.train} train and {given.val} val frames per domain in {out}\n")
+    if given.sheet:
+        _draw_sheet(given.sheet, size=size, seed=given.seed)
 
 
 if __name__ == "__main__":

@@ -82,32 +82,20 @@ def _weather(image: Array, drawing: Drawing, rng: np.random.Generator, look: Loo
         ambient = 0.26 + 0.8 * beam * np.clip(25.0 / drawing.depth, 0, 1)
         shine = drawing.glow[..., None]
         lamps = image * shine
-        halo = (
-            cv2.GaussianBlur(lamps, (0, 0), 0.022 * camera.height) * 1.4
-            + cv2.GaussianBlur(lamps, (0, 0), 0.07 * camera.height) * 1.6
-        )
+        halo = 1.4 * cv2.GaussianBlur(lamps, (0, 0), 0.022 * camera.height)
+        halo += 1.6 * cv2.GaussianBlur(lamps, (0, 0), 0.07 * camera.height)
         dark = image * ambient[..., None].astype(np.float32) * np.array((1.0, 0.92, 0.86), np.float32)
         image = np.where(drawing.sky[..., None] > 0.5, image, dark * (1 - shine) + 1.1 * lamps) + halo
     if look.rain:
         streaks = np.zeros(image.shape[:2], np.float32)
-        for x, y, long in zip(
-            rng.integers(0, camera.width, 130),
-            rng.integers(0, camera.height, 130),
-            rng.integers(6, 18, 130),
-            strict=True,
-        ):
-            cv2.line(streaks, (int(x), int(y)), (int(x) - int(long) // 5, int(y) + int(long)), 1.0, 1, cv2.LINE_AA)
+        for x, y, long in rng.integers((0, 0, 6), (camera.width, camera.height, 18), (130, 3)).tolist():
+            cv2.line(streaks, (x, y), (x - long // 5, y + long), 1.0, 1, cv2.LINE_AA)
         image = image + 34 * cv2.GaussianBlur(streaks, (0, 0), 0.7)[..., None]
     return np.asarray(image)
 
 
 def finish(drawing: Drawing, rng: np.random.Generator, *, look: Look, camera: Camera) -> Array:
-    """Turn flat colours into a photograph of this domain; nothing moves, so the labels stay exact.
-
-    Returns uint8 (H, W, 3).
-    """
-    import cv2
-
+    """Turn flat colours into a photograph (H, W, 3) uint8 of this domain; nothing moves, so the labels stay exact."""
     sky = drawing.sky[..., None]
     base = np.array(look.sky[0], np.float32)
     image = drawing.image * _material(drawing, rng, look)[..., None] + sky * (_sky(rng, look, camera) - base)
@@ -115,17 +103,21 @@ def finish(drawing: Drawing, rng: np.random.Generator, *, look: Look, camera: Ca
     grey = image @ np.array((0.299, 0.587, 0.114), np.float32)
     image = grey[..., None] + look.saturation * (image - grey[..., None])
     gain = look.gain * float(rng.uniform(0.9, 1.1))
-    image = ((image - 128) * look.contrast + 128) * gain * np.array(look.tint, np.float32) + np.array(
-        look.lift, np.float32
-    )
+    image = ((image - 128) * look.contrast + 128) * gain * np.array(look.tint) + np.array(look.lift)
     if look.vignette:
         y, x = np.meshgrid(np.linspace(-1, 1, camera.height), np.linspace(-1, 1, camera.width), indexing="ij")
         image = image * (1 - look.vignette * 0.6 * (x * x + y * y) / 2)[..., None]
-    image = image.astype(np.float32)
+    return _sensor(image.astype(np.float32), rng, look)
+
+
+def _sensor(image: Array, rng: np.random.Generator, look: Look) -> Array:
+    """Blur, sharpen, add noise and round an image (H, W, 3) float32 to uint8."""
+    import cv2
+
     if look.blur:
-        image = cv2.GaussianBlur(image, (0, 0), look.blur)
+        image = np.asarray(cv2.GaussianBlur(image, (0, 0), look.blur))
     if look.sharpen:
-        image = image + look.sharpen * (image - cv2.GaussianBlur(image, (0, 0), 1.0))
+        image = image + look.sharpen * (image - np.asarray(cv2.GaussianBlur(image, (0, 0), 1.0)))
     if look.noise:
         image = image + look.noise * rng.standard_normal(image.shape, dtype=np.float32)
     if look.levels < 256:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from datasets.demo.painter import Colour
 
@@ -127,7 +129,7 @@ CITYSCAPES = Look(
     cargo=((190, 190, 186), (70, 100, 140)),
     buses=((200, 190, 60), (180, 182, 180)),
     trams=((190, 170, 60), (170, 50, 46)),
-    sky=((206, 212, 210), (226, 230, 226)),
+    sky=((240, 244, 240), (248, 250, 246)),
     eye=(1.15, 1.3),
     focal=(1.6, 2.1),
     horizon=(0.42, 0.46),
@@ -284,20 +286,25 @@ _SNOW = {
     "sky": ((196, 202, 210), (222, 226, 232)),
     "gain": 1.05,
 }
+
+
+def _under(look: Look, weathers: Iterable[Mapping[str, Any]]) -> tuple[Look, ...]:
+    return tuple(replace(look, **weather) for weather in weathers)
+
+
 # The weather of a frame goes round by its number, so that every split has each.
 LOOKS: dict[str, tuple[Look, ...]] = {
     "gtav": (
         GTAV,
         replace(GTAV, sun=-1),
-        GTAV,
         replace(GTAV, gain=0.92, tint=(1.12, 0.98, 0.84), sky=((90, 130, 190), (246, 214, 170))),
     ),
     "cityscapes": (CITYSCAPES, replace(CITYSCAPES, sun=-1), replace(CITYSCAPES, gain=0.92, contrast=0.95)),
-    "bdd100k": tuple(replace(BDD100K, **weather) for weather in ({}, _NIGHT, _RAIN, _SUN, _NIGHT, {"sun": -1}, _DUSK)),  # type: ignore[arg-type]
+    "bdd100k": _under(BDD100K, ({}, _NIGHT, _RAIN, _SUN, _NIGHT, {"sun": -1}, _DUSK)),
     "synthia": (
         SYNTHIA,
         replace(SYNTHIA, sun=-1, tint=(1.1, 0.95, 0.92)),
         replace(SYNTHIA, gain=0.8, tint=(0.86, 0.94, 1.16)),
     ),
-    "mapillary": tuple(replace(MAPILLARY, **weather) for weather in ({}, _SUN, _FOG, {"sun": -1}, _SNOW, _DUSK, _RAIN)),  # type: ignore[arg-type]
+    "mapillary": _under(MAPILLARY, ({}, _SUN, _FOG, {"sun": -1}, _SNOW, _DUSK, _RAIN)),
 }

@@ -14,6 +14,7 @@ import numpy as np
 from datasets.labels import IGNORE
 
 OVERSAMPLING = 3  # odd, so that a pixel has a centre sample: that one is its label
+TINY = 0.8 / OVERSAMPLING  # pixels
 NEAR = 0.6  # metres; what lies nearer is moved here
 SKY_DEPTH = 1000.0
 GROUND_DEPTH = -1.0  # marks shapes whose depth follows from the image row
@@ -25,8 +26,8 @@ Colour = tuple[float, float, float]
 
 def shade(colour: Colour, factor: float) -> Colour:
     """Return a colour (0..255) made lighter or darker."""
-    red, green, blue = (min(255.0, max(0.0, channel * factor)) for channel in colour)
-    return (red, green, blue)
+    red, green, blue = colour
+    return (min(255.0, red * factor), min(255.0, green * factor), min(255.0, blue * factor))
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,12 @@ class Painter:
         self._append(self.camera.project(points[None] if points.ndim == 2 else points), label, colour, glow)
 
     def _append(self, contours: Array, label: int, colour: Colour, glow: float) -> None:
-        left, top = contours.min(axis=(0, 1))
-        right, bottom = contours.max(axis=(0, 1))
+        corners = contours.reshape(-1, 2)
+        (left, top), (right, bottom) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
         if right < 0 or bottom < 0 or left > self.camera.width or top > self.camera.height:
             return  # out of view
+        if right - left < TINY and bottom - top < TINY:
+            return  # less than a sample
         layer, depth, shapes = self.groups[-1]
         shapes.append(Shape(contours, label, colour, GROUND_DEPTH if layer == 0 else max(-depth, 1.0), glow))
 

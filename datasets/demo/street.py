@@ -1,4 +1,4 @@
-"""One street under construction: the camera, the cross-section, what must occur in it, and the painter that collects it."""
+"""One street under construction: its camera, its cross-section, what must occur in it, and its painter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ FEATURES = ("truck", "bicycle", "bus", "motorcycle", "train", "fence", "wall", "
 
 class Street:
     """Where the parts of a street lie, in metres from its middle: lanes to `half`, then parking to `kerb`, sidewalk to
-    `walk`, grass to `verge`; the last three per side."""
+    `walk`, grass to `verge`; the last three per side.
+    """
 
     def __init__(self, rng: Rng, *, look: Look, height: int, width: int, feature: str) -> None:
         """Draw the cross-section and the camera for frames of height x width pixels."""

@@ -6,7 +6,7 @@ A profile is a closed outline of (length, height) metres from the lower rear end
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -198,61 +198,37 @@ def bus(painter: Painter, frame: Frame, *, colour: Colour) -> None:
 def truck(painter: Painter, frame: Frame, *, colour: Colour, cargo: Colour) -> None:
     """Paint a lorry: a cab in front of a tall box."""
     undercarriage(painter, TRUCK, frame, high=0.9)
-    cab = 2.0
-    parts = [
-        (
-            "cab",
-            Frame(
-                frame.x,
-                frame.z if frame.towards else frame.z + frame.length - cab,
-                cab,
-                frame.width,
-                frame.towards,
-                frame.across,
-            ),
-        ),
-        (
-            "box",
-            Frame(
-                frame.x,
-                frame.z + cab + 0.2 if frame.towards else frame.z,
-                frame.length - cab - 0.2,
-                frame.width,
-                frame.towards,
-                frame.across,
-            ),
-        ),
-    ]
-    if frame.across:
-        parts = [
-            (name, Frame(frame.x + part.z - frame.z, frame.z, part.length, part.width, part.towards, True))
-            for name, part in parts
-        ]
-    for name, part in sorted(parts, key=lambda item: -item[1].z):
-        if name == "box":
-            side = hull(painter, TRUCK, part, cargo, [(0, 0.8), (0, 3.5), (part.length, 3.5), (part.length, 0.8)])
-            on_side(
-                painter,
-                TRUCK,
-                part,
-                side,
-                shade(colour, 0.9),
-                [(0.6, 1.8), (0.6, 2.5), (part.length - 0.6, 2.5), (part.length - 0.6, 1.8)],
-            )
-            on_side(
-                painter, TRUCK, part, side, (58, 58, 60), [(0, 0.5), (0, 0.8), (part.length, 0.8), (part.length, 0.5)]
-            )
-            wheels(painter, TRUCK, part, side, (1.0, 2.1), 0.5)
-            if not frame.towards:
-                on_end(painter, TRUCK, part, (60, 60, 62), (0.485, 0.515, 0.8, 3.5))
-                on_end(painter, TRUCK, part, (58, 58, 60), (0.05, 0.95, 0.5, 0.8))
-        else:
-            side = hull(
-                painter, TRUCK, part, colour, [(0, 0.5), (0, 2.7), (1.6, 2.75), (2.0, 1.6), (2.0, 0.5)], glass=(2,)
-            )
-            on_side(painter, TRUCK, part, side, GLASS, [(0.9, 1.6), (0.9, 2.4), (1.55, 2.4), (1.8, 1.6)])
-            wheels(painter, TRUCK, part, side, (1.1,), 0.5)
+    long = frame.length - 2.2  # the box, then a gap and the cab
+    near, far = ((0.0, 2.0), (2.2, long)) if frame.towards else ((0.0, long), (long + 0.2, 2.0))
+    parts = [replace(frame, z=frame.z + start, length=length) for start, length in (near, far)]
+    if frame.towards:
+        _box(painter, parts[1], cargo=cargo, stripe=colour)
+        _cab(painter, parts[0], colour=colour)
+    else:
+        _cab(painter, parts[1], colour=colour)
+        _box(painter, parts[0], cargo=cargo, stripe=colour)
     lights(painter, TRUCK, frame, low=0.6, high=0.82)
+
+
+def _box(painter: Painter, frame: Frame, *, cargo: Colour, stripe: Colour) -> None:
+    """Paint the cargo box of a lorry with its chassis and rear doors."""
+    dark, end = (58.0, 58.0, 60.0), frame.length
+    side = hull(painter, TRUCK, frame, cargo, [(0, 0.8), (0, 3.5), (end, 3.5), (end, 0.8)])
+    sign = [(0.6, 1.8), (0.6, 2.5), (end - 0.6, 2.5), (end - 0.6, 1.8)]
+    on_side(painter, TRUCK, frame, side, shade(stripe, 0.9), sign)
+    on_side(painter, TRUCK, frame, side, dark, [(0, 0.5), (0, 0.8), (end, 0.8), (end, 0.5)])
+    wheels(painter, TRUCK, frame, side, (1.0, 2.1), 0.5)
+    if not frame.towards:
+        on_end(painter, TRUCK, frame, dark, (0.485, 0.515, 0.8, 3.5))
+        on_end(painter, TRUCK, frame, dark, (0.05, 0.95, 0.5, 0.8))
+
+
+def _cab(painter: Painter, frame: Frame, *, colour: Colour) -> None:
+    """Paint the cab of a lorry."""
+    outline = [(0, 0.5), (0, 2.7), (1.6, 2.75), (2.0, 1.6), (2.0, 0.5)]
+    side = hull(painter, TRUCK, frame, colour, outline, glass=(2,))
+    on_side(painter, TRUCK, frame, side, GLASS, [(0.9, 1.6), (0.9, 2.4), (1.55, 2.4), (1.8, 1.6)])
+    wheels(painter, TRUCK, frame, side, (1.1,), 0.5)
 
 
 def tram(painter: Painter, frame: Frame, *, colour: Colour) -> None:

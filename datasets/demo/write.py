@@ -48,6 +48,9 @@ class Frame(NamedTuple):
     number: int
 
 
+Job = tuple[Frame, str, tuple[int, int], int]  # frame, folder to write to, size, seed
+
+
 @dataclass(frozen=True)
 class Target:
     """How one domain lies on disk; `shapes` are its frames' sizes as shares of height and width, in turn."""
@@ -70,11 +73,12 @@ class Target:
 
 
 class Summary(NamedTuple):
-    """What was written: pixels per (domain, split, train id); the column after the 19 classes counts void."""
+    """What was written: folders, frames per domain, and pixels (split, class) with void as the class after the 19."""
 
     roots: dict[str, Path]
-    frames: dict[str, dict[str, int]]
-    pixels: dict[str, Array]  # (2, 20) int64
+    train: int
+    val: int
+    pixels: dict[str, Array]  # (2, 20) int64 per domain
 
 
 def _hashed(index: int, split: str, length: int) -> str:
@@ -179,7 +183,7 @@ def draw_frame(frame: Frame, *, size: tuple[int, int], seed: int) -> tuple[Array
     return finish(drawing, rng, look=look, camera=painter.camera), drawing.label
 
 
-def _write_frame(job: tuple[Frame, str, tuple[int, int], int]) -> tuple[Frame, Array]:
+def _write_frame(job: Job) -> tuple[Frame, Array]:
     """Draw and write one frame below a folder; returns the frame and its pixels per class (20,)."""
     from PIL import Image
 
@@ -197,7 +201,7 @@ def _write_frame(job: tuple[Frame, str, tuple[int, int], int]) -> tuple[Frame, A
     return frame, np.bincount(np.minimum(label, labels.NUM_CLASSES).ravel(), minlength=labels.NUM_CLASSES + 1)
 
 
-def _run(jobs: list[tuple[Frame, str, tuple[int, int], int]], workers: int) -> Iterable[tuple[Frame, Array]]:
+def _run(jobs: list[Job], workers: int) -> Iterable[tuple[Frame, Array]]:
     if workers < 2:
         yield from map(_write_frame, jobs)
         return
@@ -210,7 +214,7 @@ def _settings(train: int, val: int, size: tuple[int, int], seed: int) -> dict[st
 
 
 def already_there(out: Path, *, train: int, val: int, size: tuple[int, int], seed: int) -> bool:
-    """Return whether a folder holds a finished set of these options.
+    """Return whether a folder holds a finished set of these options already.
 
     Raises:
         UserError: the folder holds something that was not made here.
@@ -258,26 +262,19 @@ def write_domains(
     Raises:
         UserError: impossible options, or `out` holds something that was not made here.
     """
-    from tqdm import tqdm
-
     _check(train, val, size, seed)
-    out = Path(out)
+    out = Path(out).absolute()
     already_there(out, train=train, val=val, size=size, seed=seed)
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.absolute().parent))
-    pixels = {domain: np.zeros((len(SPLITS), labels.NUM_CLASSES + 1), np.int64) for domain in TARGETS}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         jobs = [
-            (Frame(domain, split, index), str(building), size, seed)
+            (Frame(domain, split, number), str(building), size, seed)
             for domain in TARGETS
             for split, count in zip(SPLITS, (train, val), strict=True)
-            for index in range(count)
+            for number in range(count)
         ]
-        workers = min(os.cpu_count() or 1, len(jobs) // 4) if workers is None else workers
-        for frame, counts in tqdm(
-            _run(jobs, workers), total=len(jobs), desc="drawing", unit="frame", disable=not progress
-        ):
-            pixels[frame.domain][SPLITS.index(frame.split)] += counts
+        pixels = _draw_all(jobs, min(os.cpu_count() or 1, len(jobs) // 4) if workers is None else workers, progress)
         (building / MARKER).write_text(json.dumps(_settings(train, val, size, seed)) + "\n", encoding="utf-8")
         building.chmod(0o755)
         if out.exists():
@@ -287,5 +284,14 @@ def write_domains(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     log.info("%d frames of %d domains in %s", len(jobs), len(TARGETS), out)
-    roots = {domain: out / target.folder for domain, target in TARGETS.items()}
-    return Summary(roots, {domain: {"train": train, "val": val} for domain in TARGETS}, pixels)
+    return Summary({domain: out / target.folder for domain, target in TARGETS.items()}, train, val, pixels)
+
+
+def _draw_all(jobs: list[Job], workers: int, progress: bool) -> dict[str, Array]:
+    """Draw and write all frames; returns the pixels (split, class) of every domain."""
+    from tqdm import tqdm
+
+    pixels = {domain: np.zeros((len(SPLITS), labels.NUM_CLASSES + 1), np.int64) for domain in TARGETS}
+    for frame, counts in tqdm(_run(jobs, workers), total=len(jobs), desc="drawing", unit="frame", disable=not progress):
+        pixels[frame.domain][SPLITS.index(frame.split)] += counts
+    return pixels

@@ -1,0 +1,147 @@
+"""The terms, their weights and their sum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from loss import build_criterion
+from loss.criterion import CLASS_WEIGHTS, Criterion
+from loss.terms import cross_entropy, shrink_labels
+from network.methods import METHODS
+from network.outputs import SegmentorOutput
+from tests import reference
+
+
+def made_up_output(size: int = 8) -> Any:
+    generator = torch.Generator().manual_seed(0)
+
+    def logits(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, requires_grad=True)
+
+    full = (2, 19, size, size)
+    return SegmentorOutput(
+        fused=logits(*full),
+        aux=logits(2, 19, 2, 2),
+        coarse=logits(*full),
+        layout=torch.randint(0, 19, (2, size, size), generator=generator),
+        layout_logits=logits(*full),
+        edge=logits(2, 1, size, size),
+        edge_logits=logits(*full),
+        style=(logits(2, 4, 6, 6), logits(2, 6, 3, 3)),
+    )
+
+
+def build(name: str = "diia", **changes: Any) -> Any:
+    cfg = reference.options(name, **changes)
+    return build_criterion(cfg, method=METHODS[name], style_channels=(4, 6))
+
+
+def some_labels() -> torch.Tensor:
+    labels = torch.randint(0, 19, (2, 8, 8), generator=torch.Generator().manual_seed(1))
+    labels[:, :2] = 255
+    return labels
+
+
+def test_terms_and_weights_of_diia() -> None:
+    criterion, output, labels = build(), made_up_output(), some_labels()
+    edges = torch.full((2, 8, 8), 7.0)
+    criterion.intersect_masks([torch.ones(4, 4).triu(1).bool(), torch.ones(6, 6).triu(1).bool()])
+    terms = criterion(output, labels, edges, whiten=True)
+    entropy = {"fused": output.fused, "coarse": output.coarse, "edge_logits": output.edge_logits}
+    for name, logits in entropy.items():
+        torch.testing.assert_close(terms[name], F.cross_entropy(logits, labels, ignore_index=255))
+    torch.testing.assert_close(terms["layout"], F.cross_entropy(output.layout_logits, output.layout))
+    torch.testing.assert_close(terms["aux"], F.cross_entropy(output.aux, labels[:, ::4, ::4], ignore_index=255))
+    torch.testing.assert_close(terms["edge"], (output.edge - 7).abs().mean())
+    weights = {
+        "coarse": 0.5,
+        "aux": 0.1,
+        "fused": 1,
+        "layout": 0.1,
+        "edge_logits": 0.1,
+        "edge": 0.001,
+        "whitening": 0.6,
+    }
+    assert criterion.weights == weights and terms.keys() == weights.keys()
+    small = {**terms, "layout": torch.tensor(2.9)}
+    wanted = torch.stack([weights[name] * value for name, value in small.items()]).sum()
+    torch.testing.assert_close(criterion.total(small), wanted)
+
+
+def test_large_layout_loss_is_damped() -> None:
+    criterion = build()
+    layout: Any = torch.tensor(3.5, requires_grad=True)
+    total = criterion.total({"layout": layout})
+    total.backward()
+    assert total.item() == pytest.approx(0.1 * 0.01 * 3.5) and layout.grad.item() == pytest.approx(0.001)
+    assert criterion.total({"layout": torch.tensor(3.0)}).item() == pytest.approx(0.3)
+
+
+def test_plain_head() -> None:
+    criterion = build("irw")
+    terms = criterion(made_up_output(), some_labels(), whiten=True)
+    assert (
+        criterion.weights == {"fused": 1.0, "aux": 0.4, "whitening": 0.6} and terms.keys() == criterion.weights.keys()
+    )
+    assert build("base").weights == {"fused": 1.0, "aux": 0.4}
+    assert criterion.whitening.margins == [0.0, 0.0]  # 6 and 15 entries, a 64th of them
+    assert build("irw", relax_denom=3.0).whitening.margins == [2.0, 5.0]
+
+
+def test_unknown_terms_and_heads_raise() -> None:
+    with pytest.raises(KeyError, match="boundary"):
+        build().total({"boundary": torch.tensor(1.0)})
+    with pytest.raises(ValueError, match="head 'other'"):
+        Criterion(head="other", whitening=None, whitening_weight=0.0)
+    with pytest.raises(AssertionError, match="no masks yet"):
+        build("isw")(made_up_output(), some_labels(), whiten=True)
+    with pytest.raises(AssertionError, match="no whitening"):
+        build("base")(made_up_output(), some_labels(), whiten=True)
+
+
+def test_all_ignored_labels_give_zero_terms() -> None:
+    output, labels = made_up_output(), torch.full((2, 8, 8), 255)
+    output = output._replace(layout=labels)
+    for class_weights in (False, True):
+        criterion = build(class_weights=class_weights)
+        terms = criterion(output, labels, torch.zeros(2, 8, 8), whiten=False)
+        for name in ("fused", "aux", "coarse", "layout", "edge_logits"):
+            assert terms[name].item() == 0
+            terms[name].backward(retain_graph=True)
+        assert not output.fused.grad.any() and output.fused.grad.isfinite().all()
+
+
+def test_class_weights_weigh_the_mean() -> None:
+    assert len(CLASS_WEIGHTS) == 19
+    output, labels, criterion = made_up_output(), some_labels(), build("base", class_weights=True)
+    wanted = F.cross_entropy(output.fused, labels, weight=torch.tensor(CLASS_WEIGHTS), ignore_index=255)
+    torch.testing.assert_close(criterion(output, labels, whiten=False)["fused"], wanted)
+    assert not criterion.state_dict(), "fixed weights are no state"
+
+
+def test_labels_shrink_by_nearest_pixel() -> None:
+    labels = torch.arange(30).view(1, 5, 6)
+    wanted = labels[:, [0, 2]][:, :, [0, 2, 4]]
+    assert torch.equal(shrink_labels(labels, size=(2, 3)), wanted)
+
+
+def test_half_precision_logits_are_summed_in_single() -> None:
+    logits, labels = torch.randn(1, 19, 64, 64), torch.randint(0, 19, (1, 64, 64))
+    torch.testing.assert_close(
+        cross_entropy(logits.half(), labels), cross_entropy(logits, labels), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_state_holds_the_masks() -> None:
+    criterion = build("isw")
+    assert set(criterion.state_dict()) == {"whitening.mask0", "whitening.mask1", "whitening.masks_ready"}
+    criterion.intersect_masks([torch.ones(4, 4).triu(1).bool(), torch.ones(6, 6).triu(1).bool()])
+    other = build("isw")
+    assert not other.has_masks
+    other.load_state_dict(criterion.state_dict())
+    assert other.has_masks and other.num_sensitive() == [6, 15]
+    assert build("base").num_sensitive() == [] and not build("base").has_masks

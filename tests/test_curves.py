@@ -1,0 +1,33 @@
+"""Curves of runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from utils import curves
+from utils.errors import UserError
+from utils.logs import read_history
+
+
+def test_runs_become_a_picture(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        folder = tmp_path / name / "time"
+        folder.mkdir(parents=True)
+        lines = [{"step": step, "loss/train_loss": 3.0 / step, "town/mean_iu": 0.1 * step} for step in (1, 2, 3)]
+        (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "curves.png"
+    curves.main([str(tmp_path / "one" / "time"), str(tmp_path / "two" / "time"), "--out", str(out)])
+    picture = np.asarray(Image.open(out).convert("RGB"))
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+    with pytest.raises(UserError, match="no history"):
+        curves.draw_curves([tmp_path], out)
+
+
+def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "history.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert read_history(tmp_path / "history.jsonl") == [{"step": 1}, {"step": 2}]

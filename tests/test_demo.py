@@ -1,0 +1,276 @@
+"""The drawn street-scene set: true layouts and encodings, exact labels, same seed same bytes, no foreign folder touched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from datasets import labels
+from datasets.codec import decode_label
+from datasets.demo import Frame, Summary, draw_frame, write, write_domains
+from datasets.demo.__main__ import main
+from datasets.demo.looks import GTAV, LOOKS
+from datasets.demo.painter import OVERSAMPLING, Painter, draw
+from datasets.demo.scene import build_scene
+from datasets.demo.street import FEATURES
+from datasets.domains import BUILTIN, find_pairs
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZE = (128, 256)
+VAL = len(FEATURES)
+RARE = {labels.CLASS_NAMES.index(name) for name in ("terrain", "truck", "train")}  # not in SYNTHIA
+DOMAINS = sorted(write.TARGETS)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Summary:
+    return write_domains(tmp_path_factory.mktemp("demo") / "set", train=2, val=VAL, size=SIZE, seed=0, workers=2)
+
+
+def first_label(made: Summary, pattern: str) -> str:
+    return str(sorted(made.roots["gtav"].parent.glob(pattern))[0])
+
+
+def palette_of(path: str) -> np.ndarray:
+    image = Image.open(path)
+    assert image.mode == "P"
+    return np.array(image.getpalette()).reshape(-1, 3)
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_every_domain_is_found_and_decoded_by_its_own_row(made: Summary, name: str) -> None:
+    domain = replace(BUILTIN[name], root=str(made.roots[name]))
+    for split, count in (("train", 2), ("val", VAL)):
+        pairs = find_pairs(domain, split)
+        assert len(pairs) == count
+        drawn = {}
+        for number in range(count):
+            image, label = draw_frame(Frame(name, split, number), size=SIZE, seed=0)
+            drawn[write.TARGETS[name].paths(split, number)[0]] = image, label
+        for pair in pairs:
+            image, label = drawn[pair.name]
+            assert np.array_equal(decode_label(pair.label, encoding=domain.encoding), label)
+            read = np.asarray(Image.open(pair.image))
+            assert read.shape == image.shape == (*label.shape, 3)
+            lossless = pair.image.endswith(".png")
+            assert np.array_equal(read, image) if lossless else np.abs(read.astype(float) - image).mean() < 12
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_the_folders_have_the_documented_names(made: Summary, name: str) -> None:
+    folder, patterns = {
+        "gtav": ("GTAV", ("images/train/*/*.png", "labels/valid/*/*.png")),
+        "cityscapes": ("cityscapes", ("leftImg8bit_trainvaltest/leftImg8bit/train/*/*_leftImg8bit.png",
+                                      "gtFine_trainvaltest/gtFine/val/*/*_gtFine_labelIds.png")),
+        "bdd100k": ("bdd-100k", ("images/train/*.jpg", "labels/val/*.png")),
+        "synthia": ("synthia", ("RGB/train/*.png", "GT/LABELS/val/*.png")),
+        "mapillary": ("mapillary", ("training/images/*.jpg", "validation/labels/*.png")),
+    }[name]  # fmt: skip
+    assert made.roots[name].name == folder
+    assert [len(list(made.roots[name].glob(pattern))) for pattern in patterns] == [2, VAL]
+
+
+def test_gtav_labels_are_palette_files_of_35_cityscapes_ids(made: Summary) -> None:
+    path = first_label(made, "GTAV/labels/valid/*/*.png")
+    assert np.array_equal(palette_of(path), [colour for colour, _ in labels.CITYSCAPES_LABELS])
+    assert {7, 11, 23} <= set(np.unique(np.asarray(Image.open(path)))) <= set(range(35))
+
+
+def test_cityscapes_and_bdd_labels_are_grey(made: Summary) -> None:
+    city, bdd = (
+        Image.open(first_label(made, pattern))
+        for pattern in ("cityscapes/gtFine_trainvaltest/gtFine/val/*/*.png", "bdd-100k/labels/val/*.png")
+    )
+    assert city.mode == bdd.mode == "L"
+    assert {0, 7, 23} <= set(np.unique(np.asarray(city))) <= set(range(34))
+    assert set(np.unique(np.asarray(bdd))) <= {*range(19), 255}
+
+
+def test_synthia_labels_are_16_bit_rgb_with_the_class_in_red(made: Summary) -> None:
+    path = first_label(made, "synthia/GT/LABELS/val/*.png")
+    pixels = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+    assert pixels.dtype == np.uint16 and pixels.shape[2] == 3
+    assert {1, 2, 3} <= set(np.unique(pixels[..., 2])) <= set(range(23)) and not pixels[..., 0].any()
+
+
+def test_mapillary_labels_have_the_palette_of_v12_and_varying_sizes(made: Summary) -> None:
+    palette = palette_of(first_label(made, "mapillary/validation/labels/*.png"))
+    assert len(palette) == 256
+    for raw, train in labels.MAPILLARY_IDS.items():
+        if raw in (13, 15, 17, 19, 27, 30, 45, 48, 50, 55):
+            assert np.array_equal(palette[raw], labels.PALETTE[train])
+    sizes = {Image.open(path).size for path in made.roots["mapillary"].glob("validation/images/*.jpg")}
+    assert len(sizes) > 2 and any(width < height for width, height in sizes)
+
+
+def test_palettes_are_those_of_the_real_files(made: Summary, test_data: Path) -> None:
+    samples = test_data / "data" / "samples"
+    ours = palette_of(first_label(made, "GTAV/labels/valid/*/*.png"))
+    real = palette_of(str(samples / "gtav" / "labels" / "00001.png"))
+    used = [raw for raw, train in labels.CITYSCAPES_IDS.items() if train != labels.IGNORE]
+    assert len(ours) == len(real) and np.array_equal(ours[used], real[used])
+    config = json.loads((samples / "mapillary" / "config_v1.1.json").read_text())
+    ours = palette_of(first_label(made, "mapillary/validation/labels/*.png"))
+    assert np.array_equal(ours[:66], [row["color"] for row in config["labels"]])
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_all_classes_occur_in_every_split_of_eight_frames_with_a_long_tail(made: Summary, name: str) -> None:
+    pixels = made.pixels[name][1]
+    missing = {index for index in range(19) if pixels[index] == 0}
+    assert missing == (RARE if name == "synthia" else set())
+    shares = np.sort(pixels[:19] / pixels.sum())
+    assert shares[-3:].sum() > 0.5 and shares[9] < 0.02
+    assert pixels.sum() == sum(
+        draw_frame(Frame(name, "val", number), size=SIZE, seed=0)[1].size for number in range(VAL)
+    )
+
+
+@pytest.mark.parametrize(("name", "number"), [("gtav", 1), ("cityscapes", 4), ("synthia", 2)])
+def test_labels_agree_with_what_is_drawn(name: str, number: int) -> None:
+    painter = build_scene(
+        np.random.default_rng(number), look=LOOKS[name][0], height=SIZE[0], width=SIZE[1], feature=FEATURES[number]
+    )
+    colours = np.zeros((256, 3))
+    colours[:19] = labels.PALETTE
+    in_label_colours = Painter(
+        painter.camera,
+        [
+            (layer, depth, [shape._replace(colour=tuple(colours[shape.label])) for shape in shapes])
+            for layer, depth, shapes in painter.groups
+        ],
+    )
+    drawing = draw(in_label_colours, sky_label=write.SKY, sky_colour=tuple(colours[write.SKY]))
+    shown = colours[drawing.label]
+    pure = np.isin(_packed(drawing.image), _packed(colours))  # every other pixel mixes several classes
+    assert pure.mean() > 0.8
+    assert np.array_equal(drawing.image[pure], shown[pure])
+    assert np.abs(drawing.image - shown).mean() < 12  # mixed ones hold their label's colour too
+
+
+def _packed(colours: np.ndarray) -> np.ndarray:
+    return np.asarray(colours.astype(int) @ (65536, 256, 1))
+
+
+def test_another_rasteriser_gives_the_same_labels() -> None:
+    height, width = SIZE
+    painter = build_scene(np.random.default_rng(5), look=GTAV, height=height, width=width, feature="bus")
+    drawing = draw(painter, sky_label=write.SKY, sky_colour=(0, 0, 0))
+    canvas = Image.new("L", (width * OVERSAMPLING, height * OVERSAMPLING), write.SKY)
+    pen = ImageDraw.Draw(canvas)
+    for shape in painter.shapes():
+        for contour in shape.contours:
+            pen.polygon([tuple(point) for point in np.floor(contour * OVERSAMPLING)], fill=shape.label)
+    middle = OVERSAMPLING // 2
+    assert (np.asarray(canvas)[middle::OVERSAMPLING, middle::OVERSAMPLING] == drawing.label).mean() > 0.99
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_the_look_moves_nothing(name: str) -> None:
+    """The label explains the image best where it lies, not one or two pixels beside it."""
+    image, label = draw_frame(Frame(name, "train", 0), size=(256, 512), seed=3)
+    grey = image.astype(float).mean(axis=2)
+    unexplained = {}
+    for dy, dx in [(0, 0), (-2, 0), (2, 0), (0, -2), (0, 2)]:
+        moved = np.roll(label, (dy, dx), (0, 1))[4:-4, 4:-4].ravel()
+        inner = grey[4:-4, 4:-4].ravel()
+        counts = np.maximum(np.bincount(moved, minlength=256), 1)
+        means = np.bincount(moved, inner, minlength=256) / counts
+        unexplained[dy, dx] = ((inner - means[moved]) ** 2).mean()
+    assert min(unexplained, key=lambda shift: unexplained[shift]) == (0, 0)
+
+
+def test_domains_look_different() -> None:
+    means = {}
+    for name in DOMAINS:
+        frames = [draw_frame(Frame(name, "val", number), size=SIZE, seed=0)[0] for number in range(6)]
+        pixels = np.concatenate([frame.reshape(-1, 3) for frame in frames]).astype(float)
+        colourful = np.abs(pixels - pixels.mean(axis=1, keepdims=True)).mean()
+        means[name] = np.array([*pixels.mean(axis=0), *pixels.std(axis=0), colourful])
+    for first in DOMAINS:
+        for second in DOMAINS:
+            assert first == second or np.abs(means[first] - means[second]).max() > 8, (first, second)
+
+
+def _bytes(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_same_seed_same_bytes(tmp_path: Path) -> None:
+    for name, seed, workers in (("a", 1, 0), ("b", 1, 2), ("c", 2, 0)):
+        write_domains(tmp_path / name, train=1, val=1, size=(64, 128), seed=seed, workers=workers)
+    one, two, other = (_bytes(tmp_path / name) for name in "abc")
+    assert one == two
+    assert one.keys() == other.keys() and not set(one.values()) & set(other.values())
+
+
+def test_a_frame_depends_only_on_its_own_name_and_the_seed(made: Summary, tmp_path: Path) -> None:
+    write_domains(tmp_path / "more", train=3, val=1, size=SIZE, seed=0, workers=0)
+    few, more = _bytes(made.roots["gtav"]), _bytes(tmp_path / "more" / "GTAV")
+    shared = {name for name in few.keys() & more.keys() if "train" in name}
+    assert len(shared) == 4 and all(few[name] == more[name] for name in shared)
+
+
+def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
+    foreign = tmp_path / "photos"
+    foreign.mkdir()
+    (foreign / "mine.txt").write_text("keep")
+    with pytest.raises(UserError, match="photos.*did not make"):
+        write_domains(foreign, train=1, val=1, size=(64, 128))
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_own_folders_are_kept_or_replaced_unless_something_was_added(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "set"
+    options = ["--out", str(out), "--train", "1", "--val", "1", "--size", "64x128"]
+    main([*options, "--sheet", str(tmp_path / "sheet.png")])
+    assert "bicycle" in capsys.readouterr().out and Image.open(tmp_path / "sheet.png").width > 1500
+    before = _bytes(out)
+    main(options)
+    assert "there already" in capsys.readouterr().out and _bytes(out) == before
+    main([*options, "--seed", "1"])
+    assert _bytes(out) != before
+    (out / "notes.txt").write_text("keep")
+    with pytest.raises(UserError, match="did not make"):
+        main(options)
+    assert (out / "notes.txt").read_text() == "keep"
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(write, "draw_frame", fail)
+    with pytest.raises(KeyboardInterrupt):
+        write_domains(tmp_path / "set", train=1, val=1, size=(64, 128), workers=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flags", [["--size", "big"], ["--size", "8x8"], ["--train", "0"], ["--seed", "-1"]])
+def test_impossible_options_are_refused(tmp_path: Path, flags: list[str]) -> None:
+    with pytest.raises(UserError, match=flags[0]):
+        main(["--out", str(tmp_path / "set"), *flags])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_says_one_line_and_returns_2(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, "-m", "datasets.demo", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -1,0 +1,128 @@
+"""Coarse layout, attention and DIIA's forward, against slow code of their own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from network.diia import TripleAggregation, coarse_layout
+from tests import reference
+
+
+def slow_layout(logits: np.ndarray, *, softmax: bool = False) -> np.ndarray:
+    """The layout pixel by pixel: (B, classes, H, W) -> (B, H, W)."""
+    if softmax:
+        exponents = np.exp(logits - logits.max(1, keepdims=True))
+        logits = exponents / exponents.sum(1, keepdims=True)
+    labels, values = logits.argmax(1), logits.max(1)
+    thresholds = {}
+    for label in np.unique(labels):
+        ordered = sorted(values[labels == label].tolist())
+        thresholds[label] = min(ordered[min(round(len(ordered) / 2), len(ordered) - 1)], np.float32(0.99))
+    layout = np.empty_like(labels)
+    for place, label in np.ndenumerate(labels):
+        layout[place] = 255 if values[place] < thresholds[label] else label
+    return layout
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    batch=st.integers(1, 3),
+    height=st.integers(1, 7),
+    width=st.integers(1, 7),
+    classes=st.integers(1, 19),
+    scale=st.sampled_from([0.1, 0.5, 2.0, 50.0]),
+    shift=st.sampled_from([0.0, -3.0]),
+    steps=st.sampled_from([None, 2]),
+)
+def test_layout_is_the_slow_one(
+    seed: int, batch: int, height: int, width: int, classes: int, scale: float, shift: float, steps: int | None
+) -> None:
+    logits = scale * np.random.default_rng(seed).standard_normal((batch, classes, height, width)) + shift
+    if steps:
+        logits = np.round(logits * steps) / steps  # many equal values
+    logits = logits.astype(np.float32)
+    found = coarse_layout(torch.from_numpy(logits))
+    assert found.dtype == torch.int64
+    np.testing.assert_array_equal(found.numpy(), slow_layout(logits))
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_layout_keeps_from_the_upper_median_on(count: int) -> None:
+    """Halves of a count go to the even number, as Python rounds."""
+    values = torch.arange(1, count + 1) / 20  # below the cap
+    layout = coarse_layout(values.view(1, 1, 1, count))
+    assert (layout == 0).sum() == count - min(round(count / 2), count - 1)
+
+
+def test_layout_caps_the_threshold_and_keeps_equal_values() -> None:
+    layout = coarse_layout(torch.tensor([0.98, 0.99, 5.0, 6.0, 7.0]).view(1, 1, 1, 5))
+    assert layout.flatten().tolist() == [255, 0, 0, 0, 0]
+    assert (coarse_layout(torch.zeros(1, 3, 4, 4)) == 0).all()
+
+
+def test_layout_from_probabilities() -> None:
+    logits = 3 * np.random.default_rng(0).standard_normal((2, 19, 12, 16)).astype(np.float32)
+    found = coarse_layout(torch.from_numpy(logits), confidence="softmax").numpy()
+    assert (found != slow_layout(logits, softmax=True)).mean() < 0.01  # single pixels at a threshold
+    assert (found != coarse_layout(torch.from_numpy(logits)).numpy()).mean() > 0.1
+
+
+def test_layout_passes_no_gradient_and_takes_half_precision() -> None:
+    logits = torch.randn(1, 5, 6, 6, requires_grad=True)
+    assert not coarse_layout(logits).requires_grad
+    assert coarse_layout(logits.half()).dtype == torch.int64
+
+
+def test_aggregation_is_attention_of_layout_over_edges() -> None:
+    torch.manual_seed(0)
+    tiam = TripleAggregation(32, feature_channels=16)
+    torch.nn.init.constant_(tiam.gamma, 0.5)
+    top, layout, edge = torch.randn(2, 32, 3, 4), 20 * torch.randn(2, 16, 3, 4), torch.randn(2, 16, 3, 4)
+    query, key, value = (
+        conv(maps).flatten(2) for conv, maps in ((tiam.query, layout), (tiam.key, edge), (tiam.value, top))
+    )
+    wanted = torch.zeros(2, 128, 12)
+    for image in range(2):
+        for i in range(12):
+            weights = torch.stack([query[image, :, i] @ key[image, :, j] for j in range(12)]).softmax(0)
+            wanted[image, :, i] = sum(weights[j] * value[image, :, j] for j in range(12))
+    wanted = 0.5 * wanted.view(2, 128, 3, 4) + tiam.up(top)
+    torch.testing.assert_close(tiam(top, layout, edge), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_first_step_has_no_attention_yet() -> None:
+    tiam = TripleAggregation(8, feature_channels=8)
+    top = torch.randn(1, 8, 2, 2)
+    torch.testing.assert_close(tiam(top, torch.randn(1, 8, 2, 2), torch.randn(1, 8, 2, 2)), tiam.up(top))
+
+
+def test_outputs_have_their_shapes_and_predict_skips_the_training_heads() -> None:
+    network = reference.small_network().eval()
+    images, _, _ = reference.sample()
+    calls: list[str] = []
+    for name in ("aux", "layout.classify", "edge.classify"):
+        network.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name))
+    with torch.no_grad():
+        output = network(images)
+        assert sorted(calls) == ["aux", "edge.classify", "layout.classify"]
+        predicted = network.predict(images)
+    assert len(calls) == 3, "predict ran a head that scoring does not need"
+    full, (height, width) = (2, 19, 48, 64), (3, 4)
+    assert output.fused.shape == output.coarse.shape == output.layout_logits.shape == output.edge_logits.shape == full
+    assert output.aux.shape == (2, 19, height, width)
+    assert output.layout.shape == (2, 48, 64) and output.layout.dtype == torch.int64
+    assert output.edge.shape == (2, 1, 48, 64)
+    assert torch.equal(predicted, 0.5 * output.coarse + output.fused)
+    labels = set(output.layout.unique().tolist())
+    assert labels <= {*range(19), 255} and 255 in labels
+
+
+def test_odd_sizes_pass() -> None:
+    network = reference.small_network().eval()
+    with torch.no_grad():
+        assert network.predict(torch.randn(1, 3, 50, 71)).shape == (1, 19, 50, 71)

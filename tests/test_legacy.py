@@ -1,0 +1,78 @@
+"""Names of the published weight files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from network import build_network
+from tests import reference
+from utils.errors import UserError
+from utils.legacy import convert_state_dict, detect_head, unwrap_state
+
+OURS = {
+    "r50_isw": ("diia", None, reference.R50),
+    "r50_base": ("diia", [0] * 7, reference.R50),
+    "r50_ibn": ("diia", [0, 0, 4, 4, 4, 0, 0], reference.R50),
+    "r101_isw": ("diia", [2, 2, 2, 2, 2, 0, 0], reference.R101),
+    **{f"rn/r50_{name}": (name, None, reference.R50) for name in ("base", "ibn", "is", "iw", "irw", "isw")},
+    "rn/r101_base": ("base", None, reference.R101),
+    # Output stride 8 changes no name and no shape.
+    "rn/r101os8_ibn": ("ibn", [4, 4, 0, 4, 4, 0, 0], reference.R101),
+    "rn/r101os8_isw": ("isw", [2, 2, 0, 2, 2, 0, 0], reference.R101),
+    "rn/r101os8_isw_cty": ("isw", None, reference.R101),
+}
+
+
+@pytest.mark.parametrize("key", OURS)
+def test_names_and_shapes_of_every_configuration(key: str, test_data: Path) -> None:
+    method, codes, arch = OURS[key]
+    with torch.device("meta"):
+        network = build_network(reference.options(method, codes=codes, arch=arch))
+    wanted = reference.shapes(test_data, key)
+    prefix = "module." if key.startswith("rn/") else ""
+    converted = convert_state_dict({prefix + name: tuple(shape) for name, shape in wanted.items()})
+    assert converted == {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    assert sum(value.numel() for value in network.parameters()) == reference.shapes(test_data, f"{key}/params")
+    assert detect_head(wanted) == network.method.head
+
+
+def test_conversion_without_reference_files() -> None:
+    carried = reference.carried()
+    for key, method in (("diia_isw", "diia"), ("plain_irw", "irw")):
+        with torch.device("meta"):
+            network = build_network(reference.options(method))
+        converted = convert_state_dict({name: name for name in carried[key]["names"]})
+        assert converted.keys() == network.state_dict().keys()
+
+
+def test_head_is_told_from_the_names() -> None:
+    assert detect_head({"module.gamma": 0, "layer0.0.weight": 0}) == "diia"
+    assert detect_head({"final1_sg.0.weight": 0}) == "diia"
+    assert detect_head({"bot_fine.0.weight": 0, "dsn.0.weight": 0, "layer1.0.bn1.weight": 0}) == "plain"
+
+
+def test_same_part_in_both_heads() -> None:
+    assert list(convert_state_dict({"final1.0.weight": 0})) == ["head.refine.0.conv.weight"]
+    assert list(convert_state_dict({"final1.0.weight": 0, "gamma": 0})) == [
+        "coarse.refine.0.conv.weight",
+        "aggregate.gamma",
+    ]
+
+
+def test_unknown_names_are_all_listed() -> None:
+    state = {"layer1.0.conv1.weight": 0, "layer9.0.conv1.weight": 0, "module.encoder.bias": 0, "final1.7.weight": 0}
+    with pytest.raises(UserError) as caught:
+        convert_state_dict(state)
+    for name in ("layer9.0.conv1.weight", "module.encoder.bias", "final1.7.weight"):
+        assert name in str(caught.value)
+    assert "layer1.0.conv1" not in str(caught.value)
+    with pytest.raises(UserError, match="gamma2"):
+        convert_state_dict({"gamma2": 0})
+
+
+def test_unwrapping() -> None:
+    assert unwrap_state({"state_dict": {"module.a": 1}, "epoch": 3}) == {"a": 1}
+    assert unwrap_state({"a": 1}) == {"a": 1}

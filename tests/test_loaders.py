@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from datasets.domains import Domain, find_pairs, list_hash, load_domains
+from datasets.loaders import (
+    TrainingBatch,
+    TrainingLoader,
+    build_evaluation_loader,
+    build_statistics_loader,
+    build_training_loader,
+    choose_workers,
+)
+from tests.street_data import ROOTS, blocks, make_cfg, paint, save, write_domain
+from transforms.appearance import NUM_DRAWS
+from utils.errors import UserError, one_line
+
+
+@pytest.fixture(scope="session")
+def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small copy of every built-in domain."""
+    root = tmp_path_factory.mktemp("streets")
+    for name in ROOTS:
+        write_domain(root / name, name, train=6, val=5)
+    return root
+
+
+def config(streets: Path, folder: Path, **values: Any) -> Any:
+    return make_cfg(folder, **{key: str(streets / name) for name, key in ROOTS.items()}, **values)
+
+
+def train_on(cfg: Any, *, rank: int = 0, world_size: int = 1) -> TrainingLoader:
+    return build_training_loader(cfg, jitter="diia", rank=rank, world_size=world_size)
+
+
+def domain(cfg: Any, name: str) -> Domain:
+    return load_domains(cfg)[name]
+
+
+def same(first: TrainingBatch, second: TrainingBatch) -> bool:
+    tensors = zip(first[:3], second[:3], strict=True)
+    return first.names == second.names and all(torch.equal(a, b) for a, b in tensors)  # type: ignore[arg-type]
+
+
+def join(parts: list[TrainingBatch]) -> TrainingBatch:
+    images, labels, draws = (torch.cat([part[index] for part in parts]) for index in range(3))  # type: ignore[misc]
+    return TrainingBatch(images, labels, draws, [name for part in parts for name in part.names])
+
+
+@pytest.mark.parametrize("name", list(ROOTS))
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_training_on_every_domain(streets: Path, tmp_path: Path, name: str, share: float) -> None:
+    loader = train_on(config(streets, tmp_path, TRAIN=[name], CLASS_UNIFORM_PCT=share))
+    assert (loader.steps_per_epoch, loader.num_images) == (3, 6) and name in loader.describe()
+    batches = list(loader.epoch(0))
+    assert len(batches) == 3
+    for batch in batches:
+        assert batch.images.shape == (2, 3, 32, 32) and batch.images.dtype == torch.uint8
+        assert batch.labels.shape == (2, 32, 32) and batch.labels.dtype == torch.uint8
+        assert batch.draws.shape == (2, NUM_DRAWS) and len(batch.names) == 2
+        assert set(batch.labels.unique().tolist()) <= {*range(19), 255}
+
+
+def test_the_crop_holds_the_class_that_was_drawn(tmp_path: Path) -> None:
+    write_domain(tmp_path / "camvid", "camvid", train=19)
+    values = {"CLASS_UNIFORM_PCT": 1.0, "BATCH_SIZE": 1, "SCALE_MIN": 1.0}
+    loader = train_on(make_cfg(tmp_path, CAMVID_DIR=str(tmp_path / "camvid"), **values))
+    (source,) = loader.batches.plan.sources
+    classes = {(image, x, y): index for image, index, x, y in source.centroids.tolist()}
+    rows, batches = loader.batches.plan.order(0).tolist(), list(loader.epoch(0))
+    drawn = [(classes[tuple(row)], batch) for row, batch in zip(rows, batches, strict=True) if row[1] >= 0]
+    assert len(drawn) == 11 and all((batch.labels == index).any() for index, batch in drawn)
+
+
+def test_one_two_and_three_processes_read_the_same(streets: Path, tmp_path: Path) -> None:
+    values = {"CLASS_UNIFORM_PCT": 0.5, "TRAIN": ["camvid", "gtav"]}
+    whole = list(train_on(config(streets, tmp_path, BATCH_SIZE=6, **values)).epoch(1))
+    assert len(whole) == 2
+    for world, batch, accumulate in ((2, 3, 1), (3, 2, 1), (3, 1, 2)):
+        parts = [
+            list(
+                train_on(
+                    config(streets, tmp_path, BATCH_SIZE=batch, ACCUMULATE=accumulate, **values),
+                    rank=rank,
+                    world_size=world,
+                ).epoch(1)
+            )
+            for rank in range(world)
+        ]
+        for step, expected in enumerate(whole):
+            joined = [parts[rank][step * accumulate + a] for a in range(accumulate) for rank in range(world)]
+            assert same(join(joined), expected)
+
+
+def test_workers_change_nothing_and_stay(streets: Path, tmp_path: Path) -> None:
+    alone = train_on(config(streets, tmp_path, CLASS_UNIFORM_PCT=0.5))
+    helped = train_on(config(streets, tmp_path, CLASS_UNIFORM_PCT=0.5, NUM_WORKERS=2))
+    next(iter(helped.epoch(7)))  # an epoch that is left early
+    for epoch in range(2):
+        pairs = list(zip(alone.epoch(epoch), helped.epoch(epoch), strict=True))
+        assert len(pairs) == 3 and all(same(*pair) for pair in pairs)
+
+
+def test_seeking_into_an_epoch(streets: Path, tmp_path: Path) -> None:
+    loader = train_on(config(streets, tmp_path, BATCH_SIZE=1, ACCUMULATE=2))
+    whole, rest = list(loader.epoch(3)), list(loader.epoch(3, start_step=1))
+    assert len(rest) == 4 and all(same(*pair) for pair in zip(rest, whole[2:], strict=True))
+    assert list(loader.epoch(3, start_step=3)) == []
+
+
+def test_reading_touches_no_global_random_state(streets: Path, tmp_path: Path) -> None:
+    for workers in (0, 1):
+        loader = train_on(config(streets, tmp_path, NUM_WORKERS=workers, CLASS_UNIFORM_PCT=0.5))
+        torch.manual_seed(0)
+        before, before_numpy = torch.get_rng_state(), repr(np.random.get_state())  # noqa: NPY002
+        first = list(loader.epoch(0))
+        assert torch.equal(before, torch.get_rng_state())
+        assert before_numpy == repr(np.random.get_state())  # noqa: NPY002
+        torch.manual_seed(1)
+        assert all(same(*pair) for pair in zip(first, loader.epoch(0), strict=True))
+
+
+def test_several_sources_pooled_or_in_equal_shares(streets: Path, tmp_path: Path) -> None:
+    write_domain(tmp_path / "more", "bdd100k", train=12)
+    values = {"TRAIN": ["gtav", "bdd100k"], "BATCH_SIZE": 4}
+    cfg = config(streets, tmp_path, **values)
+    cfg.DATASET.BDD_DIR = str(tmp_path / "more")
+    loader = train_on(cfg)
+    assert loader.num_images == 18 and loader.steps_per_epoch == 6 and "equal shares" in loader.describe()
+    for batch in loader.epoch(0):
+        assert sum(name.endswith(".jpg") for name in batch.names) == 2
+    cfg.DATASET.IMAGE_UNIFORM_SAMPLING, cfg.DATASET.CLASS_UNIFORM_PCT = True, 0.0
+    pooled = train_on(cfg)
+    names = [name for batch in pooled.epoch(0) for name in batch.names]
+    assert pooled.steps_per_epoch == 4 and len(set(names)) == len(names) == 16 and "pooled" in pooled.describe()
+
+
+def test_pooled_centroids_point_at_their_images(streets: Path, tmp_path: Path) -> None:
+    cfg = config(
+        streets, tmp_path, TRAIN=["camvid", "gtav"], IMAGE_UNIFORM_SAMPLING=True, CLASS_UNIFORM_PCT=0.5, BATCH_SIZE=1
+    )
+    (source,) = train_on(cfg).batches.plan.sources
+    assert source.num_images == 12 and set(source.centroids[:, 0].tolist()) == set(range(12))
+
+
+def test_city_mode(streets: Path, tmp_path: Path) -> None:
+    assert train_on(config(streets, tmp_path, TRAIN=["cityscapes"], CITY_MODE="trainval")).num_images == 11
+    assert train_on(config(streets, tmp_path, TRAIN=["gtav"], CITY_MODE="trainval")).num_images == 6
+
+
+def test_data_sets_pickle_for_spawned_workers(streets: Path, tmp_path: Path) -> None:
+    loader = train_on(config(streets, tmp_path, CLASS_UNIFORM_PCT=0.5))
+    original: Any = loader.loader.dataset
+    copy = pickle.loads(pickle.dumps(original))
+    (pick, *_), *_ = list(loader.batches)
+    assert torch.equal(copy[pick].image, original[pick].image)
+    assert pickle.loads(pickle.dumps(loader.loader.collate_fn)) is loader.loader.collate_fn
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"TRAIN": ["gtaf"]}, "unknown data set 'gtaf'.*did you mean 'gtav'"),
+        ({"TRAIN": []}, "--dataset: name one or several"),
+        ({"TRAIN": ["gtav", "gtav"]}, "--dataset: name one or several source data sets, each once"),
+        ({"BATCH_SIZE": 7}, "an epoch of 6 images does not fill one batch of 7"),
+        ({"CLASS_UNIFORM_PCT": 1.5}, "--class_uniform_pct 1.5: must be a share from 0 to 1"),
+        ({"CLASS_UNIFORM_PCT": 0.5, "CLASS_UNIFORM_TILE": 0}, "--class_uniform_tile 0"),
+        ({"NUM_WORKERS": -2}, "--num_workers -2"),
+    ],
+)
+def test_mistakes_are_one_sentence(streets: Path, tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        train_on(config(streets, tmp_path, **values))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_faulty_files_are_named_from_workers_too(tmp_path: Path, workers: int) -> None:
+    write_domain(tmp_path / "camvid", "camvid")
+    cfg = make_cfg(tmp_path, CAMVID_DIR=str(tmp_path / "camvid"), NUM_WORKERS=workers, BATCH_SIZE=4)
+    image = save(tmp_path / "camvid/train/00002.png", paint(blocks(0, (20, 30))))
+    loader = train_on(cfg)
+    with pytest.raises(UserError) as caught:
+        list(loader.epoch(0))
+    assert one_line(caught.value).startswith(f"{image}: the image is 30x20, but its label ")
+    if not workers:
+        image.write_bytes(b"nothing")
+        with pytest.raises(UserError, match=f"{image}: this file cannot be decoded"):
+            list(loader.epoch(0))
+
+
+def test_worker_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert (choose_workers(-1), choose_workers(0), choose_workers(5)) == (8, 0, 5)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert choose_workers(-1) == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
+    assert choose_workers(-1) == 1
+
+
+# ---------------------------------------------------------------------------------- evaluation and statistics
+
+
+@pytest.mark.parametrize("name", list(ROOTS))
+def test_evaluation_gives_whole_images(streets: Path, tmp_path: Path, name: str) -> None:
+    cfg = config(streets, tmp_path)
+    loader = build_evaluation_loader(cfg, domain(cfg, name), split="val", rank=0, world_size=1)
+    samples = list(loader)
+    assert loader.num_images == len(loader) == len(samples) == 5 and loader.protocol == "native size, every pixel"
+    for sample in samples:
+        assert sample.image.shape == (3, *sample.label.shape)
+        assert sample.image.dtype == sample.label.dtype == torch.uint8
+        if name in ("gtav", "cityscapes", "synthia", "camvid"):  # stored without loss
+            np.testing.assert_array_equal(sample.image.permute(1, 2, 0).numpy(), paint(sample.label.numpy()))
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+def test_shares_of_processes_make_the_whole_list(streets: Path, tmp_path: Path, world_size: int) -> None:
+    cfg = config(streets, tmp_path)
+    gtav = domain(cfg, "gtav")
+    shares = [
+        build_evaluation_loader(cfg, gtav, split="val", rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
+    names = [sample.name for share in shares for sample in share]
+    pairs = find_pairs(gtav, "val")
+    assert sorted(names) == [pair.name for pair in pairs]
+    assert {(share.num_images, share.list_hash) for share in shares} == {(5, list_hash(pairs))}
+
+
+def test_a_limit_spreads_over_the_list(streets: Path, tmp_path: Path) -> None:
+    cfg = config(streets, tmp_path)
+    loader = build_evaluation_loader(cfg, domain(cfg, "camvid"), split="val", rank=0, world_size=1, limit=2)
+    assert [sample.name for sample in loader] == ["val/00000.png", "val/00002.png"] and loader.num_images == 2
+    whole = build_evaluation_loader(cfg, domain(cfg, "camvid"), split="val", rank=0, world_size=1, limit=99)
+    assert whole.num_images == 5 and whole.list_hash != loader.list_hash
+
+
+def test_the_robustnet_protocol_concerns_mapillary_only(streets: Path, tmp_path: Path) -> None:
+    cfg = config(streets, tmp_path, PROTOCOL="robustnet")
+    loader = build_evaluation_loader(cfg, domain(cfg, "mapillary"), split="val", rank=0, world_size=1, limit=1)
+    (sample,) = list(loader)
+    assert sample.image.shape == (3, 1536, 1536) and "1536" in loader.protocol
+    other = build_evaluation_loader(cfg, domain(cfg, "bdd100k"), split="val", rank=0, world_size=1, limit=1)
+    assert other.protocol == "native size, every pixel"
+
+
+def test_statistics_take_whole_images_in_the_order_of_the_trial(streets: Path, tmp_path: Path) -> None:
+    cfg = config(streets, tmp_path, STAT_IMAGES=4)
+    gtav = domain(cfg, "gtav")
+
+    def read(trial: int, rank: int = 0, world_size: int = 1) -> list[tuple[Tensor, Tensor]]:
+        return list(build_statistics_loader(cfg, gtav, trial=trial, rank=rank, world_size=world_size))
+
+    first = read(0)
+    assert len(first) == 4 and all(image.shape == (3, 66, 120) for image, _ in first)
+    assert all(draws[0] == 1 and draws[9] >= 0.15 for _, draws in first)
+    assert not torch.equal(first[0][1], read(1)[0][1])
+    for world_size in (2, 3):
+        shares = [read(0, rank, world_size) for rank in range(world_size)]
+        for position, (image, draws) in enumerate(first):
+            other = shares[position % world_size][position // world_size]
+            assert torch.equal(other[0], image) and torch.equal(other[1], draws)
+
+
+def test_statistics_need_no_labels(tmp_path: Path) -> None:
+    save(tmp_path / "images/train/a.jpg", paint(blocks(0)))
+    cfg = make_cfg(tmp_path, BDD_DIR=str(tmp_path))
+    assert len(list(build_statistics_loader(cfg, domain(cfg, "bdd100k"), trial=0, rank=0, world_size=1))) == 1
+
+
+# ---------------------------------------------------------------------------------- real frames
+
+
+def test_real_camvid(test_data: Path, tmp_path: Path) -> None:
+    values = {"CLASS_UNIFORM_PCT": 0.5, "CLASS_UNIFORM_TILE": 1024, "CROP_SIZE": 256, "BATCH_SIZE": 4, "NUM_WORKERS": 1}
+    cfg = make_cfg(tmp_path, CAMVID_DIR=str(test_data / "data/camvid"), **values)
+    loader = train_on(cfg)
+    assert loader.steps_per_epoch == 101 and loader.num_images == 406
+    order = loader.batches.plan.order(0)
+    assert (order[:, 1] >= 0).sum() == 11 * int(406 * 0.5 / 19)
+    batch = next(iter(loader.epoch(0, start_step=99)))
+    assert batch.images.shape == (4, 3, 256, 256) and batch.labels.unique().numel() > 5
+    evaluation = build_evaluation_loader(cfg, domain(cfg, "camvid"), split="test", rank=0, world_size=1, limit=3)
+    assert [sample.label.shape for sample in evaluation] == [(360, 480)] * 3

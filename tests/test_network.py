@@ -1,0 +1,108 @@
+"""Building a network: names, refusals, descriptions, initial values, pooled branch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from network import ARCHITECTURES, build_network
+from network.layers import ASPP, ImagePooling
+from network.resnet import RESNET50, ResNet
+from tests import reference
+from utils.errors import UserError
+
+
+def on_meta(method: str, **changes: Any) -> Any:
+    with torch.device("meta"):
+        return build_network(reference.options(method, **changes))
+
+
+def test_unknown_architecture_names_the_closest() -> None:
+    with pytest.raises(UserError, match=r"did you mean 'network\.deepv3\.DeepR50V3PlusD'"):
+        build_network(reference.options(arch="network.deepv3.DeepR50V3PlusC"))
+    with pytest.raises(UserError, match="not available"):
+        build_network(reference.options(arch="network.deepv3.DeepR50V3PlusD_OS8"))
+    with pytest.raises(UserError, match="position 1"):
+        build_network(reference.options(codes=[0, 2, 2, 2, 2, 0, 0]))
+    with pytest.raises(UserError, match="output stride 8"):
+        ResNet(RESNET50, sites={}, output_stride=8)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_description(arch: str) -> None:
+    line = on_meta("diia", arch=arch, freeze_bn=True).describe()
+    words = ("ResNet-50", "51.72 M") if "R50" in arch else ("ResNet-101", "70.84 M")
+    for word in (*words, "output stride 16", "DIIA head", "ISW", "stage2=whiten", "statistics frozen"):
+        assert word in line
+    assert "\n" not in line
+    assert "plain DeepLabV3+ head" in on_meta("ibn", arch=arch).describe()
+
+
+def test_resnet101_has_three_stem_convolutions_and_captures_there() -> None:
+    network = on_meta("isw", arch=reference.R101, codes=[2, 2, 0, 2, 2, 0, 0])
+    assert network.style_channels == (64, 64, 256, 512)
+    features = network(torch.zeros(2, 3, 64, 64, device="meta"))
+    assert [tuple(maps.shape[1:]) for maps in features.style] == [
+        (64, 32, 32),
+        (64, 32, 32),
+        (256, 16, 16),
+        (512, 8, 8),
+    ]
+    assert features.fused.shape == (2, 19, 64, 64) and features.aux.shape == (2, 19, 4, 4)
+    names = network.state_dict()
+    assert names["backbone.stem.convs.2.weight"].shape == (128, 64, 3, 3)
+    assert "backbone.stage3.blocks.22.conv3.weight" in names and "backbone.stage3.blocks.23.conv3.weight" not in names
+
+
+def test_last_stage_is_dilated_instead_of_strided() -> None:
+    stage = on_meta("base").backbone.stage4
+    for block in stage.blocks:
+        assert (block.conv2.stride, block.conv2.dilation, block.conv2.padding) == ((1, 1), (2, 2), (2, 2))
+    assert stage.blocks[0].shortcut.conv.stride == (1, 1)
+
+
+def test_initial_values() -> None:
+    torch.manual_seed(0)
+    network = reference.small_network()
+    conv = network.backbone.stem.convs[0].weight  # fan-out: 64 * 7 * 7
+    assert conv.std().item() == pytest.approx((2 / (64 * 49)) ** 0.5, rel=0.05)
+    conv = network.fused.refine[0].conv.weight  # fan-in: 304 * 3 * 3
+    assert conv.std().item() == pytest.approx((2 / (304 * 9)) ** 0.5, rel=0.05)
+    assert network.aggregate.value.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert network.aggregate.value.bias.any() and network.aggregate.gamma.item() == 0
+    assert not network.layout.encoder[3].bias.any() and not network.aux.reduce.conv.bias.any()
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            assert (layer.weight == 1).all() and not layer.bias.any() and layer.eps == 1e-5 and layer.momentum == 0.1
+
+
+def test_same_seed_same_network() -> None:
+    states = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        states.append(reference.small_network("base").state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_pooled_branch() -> None:
+    pool: Any = ImagePooling(4, 6)
+    maps = torch.randn(2, 4, 5, 7)
+    out = pool(maps)
+    assert out.shape == (2, 6, 5, 7) and torch.equal(out[:, :, 0, 0], out[:, :, 4, 6])
+    mean = pool.norm.running_mean.clone()
+    assert mean.any()
+    alone = pool(maps[:1])  # one value per channel: normalised by the running statistics
+    assert torch.equal(pool.norm.running_mean, mean)
+    assert torch.equal(alone, pool.eval()(maps[:1]))
+
+
+def test_pyramid_joins_pooling_first() -> None:
+    pyramid: Any = ASPP(8, channels=4).eval()
+    maps = torch.randn(1, 8, 9, 9)
+    out = pyramid(maps)
+    assert out.shape == (1, 20, 9, 9) == (1, pyramid.out_channels, 9, 9)
+    assert torch.equal(out[:, :4], pyramid.pool(maps))
+    assert [branch.conv.dilation[0] for branch in pyramid.branches] == [1, 6, 12, 18]

@@ -1,0 +1,111 @@
+"""Parts of the network and of its losses against the figures of the original implementation, each alone."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from loss import build_criterion, covariance, whitening_loss
+from network.diia import TripleAggregation, coarse_layout
+from network.resnet import Bottleneck, Stage
+from tests import reference
+from tests.reference import gap
+
+DIMS = (64, 256, 512)
+OUTPUT, LOSS = 3e-5, 1e-5
+
+
+def test_masks_of_two_trials(golden: Path) -> None:
+    wanted = np.load(golden / "isw.npz")
+    network = reference.small_network("isw")
+    criterion: Any = build_criterion(reference.options("isw"), method=network.method, style_channels=DIMS)
+    for trial in (0, 1):
+        criterion.intersect_masks(reference.trial_masks(trial))
+        for width, mask, count in zip(DIMS, criterion.whitening.masks, criterion.num_sensitive(), strict=True):
+            stored = np.unpackbits(wanted[f"mask_t{trial + 1}_{width}"], count=width * width).reshape(width, width)
+            np.testing.assert_array_equal(mask.numpy(), stored)
+            assert count == wanted[f"num_sensitive_t{trial + 1}_{width}"]
+
+
+def test_number_of_sensitive_covariances_is_carried() -> None:
+    first, second = reference.trial_masks(0), reference.trial_masks(1)
+    counts = [int((a & b).sum()) for a, b in zip(first, second, strict=True)]
+    assert counts == reference.carried()["diia_isw"]["train_a"]["num_sensitive"]
+
+
+def test_covariances_and_whitening_losses(golden: Path) -> None:
+    wanted = np.load(golden / "isw.npz")
+    for width, height, length in ((64, 12, 20), (256, 12, 20), (512, 6, 10)):
+        values = reference.stream(f"fmap/{width}").standard_normal((2, width, height, length)).astype(np.float32)
+        values[:, 1::2] += values[:, ::2]
+        maps = F.instance_norm(torch.from_numpy(values))
+        thin = 1 if width == 64 else 4
+        assert gap(covariance(maps)[:, ::thin, ::thin], wanted[f"cov_{width}"]) < OUTPUT
+        mask = np.unpackbits(wanted[f"mask_t2_{width}"], count=width * width).reshape(width, width)
+        found = whitening_loss(maps, mask=torch.from_numpy(mask).bool())
+        assert found.item() == pytest.approx(wanted[f"wtloss_{width}"].item(), rel=LOSS)
+
+
+LOGITS = {"wide": (2, 48, 64, 2.0), "small": (2, 48, 64, 0.3), "single": (1, 33, 47, 0.5), "tiny": (2, 3, 3, 0.3)}
+
+
+@pytest.mark.parametrize("tag", LOGITS)
+def test_layouts(tag: str, golden: Path) -> None:
+    batch, height, width, scale = LOGITS[tag]
+    logits = scale * reference.stream(f"logits/{tag}").standard_normal((batch, 19, height, width))
+    if tag == "small":
+        logits[:, [5, 7]] = -9
+    layout = coarse_layout(torch.from_numpy(logits.astype(np.float32)))
+    np.testing.assert_array_equal(layout.unsqueeze(1).numpy(), np.load(golden / "parts.npz")[f"layout_{tag}"])
+
+
+def test_layout_of_probabilities(golden: Path) -> None:
+    logits = 3 * reference.stream("logits/prob").standard_normal((2, 19, 24, 32))
+    wanted = np.load(golden / "parts.npz")["layout_prob"]
+    layout = coarse_layout(torch.from_numpy(logits.astype(np.float32)), confidence="softmax")
+    assert (layout.unsqueeze(1).numpy() != wanted).mean() < 2e-3
+
+
+def test_attention_alone(golden: Path) -> None:
+    tiam = TripleAggregation(2048)
+    originals = {
+        f"{part}.{leaf}": f"{part}_conv.{leaf}"
+        for part in ("query", "key", "value", "up")
+        for leaf in ("weight", "bias")
+    }
+    state = tiam.state_dict()
+    originals["gamma"] = "gamma"
+    tiam.load_state_dict({ours: reference.fill(name, state[ours].shape) for ours, name in originals.items()})
+    shapes = {"x": (1.0, 2048), "struct": (200.0, 256), "depth": (1.0, 256)}
+    maps = [
+        torch.from_numpy((scale * reference.stream(f"pam/{name}").standard_normal((2, width, 6, 9))).astype(np.float32))
+        for name, (scale, width) in shapes.items()
+    ]
+    with torch.no_grad():
+        assert gap(tiam(*maps), np.load(golden / "parts.npz")["pam"]) < OUTPUT
+
+
+@pytest.mark.parametrize("code", range(5))
+def test_bottleneck_with_a_style_site(code: int, golden: Path) -> None:
+    wanted = np.load(golden / "parts.npz")
+    kind = {0: None, 1: "whiten", 2: "whiten", 3: "instance", 4: "instance_affine"}[code]
+    stage = Stage(64, 16, num_blocks=1, stride=1, dilation=1, kind=kind).eval()
+    assert isinstance(stage.blocks[0], Bottleneck)
+    state = OrderedDict(stage.state_dict())
+    for name, value in state.items():
+        original = name.replace("blocks.0.", "").replace("norm", "bn").replace("site.", "instance_norm_layer.")
+        state[name] = reference.fill(f"bottleneck.iw{code}.{original}", value.shape)
+    stage.load_state_dict(state)
+    values = reference.stream("block/bottleneck").standard_normal((2, 64, 10, 14))
+    with torch.no_grad():
+        out, captured = stage(torch.from_numpy(values.astype(np.float32)))
+    assert gap(out, wanted[f"bottleneck_iw{code}"]) < OUTPUT
+    assert len(captured) == wanted[f"bottleneck_iw{code}_nw"]
+    if captured:
+        assert gap(captured[0], wanted[f"bottleneck_iw{code}_w"]) < OUTPUT

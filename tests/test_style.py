@@ -1,0 +1,107 @@
+"""Style codes, the layer at a site, and where a backbone puts it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from network.methods import resolve_method
+from network.resnet import RESNET50, RESNET101
+from network.style import StyleSite, read_codes
+from tests import reference
+from utils.errors import UserError
+
+
+def test_codes_become_sites() -> None:
+    assert read_codes((0, 0, 2, 2, 3, 4, 0), positions=RESNET50.positions) == {
+        "stem1": "whiten",
+        "stage1": "whiten",
+        "stage2": "instance",
+        "stage3": "instance_affine",
+    }
+    assert read_codes((1, 0, 1, 0, 0, 0, 1), positions=RESNET101.positions) == {
+        "stem1": "whiten",
+        "stem3": "whiten",
+        "stage4": "whiten",
+    }
+
+
+@pytest.mark.parametrize(
+    ("codes", "words"),
+    [
+        ((0, 0, 2, 2, 2, 0), "6 codes given, 7 needed"),
+        ((0, 0, 9, 0, 0, 0, 0), "unknown code 9"),
+        ((0, 0, 5, 5, 5, 0, 0), "switchable whitening"),
+        ((0, 0, 1, 2, 0, 0, 0), "cannot be mixed"),
+        ((0, 2, 0, 0, 0, 0, 0), r"position 1 \(stem2\) does not exist"),
+        ((4, 4, 0, 4, 4, 0, 0), r"position 0 \(stem1\) does not exist"),
+    ],
+)
+def test_codes_that_cannot_be_are_refused(codes: tuple[int, ...], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        read_codes(codes, positions=RESNET50.positions)
+
+
+def test_site_standardises_each_image_and_channel() -> None:
+    maps = 3 + 2 * torch.randn(2, 4, 8, 9)
+    for kind in ("whiten", "instance", "instance_affine"):
+        out = StyleSite(4, kind=kind)(maps)
+        torch.testing.assert_close(out.mean((2, 3)), torch.zeros(2, 4), atol=1e-5, rtol=0)
+        torch.testing.assert_close(out.var((2, 3), correction=0), torch.ones(2, 4), atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="style site kind"):
+        StyleSite(4, kind="unknown")
+
+
+@pytest.mark.parametrize(
+    ("method", "codes", "deep", "channels"),
+    [
+        ("base", None, False, ()),
+        ("ibn", None, False, ()),
+        ("isw", None, False, (64, 256, 512)),
+        ("irw", (0, 0, 0, 0, 1, 1, 1), False, (512, 1024, 2048)),
+        ("isw", (2, 2, 0, 2, 2, 0, 0), True, (64, 64, 256, 512)),
+        ("isw", (0, 0, 2, 0, 4, 3, 0), True, (128,)),
+    ],
+)
+def test_captured_maps(method: str, codes: tuple[int, ...] | None, deep: bool, channels: tuple[int, ...]) -> None:
+    network = reference.small_network(method, codes=codes, deep_stem=deep).eval()
+    images, _, _ = reference.sample()
+    with torch.no_grad():
+        output, alone = network(images), network.style_features(images)
+    assert network.style_channels == channels == tuple(maps.shape[1] for maps in output.style)
+    assert len(alone) == len(channels)
+    for whole, part in zip(output.style, alone, strict=True):
+        assert torch.equal(whole, part)
+        assert whole.min() < 0, "captured before the ReLU"
+        torch.testing.assert_close(whole.mean((2, 3)), torch.zeros(whole.shape[:2]), atol=1e-4, rtol=0)
+
+
+def test_style_features_stop_behind_the_last_site() -> None:
+    network = reference.small_network("isw").eval()
+    calls: list[str] = []
+    for name in ("stage2", "stage3", "stage4"):
+        network.backbone.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name))
+    network.style_features(torch.randn(1, 3, 48, 48))
+    assert calls == ["stage2"]
+
+
+def test_stem_site_replaces_the_batch_norm_and_stage_site_is_added() -> None:
+    assert "stem.norms.0.running_mean" in reference.small_network("base").backbone.state_dict()
+    whitened = reference.small_network("isw").backbone.state_dict()
+    assert not any(name.startswith("stem.norms") or "site" in name for name in whitened)
+    assert "stage1.blocks.0.norm3.weight" in whitened
+    affine = reference.small_network("ibn").backbone.state_dict()
+    assert {"stem.norms.0.weight", "stage1.site.bias", "stage2.site.weight"} <= affine.keys()
+    assert "stem.norms.0.running_mean" not in affine
+
+
+def test_codes_one_two_and_three_compute_the_same() -> None:
+    images, _, _ = reference.sample()
+    outputs = []
+    for method, code in (("iw", 1), ("isw", 2), ("is", 3)):
+        torch.manual_seed(1)
+        network = reference.small_network(method, codes=(0, 0, code, code, 0, 0, 0)).eval()
+        with torch.no_grad():
+            outputs.append(network.predict(images))
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[1], outputs[2])
+    assert resolve_method("iw").whitening == "irw"
