@@ -20,7 +20,7 @@ echo "== 2. DIIA, trained on gtav from scratch" >&2
 "$python" train.py \
   --dataset gtav --covstat_val_dataset gtav --val_dataset cityscapes \
   --arch network.deepv3.DeepR50V3PlusD --method diia --wt_layer 0 0 2 2 2 0 0 --pretrained none \
-  --max_iter 240 --bs_mult 4 --lr 0.01 --crop_size 160 --scale_min 0.5 --scale_max 1.5 --gblur --color_aug 0.5 \
+  --max_iter 200 --bs_mult 4 --lr 0.01 --crop_size 160 --scale_min 0.5 --scale_max 1.5 --gblur --color_aug 0.5 \
   --class_uniform_pct 0.5 --class_uniform_tile 128 --cache_dir demo/cache \
   --wt_reg_weight 0.6 --clusters 3 --cov_stat_epoch 3 --trials 2 --stat_images 12 \
   --val_interval 0 --log_interval 20 --date demo --exp diia --ckpt demo/runs --tb_path demo/tb --resume auto \

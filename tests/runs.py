@@ -47,7 +47,7 @@ def launch(
     command = [sys.executable]
     if processes:
         command += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={_free_port()}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1" if processes > 1 else "2", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*command, str(REPOSITORY / program), *arguments],
         capture_output=True, text=True, cwd=REPOSITORY, env=environment, timeout=600, check=False,

@@ -1,9 +1,12 @@
-"""The drawn street-scene set: true layouts and encodings, exact labels, same seed same bytes, no foreign folder touched."""
+"""The drawn street-scene set: true layouts and encodings, exact labels, same seed same bytes, foreign files safe."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+import config
 from datasets import labels
 from datasets.codec import decode_label
 from datasets.demo import Frame, Summary, draw_frame, write, write_domains
@@ -37,6 +41,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Summary:
     return write_domains(tmp_path_factory.mktemp("demo") / "set", train=2, val=VAL, size=SIZE, seed=0, workers=2)
 
 
+@functools.cache
+def drawn(name: str, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return image and label of a validation frame of the set."""
+    return draw_frame(Frame(name, "val", number), size=SIZE, seed=0)
+
+
 def first_label(made: Summary, pattern: str) -> str:
     return str(sorted(made.roots["gtav"].parent.glob(pattern))[0])
 
@@ -50,20 +60,17 @@ def palette_of(path: str) -> np.ndarray:
 @pytest.mark.parametrize("name", DOMAINS)
 def test_every_domain_is_found_and_decoded_by_its_own_row(made: Summary, name: str) -> None:
     domain = replace(BUILTIN[name], root=str(made.roots[name]))
-    for split, count in (("train", 2), ("val", VAL)):
-        pairs = find_pairs(domain, split)
-        assert len(pairs) == count
-        drawn = {}
-        for number in range(count):
-            image, label = draw_frame(Frame(name, split, number), size=SIZE, seed=0)
-            drawn[write.TARGETS[name].paths(split, number)[0]] = image, label
-        for pair in pairs:
-            image, label = drawn[pair.name]
-            assert np.array_equal(decode_label(pair.label, encoding=domain.encoding), label)
-            read = np.asarray(Image.open(pair.image))
-            assert read.shape == image.shape == (*label.shape, 3)
-            lossless = pair.image.endswith(".png")
-            assert np.array_equal(read, image) if lossless else np.abs(read.astype(float) - image).mean() < 12
+    assert len(find_pairs(domain, "train")) == 2
+    pairs = {pair.name: pair for pair in find_pairs(domain, "val")}
+    assert len(pairs) == VAL
+    for number in range(VAL):
+        image, label = drawn(name, number)
+        pair = pairs[write.TARGETS[name].paths("val", number)[0]]
+        assert np.array_equal(decode_label(pair.label, encoding=domain.encoding), label)
+        read = np.asarray(Image.open(pair.image))
+        assert read.shape == image.shape == (*label.shape, 3)
+        lossless = pair.image.endswith(".png")
+        assert np.array_equal(read, image) if lossless else np.abs(read.astype(float) - image).mean() < 12
 
 
 @pytest.mark.parametrize("name", DOMAINS)
@@ -98,7 +105,7 @@ def test_cityscapes_and_bdd_labels_are_grey(made: Summary) -> None:
 
 def test_synthia_labels_are_16_bit_rgb_with_the_class_in_red(made: Summary) -> None:
     path = first_label(made, "synthia/GT/LABELS/val/*.png")
-    pixels = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+    pixels = np.asarray(cv2.imread(path, cv2.IMREAD_UNCHANGED))
     assert pixels.dtype == np.uint16 and pixels.shape[2] == 3
     assert {1, 2, 3} <= set(np.unique(pixels[..., 2])) <= set(range(23)) and not pixels[..., 0].any()
 
@@ -131,9 +138,6 @@ def test_all_classes_occur_in_every_split_of_eight_frames_with_a_long_tail(made:
     assert missing == (RARE if name == "synthia" else set())
     shares = np.sort(pixels[:19] / pixels.sum())
     assert shares[-3:].sum() > 0.5 and shares[9] < 0.02
-    assert pixels.sum() == sum(
-        draw_frame(Frame(name, "val", number), size=SIZE, seed=0)[1].size for number in range(VAL)
-    )
 
 
 @pytest.mark.parametrize(("name", "number"), [("gtav", 1), ("cityscapes", 4), ("synthia", 2)])
@@ -193,7 +197,7 @@ def test_the_look_moves_nothing(name: str) -> None:
 def test_domains_look_different() -> None:
     means = {}
     for name in DOMAINS:
-        frames = [draw_frame(Frame(name, "val", number), size=SIZE, seed=0)[0] for number in range(6)]
+        frames = [drawn(name, number)[0] for number in range(6)]
         pixels = np.concatenate([frame.reshape(-1, 3) for frame in frames]).astype(float)
         colourful = np.abs(pixels - pixels.mean(axis=1, keepdims=True)).mean()
         means[name] = np.array([*pixels.mean(axis=0), *pixels.std(axis=0), colourful])
@@ -267,6 +271,21 @@ def test_impossible_options_are_refused(tmp_path: Path, flags: list[str]) -> Non
     with pytest.raises(UserError, match=flags[0]):
         main(["--out", str(tmp_path / "set"), *flags])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo_script_uses_flags_that_exist_and_the_folders_written_here(made: Summary) -> None:
+    text = (ROOT / "scripts" / "demo.sh").read_text().replace("\\\n", " ")
+    folders = dict(re.findall(r'"DATASET\.(\w+)_DIR=\$data/([\w-]+)"', text))
+    names = {"BDD": "bdd100k"}
+    assert {names.get(key, key.lower()): folder for key, folder in folders.items()} == {
+        name: root.name for name, root in made.roots.items()
+    }
+    commands = dict(re.findall(r'^"\$python" (train|valid)\.py (.*)$', text, flags=re.M))
+    for program, flags in commands.items():
+        words = [word for word in shlex.split(flags) if word not in ("$@", "${domains[@]}", "--opts")]
+        cfg = config.parse(words, program=program)
+        assert set(cfg.DATASET.VAL) <= set(DOMAINS) - {"gtav"}
+    assert set(commands) == {"train", "valid"} and set(cfg.DATASET.VAL) == set(DOMAINS) - {"gtav"}
 
 
 def test_the_command_says_one_line_and_returns_2(tmp_path: Path) -> None:

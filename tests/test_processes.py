@@ -10,14 +10,14 @@ import torch
 
 from tests.runs import launch, read_weights, run_folder, train_arguments
 
-PLAIN = ("--method", "isw", "--freeze_bn", "--scale_min", "1.0", "--max_iter", "2", "--cov_stat_epoch", "0")
+PLAIN = ("--method", "isw", "--freeze_bn", "--scale_min", "1.0", "--max_iter", "1", "--cov_stat_epoch", "0")
 
 
 @pytest.fixture(scope="module")
 def trained(full_camvid: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Run folders of the same plain run (frozen batch norm, every pixel labelled) with 1 process and with 2."""
+    """Run folders of one plain step (frozen batch norm, every pixel labelled, an epoch) with 1 process and with 2."""
     folders = {}
-    for processes, batch in ((1, 4), (2, 2)):
+    for processes, batch in ((1, 8), (2, 4)):
         out = tmp_path_factory.mktemp(f"processes{processes}")
         launch("train.py", train_arguments(full_camvid, out, *PLAIN, "--bs_mult", str(batch)), processes=processes)
         folders[processes] = run_folder(out)
@@ -31,7 +31,7 @@ def test_two_processes_make_the_gradients_of_one_with_the_doubled_batch(trained:
     for index, state in one["optimizer"]["state"].items():
         expected, found = state["momentum_buffer"], two["optimizer"]["state"][index]["momentum_buffer"]
         moved += bool(expected.abs().max() > 0)
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()) + 1e-9)
+        assert float((found - expected).norm()) <= 1e-4 * float(expected.norm()) + 1e-9, index
     assert moved > 100
     for name, value in one["network"].items():
         torch.testing.assert_close(two["network"][name], value, rtol=1e-4, atol=1e-6)

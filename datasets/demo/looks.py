@@ -149,7 +149,7 @@ CITYSCAPES = Look(
     blur=0.7,
     noise=2.0,
     fog=0.004,
-    fog_colour=(206, 214, 208),
+    fog_colour=(238, 243, 238),
 )
 
 BDD100K = Look(
