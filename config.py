@@ -59,18 +59,18 @@ _ROWS = (
     Option("DATASET.DOMAINS_FILE", "", "--domains", "YAML file that declares domains of your own."),
     Option("DATASET.TRAIN", ["cityscapes"], "--dataset", "Source domains to train on.", lengths=(1, 100)),
     Option("DATASET.VAL", ["mapillary"], "--val_dataset", "Target domains to score on.", kind=str),
-    Option("DATASET.COVSTAT", ["cityscapes"], "--covstat_val_dataset",
-           "Domains whose training images give the covariance statistics of ISW.", kind=str),
+    Option("DATASET.COVSTAT", [], "--covstat_val_dataset",
+           "Domains whose training images give the covariance statistics of ISW; none named: the sources.", kind=str),
     Option("DATASET.SPLIT", "val", "--split", "Split that valid.py scores."),
     Option("DATASET.IMAGE_UNIFORM_SAMPLING", False, "--image_uniform_sampling",
-           "Read every image once per epoch instead of sampling classes uniformly."),
+           "Pool several source domains, every image alike, instead of equal shares per domain."),
     Option("DATASET.CITY_MODE", "train", "--city_mode", "Cityscapes split to train on.", choices=("train", "trainval")),
     Option("DATASET.CLASS_UNIFORM_PCT", 0.0, "--class_uniform_pct",
            "Share of an epoch that is drawn around class centroids, the same number for every class.", low=0, high=1),
     Option("DATASET.CLASS_UNIFORM_TILE", 1024, "--class_uniform_tile",
            "Side in pixels of the tiles in which class centroids are searched.", low=1),
     Option("DATASET.MAX_CU_EPOCH", 100000, "--max_cu_epoch",
-           "Number of epochs with class-uniform sampling; later ones read every image once.", low=0),
+           "Number of epochs with class-uniform sampling; later ones sample plainly.", low=0),
     Option("DATASET.CACHE_DIR", "./cache", "--cache_dir", "Folder of the class centroid caches."),
     Option("DATASET.NUM_WORKERS", -1, "--num_workers",
            "Loader processes per training process, -1 for a number that fits the cores.", low=-1),
@@ -84,7 +84,8 @@ _ROWS = (
     Option("NETWORK.PRETRAINED", "torchvision", "--pretrained",
            "ImageNet weights of the backbone: torchvision, none, or a file."),
     Option("NETWORK.SYNCBN", True, "--syncbn", "Share batch-norm statistics between GPUs."),
-    Option("NETWORK.FREEZE_BN", False, "--freeze_bn", "Keep the batch-norm statistics and scales as loaded."),
+    Option("NETWORK.FREEZE_BN", False, "--freeze_bn",
+           "Keep the batch-norm statistics as they are; scales and shifts still train."),
 
     Option("WHITENING.REG_WEIGHT", 0.6, "--wt_reg_weight", "Weight of the whitening loss.", low=0),
     Option("WHITENING.RELAX_DENOM", None, "--relax_denom",
@@ -215,11 +216,6 @@ def parse(argv: Sequence[str] | None = None, *, program: str) -> Settings:
     cfg.update(build_tree(values, frozen=True))
     freeze(cfg)
     return build_tree(values, frozen=True)
-
-
-def given(argv: Sequence[str] | None = None, *, program: str) -> dict[str, str]:
-    """Return the keys that file, environment or command line set, each with the place that did (the last wins)."""
-    return {setting.key: setting.source for setting in _layers(argv, program=program)}
 
 
 def to_dict(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,6 +76,7 @@ class Trainer:
         jitter = self.method.jitter if cfg.AUGMENT.JITTER == "method" else cfg.AUGMENT.JITTER
         self.loader = build_training_loader(cfg, jitter=jitter, rank=self.rank, world_size=self.world_size)
         self.scored = self._scored_domains(limit=cfg.EVAL.LIMIT)
+        self.whitened = self._whitened_domains()
         self.appearance = build_appearance(cfg)
         if start.checkpoint is None and not cfg.RUN.SNAPSHOT:
             load_pretrained(self.network, cfg.NETWORK.PRETRAINED)
@@ -195,7 +196,6 @@ class Trainer:
         """Collect the whitening masks and score where it is due, then save and go on to the next epoch."""
         cfg, progress = self.cfg, self.progress
         self.terms.check_finite()
-        distributed.broadcast_buffers(self.network)
         period = cfg.WHITENING.COV_STAT_EPOCH + 1
         due = (
             (progress.epoch + 1) % period == 0
@@ -215,13 +215,13 @@ class Trainer:
     def collect_masks(self) -> None:
         """Find the style-sensitive covariances from pairs of a training image and its photometric copy (SPEC: ISW)."""
         cfg = self.cfg.WHITENING
+        distributed.broadcast_buffers(self.network)
         self.criterion.reset_masks()
-        names = self.cfg.DATASET.COVSTAT
         self.network.eval()
         with torch.inference_mode():
             for trial in range(cfg.TRIALS):
-                for name in names:
-                    self.criterion.intersect_masks(self._masks_of(get_domain(self.domains, name), trial))
+                for domain in self.whitened:
+                    self.criterion.intersect_masks(self._masks_of(domain, trial))
         sensitive = self.criterion.num_sensitive()
         logger.info("epoch %d: whitening masks keep %s entries", self.progress.epoch, sensitive)
         self.board.scalars({f"whitening/sensitive_{i}": float(n) for i, n in enumerate(sensitive)}, self.progress.step)
@@ -231,16 +231,28 @@ class Trainer:
         statistics = MaskStatistics(
             self.network.style_channels,
             clusters=cfg.CLUSTERS,
-            relax_denom=self.method.relax_denom if cfg.RELAX_DENOM is None else cfg.RELAX_DENOM,
+            relax_denom=self.criterion.relax_denom,
             device=self.device,
         )
-        loader = build_statistics_loader(self.cfg, domain, trial=trial, rank=self.rank, world_size=self.world_size)
+        loader = self._statistics_loader(domain, trial)
         title = f"covariances of {domain.name}, trial {trial + 1}/{cfg.TRIALS}"
         for image, draws in tqdm(loader, desc=title, unit="image", leave=False, disable=not distributed.is_main()):
             statistics.update(self.network.style_features(self._pair(image, draws)))
         for tensor in statistics.tensors():
             distributed.all_reduce_sum(tensor)
         return statistics.masks()
+
+    def _whitened_domains(self) -> list[Domain]:
+        if self.method.whitening != "isw":
+            return []
+        names = self.cfg.DATASET.COVSTAT or self.cfg.DATASET.TRAIN
+        found = [get_domain(self.domains, name) for name in names]
+        for domain in found:
+            self._statistics_loader(domain, trial=0)  # a missing folder shows now, not epochs later
+        return found
+
+    def _statistics_loader(self, domain: Domain, trial: int) -> Any:
+        return build_statistics_loader(self.cfg, domain, trial=trial, rank=self.rank, world_size=self.world_size)
 
     def _pair(self, image: Tensor, draws: Tensor) -> Tensor:
         return statistics_pair(image.to(self.device), draws, appearance=self.appearance)
@@ -249,6 +261,7 @@ class Trainer:
 
     def score(self) -> None:
         """Score the sources' val split and the targets, keep the best, write tables, scalars and pictures."""
+        distributed.broadcast_buffers(self.network)
         step, rows = self.progress.step, []
         for name, (domain, samples) in self.scored.items():
             scores, picture = self.scorer(self.network, domain, samples, split="val")

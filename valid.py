@@ -43,6 +43,10 @@ def load_network(cfg: Any, path: str) -> tuple[torch.nn.Module, Any, dict[str, A
         about.update(checkpoint=content["kind"], step=content["progress"]["step"], seed=saved.RUN.SEED)
         about.update(source=" ".join(saved.DATASET.TRAIN), epoch=content["progress"]["epoch"])
         network = build_network(saved)
+        for key in ("ARCH", "METHOD"):
+            asked, trained = cfg.NETWORK[key], saved.NETWORK[key]
+            if asked not in (config.KEYS[f"NETWORK.{key}"].default, trained):
+                logger.warning("--%s %s is not used: %s was trained with %s", key.lower(), asked, path, trained)
     else:
         saved = _config_of_published(cfg, content, path)
         about.update(checkpoint="published weights without a config", epoch=content.get("epoch"))
@@ -71,12 +75,12 @@ def score(cfg: Any, device: torch.device) -> Report:
     """Score the weight file on every domain of --val_dataset; every process returns the same report."""
     if not cfg.RUN.SNAPSHOT:
         raise UserError("no weights to score: give --snapshot FILE")
+    network, saved, about = load_network(cfg, cfg.RUN.SNAPSHOT)
     domains = load_domains(cfg)
     share = {"rank": distributed.rank(), "world_size": distributed.world_size(), "limit": cfg.EVAL.LIMIT}
     chosen = [get_domain(domains, name) for name in dict.fromkeys(cfg.DATASET.VAL)]
     # all of them before the first is scored: a missing folder shows at once
     loaders = [build_evaluation_loader(cfg, domain, split=cfg.DATASET.SPLIT, **share) for domain in chosen]
-    network, saved, about = load_network(cfg, cfg.RUN.SNAPSHOT)
     network.to(device)
     logger.info("built %s", about["network"])
     scorer = Scorer(

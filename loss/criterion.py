@@ -100,6 +100,11 @@ class Criterion(nn.Module):
         """Tell whether the whitening term can be computed (IW and IRW: always)."""
         return self.whitening is not None and self.whitening.has_masks
 
+    @property
+    def relax_denom(self) -> float:
+        """The whitening's relaxation, which ISW's statistics need."""
+        return self.whitening.relax_denom if self.whitening is not None else 0.0
+
     def reset_masks(self) -> None:
         """Forget ISW's masks."""
         self._selective().reset_masks()

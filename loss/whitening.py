@@ -66,6 +66,7 @@ class Whitening(nn.Module):
         if kind not in ("irw", "isw"):
             raise ValueError(f"whitening {kind!r}: irw or isw")
         self.selective = kind == "isw"
+        self.relax_denom = relax_denom
         self.channels = tuple(channels)
         # ISW's relaxation chooses the masks (MaskStatistics); its loss has no margin.
         self.margins = [0.0 if self.selective else relaxation(width, relax_denom) for width in channels]

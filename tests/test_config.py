@@ -106,9 +106,6 @@ def test_layers_win_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert cfg.DATASET.TRAIN == ("gtav", "synthia")
     assert cfg.RUN.SEED == 2  # on the command line the later wins, flag or --opts
     assert config.cfg == cfg
-    given = config.given([f"--config={first}", "--gblur"], program="train")
-    assert given["AUGMENT.GBLUR"] == "--gblur" and given["OPTIM.POLY_EXP"] == str(first)
-    assert given["OPTIM.LR"] == "environment variable DIIA__OPTIM__LR" and "RUN.SEED" not in given
 
 
 def test_flags_that_are_absent_leave_the_file_alone(tmp_path: Path) -> None:

@@ -99,3 +99,4 @@ def test_missing_weights_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
     done = launch("valid.py", ["--snapshot", str(tmp_path / "none.pth"), "--val_dataset", "camvid"], check=False)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
+    assert "none.pth" in done.stderr

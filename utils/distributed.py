@@ -73,13 +73,14 @@ def init(device: torch.device, dist_url: str = "env://") -> None:
 
 @contextmanager
 def process_group(device: torch.device, dist_url: str = "env://") -> Iterator[None]:
-    """Hold the process group of a run and leave it in order at the end."""
+    """Hold the process group of a run and leave it in order at the end.
+
+    After an error it is left as it is: the others may be waiting in it, and the launcher ends them when this one exits.
+    """
     init(device, dist_url)
-    try:
-        yield
-    finally:
-        if is_initialized():
-            dist.destroy_process_group()
+    yield
+    if is_initialized():
+        dist.destroy_process_group()
 
 
 def barrier() -> None:

@@ -66,8 +66,9 @@ def evaluate(
     share = -(-samples.num_images // distributed.world_size())  # images of rank 0
     spacing = max(share // num_pictures, 1) if num_pictures and distributed.is_main() else 0
     pictures: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    training = network.training
+    training, benchmark = network.training, torch.backends.cudnn.benchmark
     network.eval()
+    torch.backends.cudnn.benchmark = False  # sizes vary: no search for each
     bar = tqdm(total=share, desc=f"score {name}", unit="image", disable=not distributed.is_main(), leave=False)
     seen = 0
     for group in _same_size(samples, batch_size):
@@ -88,6 +89,7 @@ def evaluate(
         bar.update(len(group))
     bar.close()
     network.train(training)
+    torch.backends.cudnn.benchmark = benchmark
     distributed.all_reduce_sum(counts)
     total, pixels, images_scored = distributed.all_reduce_sum(loss).tolist()
     assert images_scored == samples.num_images, (images_scored, samples.num_images)

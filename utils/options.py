@@ -54,8 +54,9 @@ class Option:
     @property
     def base(self) -> type:
         """Return the type of the value, or of each item."""
-        sample = self.default[0] if isinstance(self.default, list) else self.default
-        return self.kind or type(sample)
+        if self.kind is not None:
+            return self.kind
+        return type(self.default[0] if isinstance(self.default, list) else self.default)
 
     @property
     def group(self) -> str:
