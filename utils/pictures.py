@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from utils.errors import UserError
+
 Array = np.ndarray[Any, np.dtype[Any]]
 Row = tuple[Array, Array, Array]
 
@@ -124,9 +126,10 @@ def save_png(array: Array, path: str | os.PathLike[str]) -> None:
             Image.fromarray(np.ascontiguousarray(array, np.uint8)).save(file, format="PNG")
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    except OSError as error:
+        raise UserError(f"{path}: the picture cannot be written ({error.strerror or error}); free space") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
 
 def _font(size: int) -> Any:

@@ -63,10 +63,13 @@ class Scorer:
             transform=samples.protocol,
             class_names=self.class_names,
         )
-        picture = None
-        if found.pictures:
-            picture = pictures.comparison(found.pictures, palette=self.palette, class_names=self.class_names)
-        return rows, picture
+        if not found.pictures:
+            return rows, None
+        merged = np.arange(256, dtype=np.uint8)  # what counts as one class is shown as one
+        for source, target in domain.merge:
+            merged[source] = target
+        shown = [(image, merged[truth], merged[prediction]) for image, truth, prediction in found.pictures]
+        return rows, pictures.comparison(shown, palette=self.palette, class_names=self.class_names, ignore=self.ignore)
 
 
 def mixed_dtype(device: torch.device, *, wanted: bool) -> torch.dtype | None:
