@@ -42,11 +42,15 @@ GROUPS = {
 }
 PROGRAMS: dict[
     str, tuple[str, tuple[str, ...], dict[str, Any]]
-] = {  # program -> what --help says, the groups it shows, defaults that differ from the rows below
+] = {  # program -> what --help says, the sections or keys it shows, defaults that differ from the rows below
     "train": ("Train a network on source domains and score it on unseen ones.", tuple(GROUPS), {}),
     "valid": (
         "Score a weight file (--snapshot) on target domains; flags of train.py that are not shown are accepted too.",
-        ("DATASET", "NETWORK", "EVAL", "RUN"),
+        (
+            *("DATASET.DOMAINS_FILE", "DATASET.VAL", "DATASET.SPLIT", "DATASET.NUM_WORKERS", "NETWORK.ARCH"),
+            *("NETWORK.METHOD", "NETWORK.WT_LAYER", "OPTIM.FP16", "EVAL.BATCH_SIZE", "EVAL.PROTOCOL", "EVAL.LIMIT"),
+            *("EVAL.PICTURES", "EVAL.OUT", "RUN.SNAPSHOT", "RUN.DEVICE", "RUN.DIST_URL", "RUN.DETERMINISTIC"),
+        ),
         {"DATASET.VAL": ["bdd100k"]},
     ),
 }
@@ -136,8 +140,8 @@ _ROWS = (
            choices=("full", "robustnet")),
     Option("EVAL.INTERVAL", 1, "--val_interval", "Epochs between two validations, 0 for only at the end.", low=0),
     Option("EVAL.SOURCE", True, "--val_source", "Score the source domains while training too."),
-    Option("EVAL.SOURCE", True, "--val_source", "Score the source domains' val split too, for the best on source."),
-    Option("EVAL.LIMIT", 0, "--val_limit", "Images scored per domain while training, 0 for all.", low=0),
+    Option("EVAL.LIMIT", 0, "--val_limit",
+           "Images scored per domain, evenly spread, 0 for all; a training ends with scores on all.", low=0),
     Option("EVAL.PICTURES", 4, "--pictures", "Images per domain that are drawn as pictures.", low=0),
     Option("EVAL.OUT", "", "--out", "Folder for the tables and pictures of valid.py."),
 
@@ -157,11 +161,13 @@ _ROWS = (
     Option("RUN.DEVICE", "auto", "--device", "Device to compute on.", choices=("auto", "cpu", "cuda")),
     Option("RUN.LOCAL_RANK", -1, "--local_rank", "Set by old launchers; torchrun's variables win.", low=-1),
     Option("RUN.DIST_URL", "env://", "--dist_url", "Where the processes meet."),
-    Option("RUN.DETERMINISTIC", False, "--deterministic", "Use only operations that give the same bits every time."),
+    Option("RUN.DETERMINISTIC", False, "--deterministic",
+           "Use operations that give the same bits every time, where there are any."),
     Option("RUN.DUMP_AUGMENTATION", False, "--dump_augmentation_images", "Draw the first training batch as a picture."),
 )
 # fmt: on
 KEYS: dict[str, Option] = {row.key: row for row in _ROWS}
+assert len(KEYS) == len(_ROWS), "a key is declared twice"
 
 _NEVER = "did nothing in the original program and does not exist here: leave it out"
 _LATER = "is not available:"
@@ -209,7 +215,8 @@ def parse(argv: Sequence[str] | None = None, *, program: str) -> Settings:
         UserError: an unknown or refused flag or key, a value of a wrong type or out of range, values that contradict.
     """
     values = _checked_defaults()
-    values.update(PROGRAMS[program][2])
+    own = {key: value for key, value in PROGRAMS[program][2].items() if values[key] == KEYS[key].default}
+    values.update(own)  # unless somebody has edited the row
     values.update({setting.key: setting.value for setting in _layers(argv, program=program)})
     _check_together(values)
     freeze(cfg, frozen=False)
@@ -277,7 +284,7 @@ def _check_together(values: Mapping[str, Any]) -> None:
     start, end = values["OPTIM.RLX_OFF_ITER"], values["OPTIM.MAX_ITER"]
     if values["OPTIM.LR_SCHEDULE"] == "scl-poly" and not 0 <= start < end:
         raise UserError(f"--lr_schedule scl-poly needs --rlx_off_iter from 0 to {end - 1} (--max_iter), got {start}")
-    if values["RUN.RESTORE_OPTIMIZER"] and not values["RUN.SNAPSHOT"]:
+    if values["RUN.RESTORE_OPTIMIZER"] and not values["RUN.SNAPSHOT"] and not values["RUN.RESUME"]:
         raise UserError(
             "--restore_optimizer needs the checkpoint to continue from: give --snapshot FILE or --resume auto"
         )

@@ -47,3 +47,12 @@ def build_scheduler(cfg: Any, optimizer: Optimizer) -> LRScheduler:
         return optim.RESCALE * poly(step - start, max_iter=optim.MAX_ITER - start, exponent=optim.REPOLY)
 
     return LambdaLR(optimizer, scaled if optim.LR_SCHEDULE == "scl-poly" else first)
+
+
+def apply_settings(cfg: Any, optimizer: Optimizer, scheduler: LRScheduler) -> None:
+    """Let the config's rate, momentum and decay win over those that came with a loaded state."""
+    assert isinstance(scheduler, LambdaLR)
+    scheduler.base_lrs = [cfg.OPTIM.LR] * len(optimizer.param_groups)
+    for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+        rate = cfg.OPTIM.LR * factor(scheduler.last_epoch)
+        group.update(initial_lr=cfg.OPTIM.LR, lr=rate, momentum=cfg.OPTIM.MOMENTUM, weight_decay=cfg.OPTIM.WEIGHT_DECAY)

@@ -34,11 +34,12 @@ from loss import build_criterion
 from loss.whitening import MaskStatistics
 from network import build_network, load_pretrained
 from network.outputs import SegmentorOutput
-from optimizer import build_optimizer, build_scheduler
+from optimizer import apply_settings, build_optimizer, build_scheduler
 from transforms.edges import edge_target
 from transforms.recipes import build_appearance, build_normalisation, statistics_pair
 from utils import checkpoint, distributed, logs, pictures
 from utils.errors import UserError, run_entry_point
+from utils.evaluation import varying_sizes
 from utils.metrics import nan_mean
 from utils.report import Report
 from utils.runs import Start, changed_keys, find_start, open_folder, record_start
@@ -76,6 +77,7 @@ class Trainer:
         jitter = self.method.jitter if cfg.AUGMENT.JITTER == "method" else cfg.AUGMENT.JITTER
         self.loader = build_training_loader(cfg, jitter=jitter, rank=self.rank, world_size=self.world_size)
         self.scored = self._scored_domains(limit=cfg.EVAL.LIMIT)
+        self.steps_per_epoch = min(self.loader.steps_per_epoch, 2) if cfg.RUN.TEST_MODE else self.loader.steps_per_epoch
         self.whitened = self._whitened_domains()
         self.appearance = build_appearance(cfg)
         if start.checkpoint is None and not cfg.RUN.SNAPSHOT:
@@ -103,7 +105,6 @@ class Trainer:
         self.model: nn.Module = self.network
         if self.world_size > 1:
             self.model = DistributedDataParallel(self.network, device_ids=[device] if device.type == "cuda" else None)
-        self.steps_per_epoch = min(self.loader.steps_per_epoch, 2) if cfg.RUN.TEST_MODE else self.loader.steps_per_epoch
 
     # ---------------------------------------------------------------------------------------------------- the loop
 
@@ -112,7 +113,7 @@ class Trainer:
         cfg, progress = self.cfg, self.progress
         self.folder = open_folder(cfg, self.start)
         logs.setup_logging(self.folder / "log.txt")
-        self.versions = record_start(self.folder, config.to_dict(cfg), step=progress.step, repository=REPOSITORY)
+        self.versions = record_start(self.folder, config.to_yaml(cfg), step=progress.step, repository=REPOSITORY)
         self._log_start()
         events = Path(cfg.RUN.TB_PATH) / cfg.RUN.DATE / cfg.RUN.EXP / self.folder.name / f"tb{cfg.RUN.TB_TAG}"
         self.board = logs.Board(events, self.folder / "history.jsonl", first_step=progress.step)
@@ -132,8 +133,9 @@ class Trainer:
         self.bar.close()
         self.terms.check_finite()
         if self.scored_at != progress.step or (cfg.EVAL.LIMIT and not cfg.RUN.TEST_MODE):
-            self.scored = self.scored if cfg.RUN.TEST_MODE else self._scored_domains(limit=0)
-            self.score()
+            if not cfg.RUN.TEST_MODE:
+                self.scored = self._scored_domains(limit=0)
+            self.score(keep_best=not cfg.EVAL.LIMIT)  # bests are compared on one list of images
         self.save("last")
         self.board.close()
         logger.info("finished at step %d; run folder %s", progress.step, self.folder)
@@ -170,10 +172,9 @@ class Trainer:
             edges = edge_target(images) if self.method.head == "diia" else None  # (B,H,W)
             last = index == len(micro_batches) - 1
             with contextlib.nullcontext() if last or self.world_size == 1 else self.model.no_sync():  # type: ignore[operator]
-                with torch.autocast(
-                    self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None
-                ):
-                    output = self.model(self.appearance(images, batch.draws))
+                inputs, mixed = self.appearance(images, batch.draws), self.autocast_dtype
+                with torch.autocast(self.device.type, dtype=mixed, enabled=mixed is not None):
+                    output = self.model(inputs)
                 if self.autocast_dtype is not None:
                     output = _to_float(output)
                 terms = self.criterion(output, labels, edges, whiten=whiten)
@@ -236,7 +237,8 @@ class Trainer:
         )
         loader = self._statistics_loader(domain, trial)
         title = f"covariances of {domain.name}, trial {trial + 1}/{cfg.TRIALS}"
-        for image, draws in tqdm(loader, desc=title, unit="image", leave=False, disable=not distributed.is_main()):
+        bar = tqdm(loader, desc=title, unit="image", leave=False, disable=not distributed.is_main())
+        for image, draws in varying_sizes(bar):
             statistics.update(self.network.style_features(self._pair(image, draws)))
         for tensor in statistics.tensors():
             distributed.all_reduce_sum(tensor)
@@ -247,6 +249,11 @@ class Trainer:
             return []
         names = self.cfg.DATASET.COVSTAT or self.cfg.DATASET.TRAIN
         found = [get_domain(self.domains, name) for name in names]
+        cfg = self.cfg.WHITENING
+        if cfg.TRIALS < 1 or (cfg.CLUSTERS < 2 and not cfg.RELAX_DENOM):
+            raise UserError(
+                f"ISW needs --trials of at least 1 and --clusters of at least 2, not {cfg.TRIALS}, {cfg.CLUSTERS}"
+            )
         for domain in found:
             self._statistics_loader(domain, trial=0)  # a missing folder shows now, not epochs later
         return found
@@ -259,12 +266,14 @@ class Trainer:
 
     # ---------------------------------------------------------------------------------------------------- scoring
 
-    def score(self) -> None:
+    def score(self, *, keep_best: bool = True) -> None:
         """Score the sources' val split and the targets, keep the best, write tables, scalars and pictures."""
         distributed.broadcast_buffers(self.network)
         step, rows = self.progress.step, []
         for name, (domain, samples) in self.scored.items():
-            scores, picture = self.scorer(self.network, domain, samples, split="val")
+            scores, picture = self.scorer(
+                self.network, domain, samples, split="val", is_source=name in self.cfg.DATASET.TRAIN
+            )
             main = scores[0].scores
             values = {"mean_iu": main.mean_iou, "acc": main.accuracy, "acc_cls": main.mean_class_accuracy}
             values["val_loss"] = scores[0].loss
@@ -274,12 +283,21 @@ class Trainer:
                 self.board.picture(f"{name}/predictions", picture, step)
             rows += scores
         self.scored_at = step
-        about = {"file": str(self.folder / "last.pth"), "checkpoint": "last", "step": step, "seed": self.cfg.RUN.SEED}
-        report = Report({**about, "network": self.network.describe()}, rows)
+        about = {
+            "file": str(self.folder / "last.pth"),
+            "checkpoint": "last",
+            "step": step,
+            "epoch": self.progress.epoch,
+            "seed": self.cfg.RUN.SEED,
+            "source": " ".join(self.cfg.DATASET.TRAIN),
+            "network": self.network.describe(),
+        }
+        report = Report(about, rows)
         if distributed.is_main():
             report.write(self.folder / "scores")
         logger.info("step %d\n%s", step, report.to_text())
-        self._keep_best({row.domain: row.scores.mean_iou for row in rows if not row.subset})
+        if keep_best:
+            self._keep_best({row.domain: row.scores.mean_iou for row in rows if not row.subset})
 
     def _keep_best(self, mean_iou: dict[str, float]) -> None:
         candidates = {name: mean_iou[name] for name in self.cfg.DATASET.VAL if name in mean_iou}
@@ -338,9 +356,14 @@ class Trainer:
         pictures.save_png(pictures.contact_sheet(tiles, columns=3), self.folder / "pictures" / "first_batch.png")
 
     def save(self, kind: str) -> None:
-        """Write the checkpoint `kind`.pth with everything that the next step depends on."""
+        """Write the checkpoint `kind`.pth with everything that the next step depends on; never with broken weights."""
         if not distributed.is_main():
             return
+        if not torch.stack([parameter.isfinite().all() for parameter in self.network.parameters()]).all():
+            raise UserError(
+                f"step {self.progress.step}: the weights are not finite; {kind}.pth stays as it was: lower --lr and "
+                "continue with --resume auto"
+            )
         checkpoint.save(
             self.folder / f"{kind}.pth",
             {
@@ -366,13 +389,20 @@ class Trainer:
             return
         content = checkpoint.read_checkpoint(path)
         checkpoint.load_weights(self.network, content, path=path)
-        self.criterion.load_state_dict(content["criterion"])
+        checkpoint.load_strictly(self.criterion, content["criterion"], path=path)
         self.optimizer.load_state_dict(content["optimizer"])
         self.scheduler.load_state_dict(content["scheduler"])
-        self.scaler.load_state_dict(content["scaler"])
+        apply_settings(cfg, self.optimizer, self.scheduler)
+        if content["scaler"] and self.scaler.is_enabled():  # both runs in mixed precision on a GPU
+            self.scaler.load_state_dict(content["scaler"])
         self.progress = Progress(**content["progress"])
         self.best = dict(content["best"])
         self.notes += [f"continuing with another {key}" for key in changed_keys(content["config"], config.to_dict(cfg))]
+        if self.progress.step_in_epoch > self.steps_per_epoch:
+            raise UserError(
+                f"{path} was saved at step {self.progress.step_in_epoch} of an epoch, but an epoch has only "
+                f"{self.steps_per_epoch} steps now; continue with the same images and batch"
+            )
         saved = content["config"]["OPTIM"]
         before = saved["BATCH_SIZE"] * saved["ACCUMULATE"] * content["world_size"]
         if self.progress.step_in_epoch and before != self.global_batch:

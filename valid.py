@@ -20,6 +20,7 @@ from network import METHODS, build_network, method_for
 from transforms.recipes import build_normalisation
 from utils import checkpoint, distributed, legacy, logs, pictures
 from utils.errors import UserError, run_entry_point
+from utils.files import make_folder
 from utils.report import DomainScore, Report
 from utils.scoring import Scorer, mixed_dtype
 
@@ -38,7 +39,7 @@ def load_network(cfg: Any, path: str) -> tuple[torch.nn.Module, Any, dict[str, A
     content = checkpoint.read(path)
     about: dict[str, Any] = {"file": path}
     if checkpoint.is_ours(content):
-        content = checkpoint.read_checkpoint(path)
+        checkpoint.check(content, path=path)
         saved = config.from_dict(content["config"])
         about.update(checkpoint=content["kind"], step=content["progress"]["step"], seed=saved.RUN.SEED)
         about.update(source=" ".join(saved.DATASET.TRAIN), epoch=content["progress"]["epoch"])
@@ -62,6 +63,8 @@ def _config_of_published(cfg: Any, content: dict[str, Any], path: str) -> Any:
     asked, codes = METHODS.get(cfg.NETWORK.METHOD), cfg.NETWORK.WT_LAYER
     if asked is not None and asked.head == head:
         return cfg
+    if cfg.NETWORK.METHOD != config.KEYS["NETWORK.METHOD"].default:
+        raise UserError(f"{path}: has the {head} head, which --method {cfg.NETWORK.METHOD} does not")
     if codes is None:
         raise UserError(
             f"{path}: has the {head} head and no config; give --method or --wt_layer as it was trained with"
@@ -93,9 +96,11 @@ def score(cfg: Any, device: torch.device) -> Report:
         autocast_dtype=mixed_dtype(device, wanted=cfg.OPTIM.FP16),
         num_pictures=cfg.EVAL.PICTURES,
     )
+    sources = saved.DATASET.TRAIN if "source" in about else ()  # published files do not say what they were trained on
+    make_folder(result_folder(cfg))  # where nothing can be written, nothing is scored
     rows: list[DomainScore] = []
     for domain, samples in zip(chosen, loaders, strict=True):
-        scores, picture = scorer(network, domain, samples, split=cfg.DATASET.SPLIT)
+        scores, picture = scorer(network, domain, samples, split=cfg.DATASET.SPLIT, is_source=domain.name in sources)
         rows += scores
         if picture is not None:
             pictures.save_png(picture, result_folder(cfg) / f"{domain.name}.png")

@@ -133,7 +133,9 @@ class TripleAggregation(nn.Module):
         """Map (B, C, h, w) and twice (B, 256, h, w) to (B, 128, h, w)."""
         convs = ((self.query, layout_features), (self.key, edge_features), (self.value, top))
         query, key, value = (
-            conv(maps).flatten(2).transpose(1, 2).unsqueeze(1) for conv, maps in convs
+            # contiguous: the fused kernels, which never hold the (hw, hw) matrix, ask for it
+            conv(maps).flatten(2).mT.contiguous().unsqueeze(1)
+            for conv, maps in convs
         )  # (B, 1, hw, 128)
         mixed = F.scaled_dot_product_attention(query, key, value, scale=1.0)  # no division by the root of the width
         mixed = mixed.squeeze(1).transpose(1, 2).unflatten(2, top.shape[2:])  # (B, 128, h, w)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Trains DIIA (ResNet-50, output stride 16) on Cityscapes with the published settings: 4 GPUs x 8 images.
 # Usage: CUDA_VISIBLE_DEVICES=0,1,2,3 ./scripts/train_r50os16_cty_isw.sh [flags that win over those below]
+# While training it scores at most 500 images of each set after every epoch (--val_limit), at the end all of them.
 # It validates on BDD100K as published; to score all four unseen domains, give the weights to valid.py with
 #   --val_dataset bdd100k gtav synthia mapillary
 set -euo pipefail
@@ -20,6 +21,7 @@ exec "$(dirname "${BASH_SOURCE[0]}")/launch.sh" train.py \
   --color_aug 0.5 \
   --max_iter 40000 \
   --bs_mult 8 \
+  --val_limit 500 \
   --date 0101 \
   --exp r50os16_city_isw \
   --ckpt ./logs/ \

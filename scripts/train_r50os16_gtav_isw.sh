@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Trains DIIA (ResNet-50, output stride 16) on GTAV with the published settings: 4 GPUs x 8 images.
 # Usage: CUDA_VISIBLE_DEVICES=0,1,2,3 ./scripts/train_r50os16_gtav_isw.sh [flags that win over those below]
+# While training it scores at most 500 images of each set after every epoch (--val_limit), at the end all of them.
 # It validates on Cityscapes as published; valid_r50os16_gtav_isw.sh scores all four unseen domains.
 set -euo pipefail
 exec "$(dirname "${BASH_SOURCE[0]}")/launch.sh" train.py \
@@ -19,6 +20,7 @@ exec "$(dirname "${BASH_SOURCE[0]}")/launch.sh" train.py \
   --color_aug 0.5 \
   --max_iter 40000 \
   --bs_mult 8 \
+  --val_limit 500 \
   --date 0101 \
   --exp r50os16_gtav_isw \
   --ckpt ./logs/ \

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -41,6 +42,18 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
         checkpoint.save(path, content(kind="new"))
     assert os.listdir(tmp_path) == ["last.pth"]
     assert checkpoint.read_checkpoint(path)["kind"] == "old"
+
+
+@pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
+def test_published_files_may_hold_a_numpy_number(tmp_path: Path, module: str) -> None:
+    path = tmp_path / "published.pth"
+    torch.save(
+        {"state_dict": {"a": torch.ones(1)}, "mean_iu": np.float64(0.5)}, path, _use_new_zipfile_serialization=False
+    )
+    here = np.float64(0).__reduce__()[0].__module__
+    path.write_bytes(path.read_bytes().replace(f"c{here}\n".encode(), f"c{module}\n".encode()))
+    assert module.encode() in path.read_bytes()
+    assert checkpoint.read(path)["mean_iu"] == 0.5
 
 
 class Evil:

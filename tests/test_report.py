@@ -13,7 +13,8 @@ import pytest
 
 from utils.errors import UserError
 from utils.evaluation import Evaluation
-from utils.report import Report, align, domain_scores, markdown, write_text
+from utils.files import write_text
+from utils.report import Report, align, domain_scores, markdown
 
 NAMES = ["road", "car", "train"]
 
@@ -23,10 +24,18 @@ def report() -> Report:
     found = Evaluation(confusion, loss=0.5, num_images=4, pictures=[])
     domain = SimpleNamespace(name="town", merge=(), classes=(0, 1, 2), subsets=(("2", (0, 1)),))
     other = SimpleNamespace(name="village", merge=((1, 0),), classes=(0,), subsets=())
+    source = SimpleNamespace(name="home", merge=(), classes=(2,), subsets=())
     rows = []
-    for row in (domain, other):
-        how = {"split": "val", "list_hash": "abc123", "transform": "native size"}
-        rows += domain_scores(found, domain=row, class_names=NAMES, **how)
+    for row in (domain, other, source):
+        rows += domain_scores(
+            found,
+            domain=row,
+            is_source=row is source,
+            split="val",
+            list_hash="abc123",
+            transform="native size",
+            class_names=NAMES,
+        )
     return Report({"file": "last.pth", "checkpoint": "last", "seed": 304}, rows)
 
 
@@ -39,7 +48,8 @@ def test_text_names_every_number_with_its_protocol() -> None:
         "native size",
         "seed 304",
         "checkpoint last",
-        "mean over",
+        "mean over targets",
+        "home (source)",
     ):
         assert word in text
     lines = {line.split()[0]: line for line in text.splitlines() if line}
@@ -47,7 +57,7 @@ def test_text_names_every_number_with_its_protocol() -> None:
     assert lines["train"].split() == ["train", "-"]  # never seen, never predicted; not counted elsewhere
 
 
-def test_mean_is_over_domains_not_over_subsets() -> None:
+def test_mean_is_over_targets_not_over_subsets_or_sources() -> None:
     found = report()
     town = (8 / 11 + 9 / 12) / 2
     assert found.rows[2].scores.mean_iou == 1.0
@@ -64,8 +74,10 @@ def test_files_hold_the_same_numbers(tmp_path: Path) -> None:
     lines = list(csv.DictReader(io.StringIO((tmp_path / "scores" / "scores.csv").read_text())))
     means = [line for line in lines if line["metric"] == "mean_iou" and line["domain"] == "town"]
     assert [float(line["value"]) for line in means] == [row.scores.mean_iou for row in found.rows[:2]]
+    assert {line["seed"] for line in lines} == {"304"}
+    assert {line["domain"] for line in lines if line["source"] == "yes"} == {"home"}
     table = (tmp_path / "scores" / "scores.md").read_text()
-    assert "| road | 72.73 | 72.73 | 100.00 |" in table
+    assert "| road | 72.73 | 72.73 | 100.00 |  |" in table
 
 
 def test_tables_line_up() -> None:
@@ -76,5 +88,5 @@ def test_tables_line_up() -> None:
 
 def test_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot be made"):
         write_text(tmp_path / "file" / "scores.md", "x")

@@ -11,10 +11,12 @@ import torch
 import yaml
 from torch import Tensor
 
+import config
 import train
 from tests.runs import launch, read_weights, run_folder, train_arguments
 from utils.errors import UserError
 from utils.logs import TermLog
+from utils.runs import Start
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +91,8 @@ def test_a_run_leaves_what_it_was_made_with(straight: Path) -> None:
         "best_source.pth",
     } <= names
     assert {"best_camvid.pth", "scores", "pictures", "tb"} <= names
-    config = yaml.safe_load((straight / "config.yaml").read_text())
-    assert config["OPTIM"]["ACCUMULATE"] == 2
+    saved = yaml.safe_load((straight / "config.yaml").read_text())
+    assert saved["OPTIM"]["ACCUMULATE"] == 2
     assert {"torch", "git", "python"} <= json.loads((straight / "versions.json").read_text()).keys()
     log = (straight / "log.txt").read_text()
     for word in ("built", "DIIA", "ISW", "recipe", "4 per step, 2 steps per epoch", "whitening masks keep"):
@@ -116,6 +118,30 @@ def test_restoring_a_snapshot_continues_in_a_new_folder(straight: Path, small_ca
     assert content["progress"] == {"epoch": 2, "step_in_epoch": 1, "step": 5}
     assert before == {path.name: path.stat().st_mtime_ns for path in straight.iterdir()}
     assert "OPTIM.MAX_ITER: 4 -> 5" in (run_folder(tmp_path) / "log.txt").read_text()
+
+
+def test_a_resumed_run_takes_the_rate_that_it_is_given(straight: Path, small_camvid: Path, tmp_path: Path) -> None:
+    more = ("--snapshot", str(straight / "last.pth"), "--restore_optimizer", "--max_iter", "8", "--lr", "0.5")
+    trainer = train.Trainer(
+        config.parse(resumable(small_camvid, tmp_path, *more, "--momentum", "0.8"), program="train"),
+        device=torch.device("cpu"),
+        start=Start(straight / "last.pth"),
+    )
+    (group,) = trainer.optimizer.param_groups
+    assert group["lr"] == pytest.approx(0.5 * (1 - 4 / 8) ** 0.9)
+    assert group["momentum"] == 0.8
+    assert "continuing with another OPTIM.LR: 0.01 -> 0.5" in trainer.notes
+
+
+def test_broken_weights_are_not_saved(straight: Path, small_camvid: Path, tmp_path: Path) -> None:
+    arguments = resumable(small_camvid, tmp_path, "--snapshot", str(straight / "last.pth"))
+    trainer = train.Trainer(config.parse(arguments, program="train"), device=torch.device("cpu"), start=Start())
+    with torch.no_grad():
+        next(trainer.network.parameters()).fill_(float("inf"))
+    trainer.folder = tmp_path
+    with pytest.raises(UserError, match="weights are not finite"):
+        trainer.save("last")
+    assert not (tmp_path / "last.pth").exists()
 
 
 def test_a_snapshot_alone_starts_anew_from_its_weights(straight: Path, small_camvid: Path, tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,6 +19,17 @@ SCHEMA = 1
 KEYS = frozenset(
     "schema kind network criterion optimizer scheduler scaler progress best config versions world_size".split()
 )
+
+
+# Published files hold their mean IoU as a numpy number, under numpy 1's or numpy 2's name.
+_SCALAR = np.float64(0).__reduce__()[0]
+_NUMPY_SCALARS: list[Any] = [
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    type(np.dtype(np.float64)),
+    type(np.dtype(np.float32)),
+]
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -55,9 +68,10 @@ def read(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: there is no such weight file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = re.sub(r"\x1b\[\d*m", "", str(error)).split("\n")[0].split(". ")[0] or type(error).__name__
         raise UserError(f"{path}: not a readable weight file of tensors and plain values ({reason})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: a weight file holds a dictionary, this one holds a {type(content).__name__}")
@@ -75,7 +89,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: as `read`, or the file is not a complete checkpoint of this schema.
     """
-    content = read(path)
+    return check(read(path), path=path)
+
+
+def check(content: dict[str, Any], *, path: str | Path) -> dict[str, Any]:
+    """Return what was read if it is a complete checkpoint of this schema, else raise `UserError`."""
     if not is_ours(content):
         raise UserError(
             f"{path}: holds weights but no run to continue; give it to --snapshot without --restore_optimizer"
@@ -95,13 +113,16 @@ def load_weights(network: nn.Module, content: dict[str, Any], *, path: str | Pat
         UserError: entries are missing, unexpected or of another shape; every one is listed.
     """
     state = content["network"] if is_ours(content) else legacy.convert_state_dict(legacy.unwrap_state(content))
+    load_strictly(network, state, path=path)
+
+
+def load_strictly(module: nn.Module, state: dict[str, Any], *, path: str | Path) -> None:
+    """Load a state, or raise `UserError` with every entry that is missing, unexpected or of another shape."""
     try:
-        network.load_state_dict(state)
+        module.load_state_dict(state)
     except RuntimeError as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[1:])
-        raise UserError(
-            f"{path}: does not fit the network that --arch, --method and --wt_layer name ({reason})"
-        ) from error
+        raise UserError(f"{path}: does not fit what --arch, --method and --wt_layer name ({reason})") from error
 
 
 def latest(folder: Path) -> Path | None:

@@ -99,6 +99,15 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def all_reduce_min(value: int, device: torch.device) -> int:
+    """Return the smallest of the processes' numbers."""
+    if world_size() == 1:
+        return value
+    tensor = torch.tensor(value, device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+    return int(tensor.item())
+
+
 def broadcast_object(value: Any) -> Any:
     """Return rank 0's value (anything that pickles) on every process."""
     if world_size() == 1:

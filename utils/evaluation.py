@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from tqdm import tqdm
 
 from utils import distributed
 from utils.metrics import confusion_matrix
+
+T = TypeVar("T")
 
 
 class Samples(Protocol):
@@ -66,12 +68,11 @@ def evaluate(
     share = -(-samples.num_images // distributed.world_size())  # images of rank 0
     spacing = max(share // num_pictures, 1) if num_pictures and distributed.is_main() else 0
     pictures: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    training, benchmark = network.training, torch.backends.cudnn.benchmark
+    training = network.training
     network.eval()
-    torch.backends.cudnn.benchmark = False  # sizes vary: no search for each
     bar = tqdm(total=share, desc=f"score {name}", unit="image", disable=not distributed.is_main(), leave=False)
     seen = 0
-    for group in _same_size(samples, batch_size):
+    for group in varying_sizes(_same_size(samples, batch_size)):
         images = torch.stack([sample.image for sample in group]).to(device)  # (B,3,h,w)
         labels = torch.stack([sample.label for sample in group]).to(device).long()  # (B,h,w)
         with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
@@ -89,7 +90,6 @@ def evaluate(
         bar.update(len(group))
     bar.close()
     network.train(training)
-    torch.backends.cudnn.benchmark = benchmark
     distributed.all_reduce_sum(counts)
     total, pixels, images_scored = distributed.all_reduce_sum(loss).tolist()
     assert images_scored == samples.num_images, (images_scored, samples.num_images)
@@ -99,6 +99,16 @@ def evaluate(
         num_images=samples.num_images,
         pictures=pictures,
     )
+
+
+def varying_sizes(items: Iterable[T]) -> Iterator[T]:
+    """Yield the items while cuDNN does not search for the fastest kernels: with sizes that vary it cannot pay off."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield from items
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _same_size(samples: Iterable[Any], batch_size: int) -> Iterator[list[Any]]:

@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 from importlib import metadata
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from utils import distributed
 from utils.errors import UserError
-from utils.report import write_text
+from utils.files import write_text
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "opencv-python-headless", "scikit-image", "kmeans1d")
 
@@ -30,22 +31,28 @@ class _BarHandler(logging.Handler):
 
 
 def setup_logging(file: Path | None = None) -> None:
-    """Send the log to stderr and, where given, append it to a file; processes other than rank 0 only warn.
+    """Send the log to stderr and, where given, append it to a file; processes other than rank 0 only report errors.
 
-    A second call replaces the handlers of the first.
+    A second call replaces the handlers of the first; the file then also gets what was said before there was one.
     """
     root = logging.getLogger()
+    held = [handler for handler in root.handlers if isinstance(handler, MemoryHandler)]
     for handler in list(root.handlers):
-        if isinstance(handler, (_BarHandler, logging.FileHandler)):
+        if isinstance(handler, (_BarHandler, logging.FileHandler, MemoryHandler)):
             root.removeHandler(handler)
-            handler.close()
-    handlers: list[logging.Handler] = [_BarHandler()]
+            if isinstance(handler, logging.FileHandler):
+                handler.close()
+    form = logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%Y-%m-%d %H:%M:%S")
+    to_file: logging.Handler = MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1)
     if file is not None and distributed.is_main():
-        handlers.append(logging.FileHandler(file, encoding="utf-8"))
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        to_file = logging.FileHandler(file, encoding="utf-8")
+    for handler in (_BarHandler(), to_file):
+        handler.setFormatter(form)
         root.addHandler(handler)
-    root.setLevel(logging.INFO if distributed.is_main() else logging.WARNING)
+    for memory in held:
+        memory.setTarget(to_file)
+        memory.close()
+    root.setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
     logging.captureWarnings(True)
 
 
@@ -101,14 +108,22 @@ class TermLog:
     def check_finite(self) -> None:
         """Stop the run at the first loss since the last check that is nan or infinite; waits for the device.
 
+        Every process calls it at the same steps. The one that met the loss first speaks, the others leave quietly.
+
         Raises:
             UserError: with the step, the terms and the files of the batch.
         """
         if not self._unchecked:
             return
-        finite = torch.stack([total for _, _, total, _ in self._unchecked]).isfinite().tolist()
-        if not all(finite):
-            step, terms, total, names = self._unchecked[finite.index(False)]
+        totals = torch.stack([total for _, _, total, _ in self._unchecked])
+        finite, processes = totals.isfinite().tolist(), distributed.world_size()
+        first = finite.index(False) if not all(finite) else len(finite)
+        code = distributed.all_reduce_min(first * processes + distributed.rank(), totals.device)
+        found, owner = divmod(code, processes)
+        if found < len(finite):
+            if owner != distributed.rank():
+                raise SystemExit(2)
+            step, terms, total, names = self._unchecked[found]
             values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
             raise UserError(
                 f"step {step}: the loss is {total.item()} ({values}) on the files {', '.join(names)}; nothing was "

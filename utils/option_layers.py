@@ -117,7 +117,7 @@ def build_parser(
     shown: Sequence[str],
     aliases: Mapping[str, str],
 ) -> argparse.ArgumentParser:
-    """Return the parser of all rows with a flag, in groups; groups not in `shown` parse but stay out of --help."""
+    """Return the parser of all rows with a flag, in groups; only keys that begin like one of `shown` are in --help."""
     parser = _Parser(prog=prog, usage="%(prog)s [flags]", description=description, allow_abbrev=False)
     top = parser.add_argument_group(
         "settings", "config.py < --config < environment DIIA__SECTION__NAME < flags, --opts"
@@ -137,7 +137,7 @@ def build_parser(
     titles = {name: parser.add_argument_group(title) for name, title in groups.items()}
     for option in options.values():
         if option.flag:
-            _add_flag(titles[option.group], option, hidden=option.group not in shown, aliases=aliases)
+            _add_flag(titles[option.group], option, hidden=not option.key.startswith(tuple(shown)), aliases=aliases)
     return parser
 
 

@@ -6,7 +6,6 @@ Letters: H, W pixels; K classes; N images. All images are uint8 RGB.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from utils.errors import UserError
+from utils.files import make_folder
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Row = tuple[Array, Array, Array]
@@ -119,17 +119,15 @@ def contact_sheet(images: Sequence[Array], *, columns: int, captions: Sequence[s
 def save_png(array: Array, path: str | os.PathLike[str]) -> None:
     """Write an image (H, W, 3) or (H, W) uint8 as PNG; the file appears complete or not at all."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
-            Image.fromarray(np.ascontiguousarray(array, np.uint8)).save(file, format="PNG")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        Image.fromarray(np.ascontiguousarray(array, np.uint8)).save(temporary, format="PNG")
+        temporary.replace(path)
     except OSError as error:
         raise UserError(f"{path}: the picture cannot be written ({error.strerror or error}); free space") from error
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _font(size: int) -> Any:

@@ -6,14 +6,13 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.errors import UserError
 from utils.evaluation import Evaluation
+from utils.files import write_text
 from utils.metrics import Scores, merge_classes, nan_mean, score
 
 
@@ -35,6 +34,7 @@ class DomainScore:
 
     domain: str
     subset: str  # "" for the domain's main counting
+    is_source: bool  # trained on: no unseen domain
     scores: Scores
     loss: float
     protocol: Protocol
@@ -42,8 +42,9 @@ class DomainScore:
 
     @property
     def title(self) -> str:
-        """Column heading: the domain, with the subset where it is not the main counting."""
-        return f"{self.domain} ({self.subset})" if self.subset else self.domain
+        """Column heading: the domain, with the subset where it is not the main counting, and whether it is a source."""
+        notes = [note for note in (self.subset, "source" if self.is_source else "") if note]
+        return f"{self.domain} ({', '.join(notes)})" if notes else self.domain
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,14 @@ class Report:
     rows: list[DomainScore]
 
     @property
+    def targets(self) -> list[DomainScore]:
+        """The main countings of the domains that were not trained on."""
+        return [row for row in self.rows if not row.subset and not row.is_source]
+
+    @property
     def mean_over_targets(self) -> float:
-        """Mean of the mean IoU over the domains' main countings."""
-        return nan_mean([row.scores.mean_iou for row in self.rows if not row.subset])
+        """Mean of the mean IoU over the targets; nan where there is none."""
+        return nan_mean([row.scores.mean_iou for row in self.targets])
 
     def summary_table(self) -> list[list[str]]:
         """Return heading and one line per domain, then the mean."""
@@ -74,10 +80,9 @@ class Report:
             ]
             for row in self.rows
         ]
-        domains = [row for row in self.rows if not row.subset]
-        mean = ["mean over domains", percent(self.mean_over_targets)]
-        mean += [percent(nan_mean([row.scores.accuracy for row in domains]))]
-        mean += [percent(nan_mean([row.scores.mean_class_accuracy for row in domains])), "", "", "", ""]
+        mean = ["mean over targets", percent(self.mean_over_targets)]
+        mean += [percent(nan_mean([row.scores.accuracy for row in self.targets]))]
+        mean += [percent(nan_mean([row.scores.mean_class_accuracy for row in self.targets])), "", "", "", ""]
         return [heading, *lines, mean]
 
     def class_table(self) -> list[list[str]]:
@@ -131,7 +136,9 @@ class Report:
         """Return one line per domain, counting and metric; values are fractions."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(["domain", "subset", "metric", "value", "split", "list", "images", "transform", "scales"])
+        made_by = {key: self.weights.get(key, "") for key in ("checkpoint", "step", "seed")}
+        protocol = ["split", "list", "images", "transform", "scales", "classes", *made_by]
+        writer.writerow(["domain", "subset", "source", "metric", "value", *protocol])
         for row in self.rows:
             metrics = {"mean_iou": row.scores.mean_iou, "accuracy": row.scores.accuracy, "loss": row.loss}
             metrics["mean_class_accuracy"] = row.scores.mean_class_accuracy
@@ -140,9 +147,11 @@ class Report:
             how = row.protocol
             for metric, value in metrics.items():
                 text = "" if math.isnan(value) else repr(value)
-                where = [how.split, how.list_hash, how.images, how.transform, how.scales]
-                writer.writerow([row.domain, row.subset, metric, text, *where])
-        writer.writerow(["mean over domains", "", "mean_iou", repr(self.mean_over_targets), "", "", "", "", ""])
+                where = [how.split, how.list_hash, how.images, how.transform, how.scales, how.classes]
+                row_of = [row.domain, row.subset, "yes" if row.is_source else "no", metric, text]
+                writer.writerow([*row_of, *where, *made_by.values()])
+        mean = "" if math.isnan(self.mean_over_targets) else repr(self.mean_over_targets)
+        writer.writerow(["mean over targets", "", "no", "mean_iou", mean, *[""] * 6, *made_by.values()])
         return buffer.getvalue()
 
     def to_json(self) -> str:
@@ -165,7 +174,14 @@ class Report:
 
 
 def domain_scores(
-    found: Evaluation, *, domain: Any, split: str, list_hash: str, transform: str, class_names: Sequence[str]
+    found: Evaluation,
+    *,
+    domain: Any,
+    is_source: bool,
+    split: str,
+    list_hash: str,
+    transform: str,
+    class_names: Sequence[str],
 ) -> list[DomainScore]:
     """Turn the counts of a domain into its scores: the main counting first, then those of further class subsets.
 
@@ -179,6 +195,7 @@ def domain_scores(
         DomainScore(
             domain=domain.name,
             subset=subset and f"{subset} classes",
+            is_source=is_source,
             scores=score(confusion, class_names, classes=classes),
             loss=found.loss,
             protocol=Protocol(
@@ -224,18 +241,3 @@ def markdown(table: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown, first column left, the others right."""
     rule = ["---", *["---:"] * (len(table[0]) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in [list(table[0]), rule, *map(list, table[1:])])
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file under its final name in one step, making its folder.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from error

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from utils import checkpoint, distributed, logs
 from utils.errors import UserError
-from utils.report import write_text
+from utils.files import write_text
 
 # Sections whose keys decide what a step computes; a resumed run should agree on them.
 SEQUENCE_SECTIONS = ("DATASET", "NETWORK", "WHITENING", "LOSS", "AUGMENT", "OPTIM")
@@ -54,8 +52,6 @@ def _find_start(cfg: Any) -> Start | str:
         return Start(file, file.parent) if file.is_file() else f"--resume {file}: there is no such file"
     if not cfg.RUN.RESTORE_OPTIMIZER:
         return Start()
-    if not cfg.RUN.SNAPSHOT:
-        return "--restore_optimizer needs --snapshot FILE; to continue the newest run of this --exp use --resume auto"
     return Start(Path(cfg.RUN.SNAPSHOT))
 
 
@@ -70,6 +66,9 @@ def open_folder(cfg: Any, start: Start) -> Path:
         UserError: the folder cannot be made.
     """
     if start.folder is not None:
+        if distributed.is_main():
+            for file in start.folder.glob(".*.tmp"):  # what a kill in the middle of a save left behind
+                file.unlink(missing_ok=True)
         return start.folder
     made: Path | str | None = None
     if distributed.is_main():
@@ -96,7 +95,7 @@ def _new_folder(root: Path) -> Path:
     raise AssertionError
 
 
-def record_start(folder: Path, config: dict[str, Any], *, step: int, repository: Path) -> dict[str, str]:
+def record_start(folder: Path, config_yaml: str, *, step: int, repository: Path) -> dict[str, str]:
     """Write the full resolved config, the command and the package versions into the run folder; return the versions.
 
     A resumed run adds files named by its first step and leaves those of the start as they are.
@@ -104,7 +103,7 @@ def record_start(folder: Path, config: dict[str, Any], *, step: int, repository:
     versions = logs.versions(repository)
     if distributed.is_main():
         mark = f".from-step-{step}" if (folder / "config.yaml").exists() else ""
-        write_text(folder / f"config{mark}.yaml", yaml.safe_dump(config, sort_keys=False))
+        write_text(folder / f"config{mark}.yaml", config_yaml)
         write_text(folder / f"command{mark}.txt", shlex.join([sys.executable, *sys.argv]) + "\n")
         write_text(folder / f"versions{mark}.json", json.dumps(versions, indent=1) + "\n")
     return versions
@@ -112,6 +111,8 @@ def record_start(folder: Path, config: dict[str, Any], *, step: int, repository:
 
 def changed_keys(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Iterator[str]:
     """Yield `SECTION.KEY: saved -> current` for every key that decides what a step computes and differs."""
+    if saved["RUN"]["SEED"] != current["RUN"]["SEED"]:
+        yield f"RUN.SEED: {saved['RUN']['SEED']} -> {current['RUN']['SEED']}"
     for section in SEQUENCE_SECTIONS:
         for key, value in current[section].items():
             name = f"{section}.{key}"

@@ -35,7 +35,7 @@ class Scorer:
     num_pictures: int
 
     def __call__(
-        self, network: nn.Module, domain: Any, samples: Any, *, split: str
+        self, network: nn.Module, domain: Any, samples: Any, *, split: str, is_source: bool
     ) -> tuple[list[DomainScore], np.ndarray | None]:
         """Return the scores of a domain, the main counting first, and a picture (h,w,3) uint8 on rank 0.
 
@@ -58,6 +58,7 @@ class Scorer:
         rows = domain_scores(
             found,
             domain=domain,
+            is_source=is_source,
             split=split,
             list_hash=samples.list_hash,
             transform=samples.protocol,

@@ -1,0 +1,33 @@
+"""Files that appear whole under their final name or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from utils.errors import UserError
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it where they are missing, or raise `UserError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: the folder cannot be made ({error.strerror}); choose another one") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under its final name in one step, making its folder.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
