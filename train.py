@@ -117,20 +117,14 @@ class Trainer:
         self._log_start()
         events = Path(cfg.RUN.TB_PATH) / cfg.RUN.DATE / cfg.RUN.EXP / self.folder.name / f"tb{cfg.RUN.TB_TAG}"
         self.board = logs.Board(events, self.folder / "history.jsonl", first_step=progress.step)
-        self.bar = tqdm(
-            total=cfg.OPTIM.MAX_ITER,
-            initial=progress.step,
-            desc="train",
-            unit="step",
-            disable=not distributed.is_main(),
-        )
-        while True:
-            if progress.step_in_epoch == self.steps_per_epoch:  # also where a resumed run was killed in end_epoch
-                self.end_epoch()
-            if progress.step >= cfg.OPTIM.MAX_ITER or 0 < cfg.OPTIM.MAX_EPOCH <= progress.epoch:
-                break
-            self.train_epoch()
-        self.bar.close()
+        hidden = not distributed.is_main()
+        with tqdm(total=cfg.OPTIM.MAX_ITER, initial=progress.step, desc="train", unit="step", disable=hidden) as self.bar:
+            while True:
+                if progress.step_in_epoch == self.steps_per_epoch:  # also where a resumed run was killed in end_epoch
+                    self.end_epoch()
+                if progress.step >= cfg.OPTIM.MAX_ITER or 0 < cfg.OPTIM.MAX_EPOCH <= progress.epoch:
+                    break
+                self.train_epoch()
         self.terms.check_finite()
         if self.scored_at != progress.step or (cfg.EVAL.LIMIT and not cfg.RUN.TEST_MODE):
             if not cfg.RUN.TEST_MODE:

@@ -54,7 +54,7 @@ def test_text_names_every_number_with_its_protocol() -> None:
         assert word in text
     lines = {line.split()[0]: line for line in text.splitlines() if line}
     assert lines["road"].split()[1] == f"{100 * 8 / 11:.2f}"
-    assert lines["train"].split() == ["train", "-"]  # never seen, never predicted; not counted elsewhere
+    assert lines["train"].split() == ["train", "-", "-"]  # never seen, never predicted; the village does not count it
 
 
 def test_mean_is_over_targets_not_over_subsets_or_sources() -> None:
