@@ -118,7 +118,8 @@ class Trainer:
         events = Path(cfg.RUN.TB_PATH) / cfg.RUN.DATE / cfg.RUN.EXP / self.folder.name / f"tb{cfg.RUN.TB_TAG}"
         self.board = logs.Board(events, self.folder / "history.jsonl", first_step=progress.step)
         hidden = not distributed.is_main()
-        with tqdm(total=cfg.OPTIM.MAX_ITER, initial=progress.step, desc="train", unit="step", disable=hidden) as self.bar:
+        total, first = cfg.OPTIM.MAX_ITER, progress.step
+        with tqdm(total=total, initial=first, desc="train", unit="step", disable=hidden) as self.bar:
             while True:
                 if progress.step_in_epoch == self.steps_per_epoch:  # also where a resumed run was killed in end_epoch
                     self.end_epoch()

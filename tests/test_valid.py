@@ -57,7 +57,7 @@ def test_a_checkpoint_needs_nothing_but_itself(
     assert about["seed"] == 304
     printed = capsys.readouterr().out
     assert "5 images of val" in printed
-    assert "mean over domains" in printed
+    assert "mean over targets" in printed
 
 
 def test_the_score_is_the_one_that_training_wrote(weights: Path, small_camvid: Path, tmp_path: Path) -> None:
