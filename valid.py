@@ -117,8 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the program with the given arguments, by default those of the command line."""
     cfg = config.parse(argv, program="valid")
     logs.setup_logging()
+    distributed.set_deterministic(wanted=cfg.RUN.DETERMINISTIC)
     device = distributed.choose_device(cfg.RUN.DEVICE, cfg.RUN.LOCAL_RANK)
-    torch.use_deterministic_algorithms(cfg.RUN.DETERMINISTIC, warn_only=True)
     with distributed.process_group(device, cfg.RUN.DIST_URL):
         report = score(cfg, device)
         if distributed.is_main():

@@ -57,6 +57,13 @@ def choose_device(name: str, local_rank: int) -> torch.device:
     return torch.device("cuda", index)
 
 
+def set_deterministic(*, wanted: bool) -> None:
+    """Choose kernels that give the same bits every time, where there are any; call it before CUDA starts."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
+
+
 def init(device: torch.device, dist_url: str = "env://") -> None:
     """Join the process group that the launcher announced (nccl on GPUs, gloo on CPUs); nothing without a launcher."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ or is_initialized():
