@@ -180,7 +180,10 @@ def test_a_region_equals_resize_then_crop(size: tuple[int, int], factor: float, 
     columns_first = image.resize((target[0], size[0]), Image.Resampling.BICUBIC)
     whole = np.asarray(columns_first.resize(target, Image.Resampling.BICUBIC).crop(box)).astype(int)
     nearest = np.asarray(Image.fromarray(label).resize(target, Image.Resampling.NEAREST).crop(box))
-    assert np.abs(part - whole).max() <= 1
+    # Pillow keeps the box in float32: a sum next to .5 rounds the other way, once per pass
+    difference = np.abs(part - whole)
+    assert difference.max() <= 2
+    assert np.count_nonzero(difference > 1) <= 1e-3 * difference.size + 1
     np.testing.assert_array_equal(labels, nearest)
 
 
