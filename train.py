@@ -30,10 +30,10 @@ from datasets.loaders import (
     build_statistics_loader,
     build_training_loader,
 )
+from datasets.prefetch import DeviceBatches
 from loss import build_criterion
 from loss.whitening import MaskStatistics
 from network import build_network, load_pretrained
-from network.outputs import SegmentorOutput
 from optimizer import apply_settings, build_optimizer, build_scheduler
 from transforms.edges import edge_target
 from transforms.recipes import build_appearance, build_normalisation, statistics_pair
@@ -45,6 +45,7 @@ from utils.report import Report
 from utils.runs import Start, changed_keys, find_start, open_folder, record_start
 from utils.scoring import Scorer, mixed_dtype
 
+SLOW_DATA = 0.2  # share of the time waiting for data from which the log says what to do
 REPOSITORY = Path(__file__).resolve().parent
 logger = logging.getLogger("train")
 
@@ -69,7 +70,8 @@ class Trainer:
         self.best: dict[str, float] = {}
         self.terms = logs.TermLog()
         self.scored_at = -1
-        self.notes: list[str] = []  # warnings found before there is a log to write them to
+        self.to_device = DeviceBatches(device)
+        self.advised = False
 
         self.domains = load_domains(cfg)
         self.network = build_network(cfg)
@@ -117,6 +119,7 @@ class Trainer:
         self._log_start()
         events = Path(cfg.RUN.TB_PATH) / cfg.RUN.DATE / cfg.RUN.EXP / self.folder.name / f"tb{cfg.RUN.TB_TAG}"
         self.board = logs.Board(events, self.folder / "history.jsonl", first_step=progress.step)
+        self.to_device.restart()
         hidden = not distributed.is_main()
         total, first = cfg.OPTIM.MAX_ITER, progress.step
         with tqdm(total=total, initial=first, desc="train", unit="step", disable=hidden) as self.bar:
@@ -139,7 +142,7 @@ class Trainer:
         """Train the rest of the current epoch, or up to --max_iter."""
         cfg, progress = self.cfg, self.progress
         self.model.train()
-        batches = self.loader.epoch(progress.epoch, start_step=progress.step_in_epoch)
+        batches = self.to_device(self.loader.epoch(progress.epoch, start_step=progress.step_in_epoch))
         steps = min(self.steps_per_epoch - progress.step_in_epoch, cfg.OPTIM.MAX_ITER - progress.step)
         for micro_batches in _steps(batches, cfg.OPTIM.ACCUMULATE, steps):
             if progress.step == 0 and cfg.RUN.DUMP_AUGMENTATION:
@@ -162,8 +165,7 @@ class Trainer:
         for index, batch in enumerate(micro_batches):
             # dropout is a function of (seed, step): nothing random needs to be saved, and every process draws the same
             torch.manual_seed(_stream(self.cfg.RUN.SEED, self.progress.step, index))
-            images = batch.images.to(self.device, non_blocking=True)  # (B,3,H,W) uint8
-            labels = batch.labels.to(self.device, non_blocking=True).long()  # (B,H,W)
+            images, labels = batch.images, batch.labels.long()  # (B,3,H,W) uint8, (B,H,W)
             edges = edge_target(images) if self.method.head == "diia" else None  # (B,H,W)
             last = index == len(micro_batches) - 1
             with contextlib.nullcontext() if last or self.world_size == 1 else self.model.no_sync():  # type: ignore[operator]
@@ -171,7 +173,7 @@ class Trainer:
                 with torch.autocast(self.device.type, dtype=mixed, enabled=mixed is not None):
                     output = self.model(inputs)
                 if self.autocast_dtype is not None:
-                    output = _to_float(output)
+                    output = output.float()  # losses and covariances would overflow in half precision
                 terms = self.criterion(output, labels, edges, whiten=whiten)
                 total = self.criterion.total(terms)
                 self.scaler.scale(total / len(micro_batches)).backward()
@@ -323,11 +325,19 @@ class Trainer:
     def log_terms(self) -> None:
         """Write the means of the terms since the last time to the bar, the text log and TensorBoard."""
         step, values = self.progress.step, self.terms.read()
-        rate = self.optimizer.param_groups[0]["lr"]
-        self.board.scalars({**{f"loss/{name}": value for name, value in values.items()}, "optim/lr": rate}, step)
+        rate, waited = self.optimizer.param_groups[0]["lr"], self.to_device.wait_share()
+        self.to_device.restart()
+        scalars = {f"loss/{name}": value for name, value in values.items()}
+        self.board.scalars({**scalars, "optim/lr": rate, "time/data_wait": waited}, step)
         self.bar.set_postfix(loss=f"{values['train_loss']:.3f}", epoch=self.progress.epoch)
         text = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-        logger.info("epoch %d, step %d/%d, lr %.5f: %s", self.progress.epoch, step, self.cfg.OPTIM.MAX_ITER, rate, text)
+        logger.info(
+            "epoch %d, step %d/%d, lr %.5f: %s; %.0f%% of the time waiting for data",
+            self.progress.epoch, step, self.cfg.OPTIM.MAX_ITER, rate, text, 100 * waited,
+        )  # fmt: skip
+        if waited > SLOW_DATA and not self.advised:
+            self.advised = True
+            logger.warning("the device waits for data %.0f%% of the time: %s", 100 * waited, self.loader.advice())
 
     def draw_batch(self, batch: TrainingBatch) -> None:
         """Draw a batch as the network sees it: image, label, edge target."""
@@ -392,7 +402,8 @@ class Trainer:
             self.scaler.load_state_dict(content["scaler"])
         self.progress = Progress(**content["progress"])
         self.best = dict(content["best"])
-        self.notes += [f"continuing with another {key}" for key in changed_keys(content["config"], config.to_dict(cfg))]
+        for key in changed_keys(content["config"], config.to_dict(cfg)):
+            logger.warning("continuing with another %s", key)
         if self.progress.step_in_epoch > self.steps_per_epoch:
             raise UserError(
                 f"{path} was saved at step {self.progress.step_in_epoch} of an epoch, but an epoch has only "
@@ -422,8 +433,6 @@ class Trainer:
             )
         else:
             logger.info("weights: %s", cfg.RUN.SNAPSHOT or cfg.NETWORK.PRETRAINED)
-        for note in self.notes:
-            logger.warning(note)
         logger.info(
             "%d process(es) on %s, %d x %d images each: %d per step, %d steps per epoch",
             self.world_size, self.device.type, cfg.OPTIM.BATCH_SIZE, cfg.OPTIM.ACCUMULATE, self.global_batch,
@@ -444,17 +453,6 @@ def _steps(batches: Iterator[TrainingBatch], accumulate: int, steps: int) -> Ite
 
 def _stream(seed: int, step: int, micro_batch: int) -> int:
     return int(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _to_float(output: SegmentorOutput) -> SegmentorOutput:
-    """Return a mixed-precision output in float32, so that losses and covariances do not overflow."""
-    return SegmentorOutput(*(_float(value) for value in output))
-
-
-def _float(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(map(_float, value))
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _shortened(cfg: Any) -> Any:

@@ -6,9 +6,9 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from glob import glob
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -157,6 +157,24 @@ BUILTIN: dict[str, Domain] = {
 }
 
 
+# Cityscapes' coarsely labelled frames; they only add centroids of rare classes to the fine ones.
+CITYSCAPES_COARSE = _row(
+    "cityscapes",
+    "cityscapes_ids",
+    _splits(train="train_extra"),
+    layouts=tuple(
+        Layout(
+            f"{prefix}leftImg8bit/{{split}}/*/*_leftImg8bit.png",
+            (
+                (f"{prefix}leftImg8bit/", f"{labels}gtCoarse/"),
+                ("_leftImg8bit.png", "_gtCoarse_labelIds.png"),
+            ),
+        )
+        for prefix, labels in (("leftImg8bit_trainextra/", "gtCoarse/"), ("", ""))
+    ),
+)
+
+
 def load_domains(cfg: Any) -> dict[str, Domain]:
     """Return the domains of a config by name: the built-in rows with their roots, and those of DATASET.DOMAINS_FILE."""
     from datasets.userdomains import read_domains
@@ -181,14 +199,21 @@ def get_domain(domains: Mapping[str, Domain], name: str) -> Domain:
     return domains[name]
 
 
-def find_pairs(domain: Domain, split: str, *, need_labels: bool = True) -> list[Pair]:
-    """Return the pairs of a split (train, val, test, or trainval for both), sorted by name.
+class Listing(NamedTuple):
+    """What is there of a split in one layout: its pairs, and those of them whose label file exists."""
+
+    layout: Layout
+    folder: str
+    pairs: list[Pair]
+    labelled: list[Pair]
+
+
+def list_split(domain: Domain, split: str, *, need_labels: bool = True) -> Listing | None:
+    """List a split without judging it, by the first layout that has pairs, else the first that has images, else None.
 
     Raises:
-        UserError: no such split or folder, no images, or an image without a label.
+        UserError: no such split, or no such folder of the domain.
     """
-    if split == "trainval":
-        return find_pairs(domain, "train", need_labels=need_labels) + find_pairs(domain, "val", need_labels=need_labels)
     folders = dict(domain.splits).get(split)
     if folders is None:
         known = ", ".join(name for name, _ in domain.splits)
@@ -197,23 +222,43 @@ def find_pairs(domain: Domain, split: str, *, need_labels: bool = True) -> list[
         raise UserError(f"{domain.name}: {domain.root_key} is empty; {_way_out(domain)}")
     if not os.path.isdir(domain.root):
         raise UserError(f"{domain.name}: the folder {domain.root} does not exist; {_way_out(domain)}")
-    pairs, missing = [], ""
+    first = None
     for layout in domain.layouts:
         for folder in folders:
-            found = _list_images(domain.root, layout, folder)
-            if not need_labels:
-                pairs = [pair._replace(label="") for pair in found]
-            else:
-                pairs, lacking = _with_labels(found)
-                missing = missing or lacking
-            if pairs:
-                return _checked(pairs, domain, split, missing=lacking if need_labels else "")
-    if missing:
-        raise UserError(f"{domain.name}/{split}: {missing}; {_way_out(domain)}")
-    patterns = " or ".join(
-        dict.fromkeys(layout.images.replace("{split}", name) for layout in domain.layouts for name in folders)
-    )
-    raise UserError(f"{domain.name}/{split}: no image matches {patterns} in {domain.root}; {_way_out(domain)}")
+            pairs = _list_images(domain.root, layout, folder)
+            found = Listing(layout, folder, pairs, _with_labels(pairs) if need_labels else [])
+            if found.labelled or (pairs and not need_labels):
+                return found
+            first = first or (found if pairs else None)
+    return first
+
+
+def find_pairs(domain: Domain, split: str, *, need_labels: bool = True) -> list[Pair]:
+    """Return the pairs of a split (train, val, test, or trainval for both), sorted by name.
+
+    Raises:
+        UserError: no such split or folder, no images, or an image without a label.
+    """
+    if split == "trainval":
+        return find_pairs(domain, "train", need_labels=need_labels) + find_pairs(domain, "val", need_labels=need_labels)
+    found = list_split(domain, split, need_labels=need_labels)
+    if found is None:
+        folders = dict(domain.splits)[split]
+        patterns = " or ".join(
+            dict.fromkeys(layout.images.replace("{split}", name) for layout in domain.layouts for name in folders)
+        )
+        raise UserError(f"{domain.name}/{split}: no image matches {patterns} in {domain.root}; {_way_out(domain)}")
+    if not need_labels:
+        return [pair._replace(label="") for pair in found.pairs]
+    if len(found.labelled) < len(found.pairs):
+        there = set(found.labelled)
+        first = next(pair for pair in found.pairs if pair not in there)
+        way_out = "add the label or remove the image" if there else _way_out(domain)
+        raise UserError(
+            f"{domain.name}/{split}: {len(found.pairs) - len(there)} of {len(found.pairs)} images have no label, "
+            f"the first is {first.image} without {first.label}; {way_out}"
+        )
+    return _without_unequal(found.labelled, domain, split) if domain.skip_unequal else found.labelled
 
 
 def _way_out(domain: Domain) -> str:
@@ -227,28 +272,20 @@ def _list_images(root: str, layout: Layout, folder: str) -> list[Pair]:
     return [Pair(f"{root}/{name}", f"{root}/{layout.label_path(name, folder)}", name) for name in names]
 
 
-def _with_labels(pairs: Sequence[Pair]) -> tuple[list[Pair], str]:
-    """Return the pairs whose label exists, and a clause on the first one that has none."""
+def _with_labels(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the pairs whose label exists; every folder is listed once."""
     names = {folder: set(os.listdir(folder)) if os.path.isdir(folder) else set() for folder in _folders(pairs)}
-    there = [pair for pair in pairs if os.path.basename(pair.label) in names[os.path.dirname(pair.label)]]
-    if len(there) == len(pairs):
-        return there, ""
-    first = next(pair for pair in pairs if os.path.basename(pair.label) not in names[os.path.dirname(pair.label)])
-    count = len(pairs) - len(there)
-    return there, f"{count} of {len(pairs)} images have no label, the first is {first.image} without {first.label}"
+    return [pair for pair in pairs if os.path.basename(pair.label) in names[os.path.dirname(pair.label)]]
 
 
 def _folders(pairs: Iterable[Pair]) -> set[str]:
     return {os.path.dirname(pair.label) for pair in pairs}
 
 
-def _checked(pairs: list[Pair], domain: Domain, split: str, *, missing: str) -> list[Pair]:
-    if missing:
-        raise UserError(f"{domain.name}/{split}: {missing}; add the label or remove the image")
-    if not domain.skip_unequal or not pairs[0].label:
-        return pairs
-    with ThreadPoolExecutor(8) as pool:
-        equal = list(pool.map(_same_size, pairs))
+def _without_unequal(pairs: list[Pair], domain: Domain, split: str) -> list[Pair]:
+    """Leave out, with a warning, the pairs whose image and label differ in size."""
+    with ThreadPool(8) as pool:  # a network drive answers eight at once
+        equal = pool.map(_same_size, pairs, chunksize=256)
     if not all(equal):
         unequal = [pair.name for pair, same in zip(pairs, equal, strict=True) if not same]
         log.warning(
@@ -264,13 +301,29 @@ def _checked(pairs: list[Pair], domain: Domain, split: str, *, missing: str) -> 
 
 def _same_size(pair: Pair) -> bool:
     """Compare the sizes in the headers; a file without one is left to the decoder, which names it."""
+    try:
+        return image_size(pair.image) == image_size(pair.label)
+    except UserError:
+        return True
+
+
+def image_size(path: str) -> tuple[int, int]:
+    """Return (width, height) from a file's header; a PNG's is read where it stands, far faster than Pillow does.
+
+    Raises:
+        UserError: the file cannot be opened or is no image.
+    """
     from PIL import Image
 
     try:
-        with Image.open(pair.image) as image, Image.open(pair.label) as label:
-            return image.size == label.size
-    except OSError:
-        return True
+        with open(path, "rb") as file:
+            head = file.read(24)
+        if head[:8] == b"\x89PNG\r\n\x1a\n" and head[12:16] == b"IHDR":
+            return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+        with Image.open(path) as image:
+            return image.size
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or 'not an image'})") from error
 
 
 def list_hash(pairs: Iterable[Pair]) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datasets.class_uniform import source_centroids
-from datasets.domains import Domain, Pair, find_pairs, get_domain, list_hash, load_domains
+from datasets.domains import CITYSCAPES_COARSE, Domain, Pair, find_pairs, get_domain, list_hash, load_domains
+from datasets.frames import FrameCache
 from datasets.plan import EpochPlan, GlobalBatches, Pick, Source
 from datasets.segmentation import (
     EvaluationSample,
@@ -56,7 +58,14 @@ def choose_workers(asked: int) -> int:
     if asked >= 0:
         return asked
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)))
+    return max(1, min(16, cores // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)))
+
+
+def _one_thread(_: int) -> None:
+    """Keep OpenCV's threads out of a worker: there are as many workers as cores already."""
+    import cv2
+
+    cv2.setNumThreads(1)
 
 
 def _loader(dataset: Any, *, cfg: Any, collate: Any, persistent: bool = False, **order: Any) -> DataLoader[Any]:
@@ -67,6 +76,7 @@ def _loader(dataset: Any, *, cfg: Any, collate: Any, persistent: bool = False, *
         collate_fn=collate,
         pin_memory=torch.cuda.is_available() and cfg.RUN.DEVICE != "cpu",
         persistent_workers=persistent and workers > 0,
+        worker_init_fn=_one_thread,
         generator=torch.Generator(),  # keeps the loader from drawing its own seed from the global stream
         **order,
     )
@@ -79,6 +89,7 @@ class TrainingLoader:
     batches: GlobalBatches
     loader: DataLoader[TrainingBatch]
     text: str
+    cached: bool
 
     @property
     def steps_per_epoch(self) -> int:
@@ -100,6 +111,14 @@ class TrainingLoader:
         """Return one line for the log."""
         return self.text
 
+    def advice(self) -> str:
+        """Say what makes the data come faster."""
+        cores, workers = choose_workers(-1), self.loader.num_workers
+        ways = [f"raise --num_workers above {workers}"] if workers < cores else []
+        if not self.cached:
+            ways.append("keep decoded frames with --cache DIR")
+        return " or ".join(ways) or f"{cores} workers and the cache are in use already; use a faster disk"
+
 
 def build_training_loader(cfg: Any, *, jitter: str, rank: int, world_size: int) -> TrainingLoader:
     """Return the loader of the source domains; `jitter` names the strengths of the colour jitter (diia, robustnet).
@@ -113,15 +132,26 @@ def build_training_loader(cfg: Any, *, jitter: str, rank: int, world_size: int) 
     pools = [LabelledPairs(tuple(_training_pairs(cfg, domain)), domain.encoding) for domain in chosen]
     centroids = [_centroids(cfg, domain, pool.pairs) for domain, pool in zip(chosen, pools, strict=True)]
     sources = [Source(len(pool.pairs), rows) for pool, rows in zip(pools, centroids, strict=True)]
+    text = _describe_images(cfg, chosen, sources)
+    if cfg.DATASET.COARSE_BOOST_CLASSES:
+        coarse, sources = _boosted(cfg, chosen, sources)
+        pools.append(coarse)
+        text += f", and {len(coarse.pairs)} coarse frames for rare classes"
+    cache = _frame_cache(cfg)
+    if cache is not None and os.environ.get("LOCAL_RANK", "0") == "0":  # one process per node looks at its disk
+        cache.reserve([(pool.pairs, pool.encoding) for pool in pools])
     if cfg.DATASET.IMAGE_UNIFORM_SAMPLING:
         sources = [_pooled(sources)]
     plan = EpochPlan(
         tuple(sources), cfg.RUN.SEED, fraction=cfg.DATASET.CLASS_UNIFORM_PCT, uniform_epochs=cfg.DATASET.MAX_CU_EPOCH
     )
     batches = GlobalBatches(plan, cfg.OPTIM.BATCH_SIZE, cfg.OPTIM.ACCUMULATE, rank, world_size)
-    dataset = TrainingSet(pools, geometry=build_geometry(cfg), draws=build_draws(cfg, jitter=jitter), seed=cfg.RUN.SEED)
+    draws = build_draws(cfg, jitter=jitter)
+    dataset = TrainingSet(pools, geometry=build_geometry(cfg), draws=draws, seed=cfg.RUN.SEED, cache=cache)
     loader = _loader(dataset, cfg=cfg, collate=_collate, persistent=True, batch_sampler=batches)
-    return TrainingLoader(batches, loader, _describe(cfg, chosen, pools, batches, loader.num_workers))
+    text += f"; {batches.steps_per_epoch} steps of {batches.global_batch} per epoch"
+    text += f"; {loader.num_workers} loader workers per process"
+    return TrainingLoader(batches, loader, text, cached=cache is not None)
 
 
 def _training_pairs(cfg: Any, domain: Domain) -> list[Pair]:
@@ -154,16 +184,36 @@ def _pooled(sources: Sequence[Source]) -> Source:
     return Source(int(starts[-1]), np.concatenate(rows))
 
 
-def _describe(
-    cfg: Any, domains: Sequence[Domain], pools: Sequence[LabelledPairs], batches: GlobalBatches, workers: int
-) -> str:
-    counts = ", ".join(f"{domain.name} {len(pool.pairs)}" for domain, pool in zip(domains, pools, strict=True))
+def _boosted(cfg: Any, domains: Sequence[Domain], sources: Sequence[Source]) -> tuple[LabelledPairs, list[Source]]:
+    """Add the centroids of some classes in Cityscapes' coarse frames to its source; the frames come after all others.
+
+    The coarse frames are only ever drawn for these classes; plain images stay the fine ones.
+    """
+    names = [domain.name for domain in domains]
+    if "cityscapes" not in names or cfg.DATASET.CLASS_UNIFORM_PCT == 0:
+        raise UserError("--coarse_boost_classes needs --dataset cityscapes and a --class_uniform_pct above 0")
+    index = names.index("cityscapes")
+    coarse = replace(CITYSCAPES_COARSE, root=domains[index].root)
+    pool = LabelledPairs(tuple(find_pairs(coarse, "train")), coarse.encoding)
+    rows = _centroids(cfg, coarse, pool.pairs)
+    rows = rows[np.isin(rows[:, 1], cfg.DATASET.COARSE_BOOST_CLASSES)]
+    counts = [source.num_images for source in sources]
+    rows = rows + np.array([sum(counts) - sum(counts[:index]), 0, 0, 0], dtype=np.int32)  # the plan adds its start
+    boosted = replace(sources[index], centroids=np.concatenate([sources[index].centroids, rows]))
+    return pool, [*sources[:index], boosted, *sources[index + 1 :]]
+
+
+def _frame_cache(cfg: Any) -> FrameCache | None:
+    return FrameCache(Path(cfg.DATASET.FRAMES_DIR).expanduser().resolve()) if cfg.DATASET.FRAMES_DIR else None
+
+
+def _describe_images(cfg: Any, domains: Sequence[Domain], sources: Sequence[Source]) -> str:
+    counts = ", ".join(f"{domain.name} {source.num_images}" for domain, source in zip(domains, sources, strict=True))
     share = cfg.DATASET.CLASS_UNIFORM_PCT
-    text = f"training images: {counts}; {batches.steps_per_epoch} steps of {batches.global_batch} per epoch"
-    text += f"; class-uniform share {share:g}" if share else "; plain sampling"
+    text = f"training images: {counts}; " + (f"class-uniform share {share:g}" if share else "plain sampling")
     if len(domains) > 1:
         text += "; pooled" if cfg.DATASET.IMAGE_UNIFORM_SAMPLING else "; equal shares per domain"
-    return f"{text}; {workers} loader workers per process"
+    return text + (f"; decoded frames in {cfg.DATASET.FRAMES_DIR}" if cfg.DATASET.FRAMES_DIR else "")
 
 
 @dataclass(eq=False)
@@ -221,5 +271,5 @@ def build_statistics_loader(
     pairs = find_pairs(domain, cfg.DATASET.CITY_MODE if domain.name == "cityscapes" else "train", need_labels=False)
     order = np.random.default_rng((cfg.RUN.SEED, 2, trial)).permutation(len(pairs))[: cfg.WHITENING.STAT_IMAGES]
     picks = [Pick(int(item), (1 << 60) + (trial << 32) + position) for position, item in enumerate(order)]
-    dataset = StatisticsSet(pairs, draws=statistics_draws(), seed=cfg.RUN.SEED)
+    dataset = StatisticsSet(pairs, draws=statistics_draws(), seed=cfg.RUN.SEED, cache=_frame_cache(cfg))
     return _loader(dataset, cfg=cfg, collate=_single, batch_size=1, sampler=picks[rank::world_size])

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from datasets.codec import Encoding, decode_label, read_image
 from datasets.domains import Pair
+from datasets.frames import FrameCache
 from datasets.plan import Pick, sample_rng
 from transforms.appearance import AppearanceDraws
 from transforms.geometry import Geometry
@@ -55,19 +56,30 @@ class LabelledPairs:
     encoding: Encoding
 
 
-def read_pair(pair: Pair, *, encoding: Encoding) -> tuple[Image.Image, np.ndarray]:
-    """Return the RGB image and the train ids (H, W) uint8 of a pair; unequal sizes are a `UserError`."""
-    image, label = read_image(pair.image), decode_label(pair.label, encoding=encoding)
-    if image.size != label.shape[::-1]:
+def read_pair(
+    pair: Pair, *, encoding: Encoding, cache: FrameCache | None = None
+) -> tuple[Image.Image | np.ndarray, np.ndarray]:
+    """Return the RGB image and the train ids (H, W) uint8 of a pair; unequal sizes are a `UserError`.
+
+    With a cache the image is a memory-mapped (H, W, 3) uint8 array, so that a crop reads only its own bytes.
+    """
+    image: Image.Image | np.ndarray
+    if cache is None:
+        image, label = read_image(pair.image), decode_label(pair.label, encoding=encoding)
+        size = image.size
+    else:
+        image, label = cache.image(pair.image), cache.label(pair.label, encoding=encoding)
+        size = image.shape[1::-1]
+    if size != label.shape[::-1]:
         raise UserError(
-            f"{pair.image}: the image is {image.size[0]}x{image.size[1]}, but its label {pair.label} is "
+            f"{pair.image}: the image is {size[0]}x{size[1]}, but its label {pair.label} is "
             f"{label.shape[1]}x{label.shape[0]}; they must have one size"
         )
     return image, label
 
 
-def to_tensor(image: Image.Image) -> Tensor:
-    """Return (3, h, w) uint8 (label: (h, w)) of a PIL image, with memory of its own."""
+def to_tensor(image: Image.Image | np.ndarray) -> Tensor:
+    """Return (3, h, w) uint8 (label: (h, w)) of a PIL image or an (h, w, 3) array, with memory of its own."""
     array = np.array(image)
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)) if array.ndim == 3 else array)
 
@@ -76,9 +88,16 @@ class TrainingSet(Dataset[Sample]):
     """Pairs of one or several domains, addressed by complete work orders."""
 
     def __init__(
-        self, sources: Sequence[LabelledPairs], *, geometry: Geometry, draws: AppearanceDraws, seed: int
+        self,
+        sources: Sequence[LabelledPairs],
+        *,
+        geometry: Geometry,
+        draws: AppearanceDraws,
+        seed: int,
+        cache: FrameCache | None = None,
     ) -> None:
         self.sources, self.geometry, self.draws, self.seed = tuple(sources), geometry, draws, seed
+        self.cache = cache
         self.starts = [0]
         for source in self.sources:
             self.starts.append(self.starts[-1] + len(source.pairs))
@@ -92,7 +111,7 @@ class TrainingSet(Dataset[Sample]):
         index = bisect_right(self.starts, pick.item) - 1
         source = self.sources[index]
         pair = source.pairs[pick.item - self.starts[index]]
-        image, label = read_pair(pair, encoding=source.encoding)
+        image, label = read_pair(pair, encoding=source.encoding, cache=self.cache)
         rng = sample_rng(self.seed, pick.stream)
         view = self.geometry(make_view(image, label, focus=pick.focus), rng)
         draws = torch.from_numpy(self.draws(rng))
@@ -119,8 +138,10 @@ class EvaluationSet(Dataset[EvaluationSample]):
 class StatisticsSet(Dataset[StatisticsSample]):
     """Whole images without labels, addressed by (item, stream), with the draws of their photometric copy."""
 
-    def __init__(self, pairs: Sequence[Pair], *, draws: AppearanceDraws, seed: int) -> None:
-        self.pairs, self.draws, self.seed = tuple(pairs), draws, seed
+    def __init__(
+        self, pairs: Sequence[Pair], *, draws: AppearanceDraws, seed: int, cache: FrameCache | None = None
+    ) -> None:
+        self.pairs, self.draws, self.seed, self.cache = tuple(pairs), draws, seed, cache
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -128,5 +149,6 @@ class StatisticsSet(Dataset[StatisticsSample]):
 
     def __getitem__(self, pick: Pick) -> StatisticsSample:
         """Read one image."""
-        image = to_tensor(read_image(self.pairs[pick.item].image))
+        path = self.pairs[pick.item].image
+        image = to_tensor(read_image(path) if self.cache is None else self.cache.image(path))
         return StatisticsSample(image, torch.from_numpy(self.draws(sample_rng(self.seed, pick.stream))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -21,6 +21,16 @@ class SegmentorOutput(NamedTuple):
     edge: Tensor | None = None  # (B, 1, H, W) reconstructed edge strength, 0..255
     edge_logits: Tensor | None = None  # (B, classes, H, W) logits decoded from the edges
     style: tuple[Tensor, ...] = ()  # standardised maps captured at the whitening sites, (B, C, h', w') each
+
+    def float(self) -> SegmentorOutput:
+        """Return the same with every floating-point map in float32."""
+        return SegmentorOutput(*(_float(value) for value in self))
+
+
+def _float(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_float, value))
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 class Features(NamedTuple):

@@ -135,6 +135,8 @@ def make_cfg(folder: Path, **values: Any) -> Any:
             "MAX_CU_EPOCH": 100000,
             "CACHE_DIR": str(folder / "cache"),
             "NUM_WORKERS": 0,
+            "FRAMES_DIR": "",
+            "COARSE_BOOST_CLASSES": [],
         },
         "WHITENING": {"STAT_IMAGES": 500},
         "AUGMENT": {

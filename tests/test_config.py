@@ -22,15 +22,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The contract: a flag leaves or joins this list on purpose only.
 FLAGS = """
---accumulate --arch --bs_mult --bs_mult_val --cache_dir --city_mode --ckpt --class_uniform_pct --class_uniform_tile
---cls_wt_loss --clusters --color_aug --config --cov_stat_epoch --covstat_val_dataset --crop_nopad --crop_size --dataset
---date --deterministic --device --dist_url --domains --dump_augmentation_images --dynamic --eval_protocol --exp --fp16
---freeze_bn --gblur --help --image_in --image_uniform_sampling --jitter --layout_confidence --local-rank --local_rank
---log_interval --lr --lr_schedule --max_cu_epoch --max_epoch --max_iter --method --momentum --no_syncbn --no_val_source
---num_workers --opts --out --pictures --poly_exp --pre_size --pretrained --relax_denom --repoly --rescale
---restore_optimizer --resume --rlx_off_iter --rrotate --save_interval --scale_max --scale_min --seed --sgd --snapshot
---split --stat_images --syncbn --tb_path --tb_tag --test_mode --trials --val_dataset --val_interval --val_limit
---val_source --weight_decay --wt_layer --wt_reg_weight
+--accumulate --arch --bs_mult --bs_mult_val --cache --cache_dir --city_mode --ckpt --class_uniform_pct
+--class_uniform_tile --cls_wt_loss --clusters --coarse_boost_classes --color_aug --config --cov_stat_epoch
+--covstat_val_dataset --crop_nopad --crop_size --dataset --date --deterministic --device --dist_url --domains
+--dump_augmentation_images --dynamic --eval_protocol --exp --fp16 --freeze_bn --gblur --help --image_in
+--image_uniform_sampling --jitter --layout_confidence --local-rank --local_rank --log_interval --lr --lr_schedule
+--max_cu_epoch --max_epoch --max_iter --method --momentum --no_syncbn --no_val_source --num_workers --opts --out
+--pictures --poly_exp --pre_size --pretrained --relax_denom --repoly --rescale --restore_optimizer --resume
+--rlx_off_iter --rrotate --save_interval --scale_max --scale_min --seed --sgd --snapshot --split --stat_images
+--syncbn --tb_path --tb_tag --test_mode --trials --val_dataset --val_interval --val_limit --val_source --weight_decay
+--wt_layer --wt_reg_weight
 """.split()
 
 PUBLISHED_COMMON = """

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pickle
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from datasets.loaders import (
     build_training_loader,
     choose_workers,
 )
+from datasets.prefetch import DeviceBatches
 from tests.street_data import ROOTS, blocks, make_cfg, paint, save, write_domain
 from transforms.appearance import NUM_DRAWS
 from utils.errors import UserError, one_line
@@ -199,7 +202,7 @@ def test_faulty_files_are_named_from_workers_too(tmp_path: Path, workers: int) -
 def test_worker_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)), raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert (choose_workers(-1), choose_workers(0), choose_workers(5)) == (8, 0, 5)
+    assert (choose_workers(-1), choose_workers(0), choose_workers(5)) == (12, 0, 5)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert choose_workers(-1) == 3
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
@@ -290,3 +293,89 @@ def test_real_camvid(test_data: Path, tmp_path: Path) -> None:
     assert batch.images.shape == (4, 3, 256, 256) and batch.labels.unique().numel() > 5
     evaluation = build_evaluation_loader(cfg, domain(cfg, "camvid"), split="test", rank=0, world_size=1, limit=3)
     assert [sample.label.shape for sample in evaluation] == [(360, 480)] * 3
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_the_cache_changes_nothing(streets: Path, tmp_path: Path, workers: int) -> None:
+    values = {"TRAIN": ["gtav", "synthia"], "CLASS_UNIFORM_PCT": 0.5}
+    plain = list(train_on(config(streets, tmp_path, **values)).epoch(0))
+    values |= {"FRAMES_DIR": str(tmp_path / "frames"), "NUM_WORKERS": workers}
+    ranks = [train_on(config(streets, tmp_path, BATCH_SIZE=1, **values), rank=rank, world_size=2) for rank in (0, 1)]
+    for _ in range(2):  # filled, then read
+        parts = [list(rank.epoch(0)) for rank in ranks]
+        for first, second, expected in zip(*parts, plain, strict=True):
+            assert same(join([first, second]), expected)
+    statistics = [
+        list(build_statistics_loader(cfg, domain(cfg, "gtav"), trial=0, rank=0, world_size=1))
+        for cfg in (config(streets, tmp_path), config(streets, tmp_path, FRAMES_DIR=str(tmp_path / "frames")))
+    ]
+    assert all(torch.equal(a.image, b.image) for a, b in zip(*statistics, strict=True))
+
+
+@pytest.mark.parametrize("start", ["spawn", "forkserver"])
+def test_workers_may_start_in_any_way(
+    streets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    alone = list(train_on(config(streets, tmp_path, CLASS_UNIFORM_PCT=0.5)).epoch(0))
+    cfg = config(streets, tmp_path, CLASS_UNIFORM_PCT=0.5, NUM_WORKERS=1, FRAMES_DIR=str(tmp_path / "frames"))
+    loader = train_on(cfg)
+    loader.loader.multiprocessing_context = start
+    assert all(same(*pair) for pair in zip(alone, loader.epoch(0), strict=True))
+
+
+def test_coarse_frames_are_drawn_for_rare_classes_only(tmp_path: Path) -> None:
+    root = tmp_path / "cityscapes"
+    write_domain(root, "cityscapes", train=19)
+    stem = "train_extra/bochum/bochum_{:06d}_000019_"
+    for number in range(3):
+        label = np.full((64, 128), 0, np.uint8)
+        label[20:40, 20:60] = 16  # a train
+        save(root / f"leftImg8bit_trainextra/leftImg8bit/{stem.format(number)}leftImg8bit.png", paint(label))
+        raw = np.where(label == 16, 31, 7).astype(np.uint8)
+        save(root / f"gtCoarse/gtCoarse/{stem.format(number)}gtCoarse_labelIds.png", raw)
+    values = {
+        "CITYSCAPES_DIR": str(root),
+        "TRAIN": ["camvid", "cityscapes"],
+        "CLASS_UNIFORM_PCT": 1.0,
+        "COARSE_BOOST_CLASSES": [16],
+        "BATCH_SIZE": 1,
+        "SCALE_MIN": 1.0,
+        "CAMVID_DIR": str(tmp_path / "camvid"),
+    }
+    write_domain(tmp_path / "camvid", "camvid", train=5)
+    loader = train_on(make_cfg(tmp_path, **values))
+    assert "3 coarse frames" in loader.describe() and loader.num_images == 24
+    coarse = [
+        batch
+        for epoch in range(8)
+        for batch in loader.epoch(epoch)
+        if "gtCoarse" in str(batch.names) or "train_extra" in str(batch.names)
+    ]
+    assert coarse and all((batch.labels == 16).any() for batch in coarse)
+    pooled = train_on(make_cfg(tmp_path, IMAGE_UNIFORM_SAMPLING=True, **values))
+    coarse = [batch for epoch in range(8) for batch in loader.epoch(epoch) if "train_extra" in batch.names[0]]
+    assert coarse and all((batch.labels == 16).any() for batch in coarse)
+    with pytest.raises(UserError, match="--coarse_boost_classes needs --dataset cityscapes"):
+        train_on(make_cfg(tmp_path, **{**values, "TRAIN": ["camvid"]}))
+
+
+def test_the_share_of_waiting() -> None:
+    def slow() -> Iterator[TrainingBatch]:
+        for _ in range(3):
+            time.sleep(0.06)
+            yield TrainingBatch(torch.zeros(1), torch.zeros(1), torch.zeros(1), [])
+
+    to_device = DeviceBatches(torch.device("cpu"))
+    for _ in to_device(slow()):
+        time.sleep(0.02)
+        share = to_device.wait_share()
+    assert 0.5 < share < 0.95
+    to_device.restart()
+    assert to_device.wait_share() == 0
+
+
+def test_advice_names_what_is_left_to_do(streets: Path, tmp_path: Path) -> None:
+    few = train_on(config(streets, tmp_path))
+    assert "raise --num_workers above 0" in few.advice() and "--cache DIR" in few.advice()
+    cached = train_on(config(streets, tmp_path, FRAMES_DIR=str(tmp_path / "frames"), NUM_WORKERS=choose_workers(-1)))
+    assert "--num_workers" not in cached.advice() and "--cache" not in cached.advice()

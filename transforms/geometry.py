@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image
 
 from transforms.view import IGNORE, Rng, View
@@ -92,9 +93,8 @@ class RandomFlip:
         if rng.random() >= 0.5:
             return view
         view = view.pixels()
-        flip = Image.Transpose.FLIP_LEFT_RIGHT
         focus = None if view.focus is None else (view.size[0] - 1 - view.focus[0], view.focus[1])
-        return View(view.image.transpose(flip), view.label.transpose(flip), view.size, focus)
+        return View(view.image[:, ::-1], view.label[:, ::-1], view.size, focus)
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,10 @@ class RandomRotation:
     def __call__(self, view: View, rng: Rng) -> View:
         """Draw one number."""
         view, angle = view.pixels(), rng.uniform(-self.degrees, self.degrees)
-        image = view.image.rotate(angle, Image.Resampling.BICUBIC, fillcolor=(0, 0, 0))
-        label = view.label.rotate(angle, Image.Resampling.NEAREST, fillcolor=IGNORE)
+        image = Image.fromarray(view.image).rotate(angle, Image.Resampling.BICUBIC, fillcolor=(0, 0, 0))
+        label = Image.fromarray(view.label).rotate(angle, Image.Resampling.NEAREST, fillcolor=IGNORE)
         focus = None if view.focus is None else _rotate_point(view.focus, view.size, angle)
-        return View(image, label, view.size, focus)
+        return View(np.asarray(image), np.asarray(label), view.size, focus)
 
 
 def _rotate_point(point: tuple[int, int], size: tuple[int, int], angle: float) -> tuple[int, int] | None:

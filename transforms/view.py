@@ -26,15 +26,17 @@ class Rng(Protocol):
 
 @dataclass(frozen=True)
 class View:
-    """Image (RGB) and label (mode L) of one size, shown at `size`; resampled only when pixels are asked for.
+    """An image and its label of one size, shown at `size`; resampled only when pixels are asked for.
 
     Attributes:
+        image: (H, W, 3) uint8 RGB, in memory or mapped from a file; only the part that a region needs is read.
+        label: (H, W) uint8 train ids.
         size: (width, height) at which the pair is shown; pixels are not resampled until `region`.
         focus: (x, y) of the pixel of interest in coordinates of `size`, or None.
     """
 
-    image: Image.Image
-    label: Image.Image
+    image: np.ndarray
+    label: np.ndarray
     size: tuple[int, int]
     focus: tuple[int, int] | None = None
 
@@ -57,31 +59,38 @@ class View:
             image = _on_canvas(image, (right - left, bottom - top), place, 0)
             label = _on_canvas(label, (right - left, bottom - top), place, IGNORE)
         focus = None if self.focus is None else (self.focus[0] - left, self.focus[1] - top)
-        return View(image, label, image.size, focus)
+        return View(image, label, (right - left, bottom - top), focus)
 
     def pixels(self) -> View:
         """Resample to `size` where that has not been done."""
-        return self if self.image.size == self.size else self.region((0, 0, *self.size))
+        return self if _size(self.image) == self.size else self.region((0, 0, *self.size))
 
 
-def make_view(image: Image.Image, label: np.ndarray, *, focus: tuple[int, int] | None = None) -> View:
-    """Put an RGB image and its train ids (H, W) uint8, which must have one size, into a view."""
-    return View(image, Image.fromarray(label), image.size, focus)
+def make_view(image: Image.Image | np.ndarray, label: np.ndarray, *, focus: tuple[int, int] | None = None) -> View:
+    """Put an RGB image, of Pillow or (H, W, 3) uint8, and its train ids (H, W) uint8 of the same size into a view."""
+    array = np.asarray(image)
+    return View(array, label, _size(array), focus)
 
 
-def _resample_image(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
+def _size(array: np.ndarray) -> tuple[int, int]:
+    return array.shape[1], array.shape[0]
+
+
+def _resample_image(image: np.ndarray, size: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarray:
     """Resample columns, then rows, as Pillow has always done; in one call its newer versions choose the order."""
-    if image.size == size:
-        return image if box == (0, 0, *size) else image.crop(box)
-    width, height = image.size
+    width, height = _size(image)
+    if (width, height) == size:
+        return image[box[1] : box[3], box[0] : box[2]]
     ratio_x, ratio_y = width / size[0], height / size[1]  # sides are truncated: two ratios
     left, right = box[0] * ratio_x, min(box[2] * ratio_x, width)
     top, bottom = box[1] * ratio_y, min(box[3] * ratio_y, height)
-    reach = 2 * max(ratio_y, 1) + 1  # rows that the filter sees beyond the box
-    first, last = max(int(top - reach), 0), min(int(bottom + reach) + 1, height)
+    reach_x, reach_y = 2 * max(ratio_x, 1) + 1, 2 * max(ratio_y, 1) + 1  # what the filter sees beyond the box
+    x, y = max(int(left - reach_x), 0), max(int(top - reach_y), 0)
+    end_x, end_y = min(int(right + reach_x) + 1, width), min(int(bottom + reach_y) + 1, height)
     across, down, cubic = box[2] - box[0], box[3] - box[1], Image.Resampling.BICUBIC
-    band = image.resize((across, last - first), cubic, box=(left, first, right, last))
-    return band.resize((across, down), cubic, box=(0, top - first, across, bottom - first))
+    part = Image.fromarray(image[y:end_y, x:end_x])
+    band = part.resize((across, end_y - y), cubic, box=(left - x, 0, right - x, end_y - y))
+    return np.asarray(band.resize((across, down), cubic, box=(0, top - y, across, bottom - y)))
 
 
 def _nearest_index(source: int, target: int) -> np.ndarray:
@@ -92,15 +101,15 @@ def _nearest_index(source: int, target: int) -> np.ndarray:
     return np.minimum(np.cumsum(steps).astype(np.int64), source - 1)
 
 
-def _resample_label(label: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
-    if label.size == size:
-        return label if box == (0, 0, *size) else label.crop(box)
-    columns = _nearest_index(label.size[0], size[0])[box[0] : box[2]]
-    rows = _nearest_index(label.size[1], size[1])[box[1] : box[3]]
-    return Image.fromarray(np.asarray(label)[rows[:, None], columns[None, :]])
+def _resample_label(label: np.ndarray, size: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarray:
+    if _size(label) == size:
+        return label[box[1] : box[3], box[0] : box[2]]
+    columns = _nearest_index(label.shape[1], size[0])[box[0] : box[2]]
+    rows = _nearest_index(label.shape[0], size[1])[box[1] : box[3]]
+    return label[rows[:, None], columns[None, :]]
 
 
-def _on_canvas(image: Image.Image, size: tuple[int, int], place: tuple[int, int], fill: int) -> Image.Image:
-    canvas = Image.new(image.mode, size, fill if image.mode == "L" else (fill, fill, fill))
-    canvas.paste(image, place)
+def _on_canvas(array: np.ndarray, size: tuple[int, int], place: tuple[int, int], fill: int) -> np.ndarray:
+    canvas = np.full((size[1], size[0], *array.shape[2:]), fill, dtype=np.uint8)
+    canvas[place[1] : place[1] + array.shape[0], place[0] : place[0] + array.shape[1]] = array
     return canvas

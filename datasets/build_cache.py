@@ -1,0 +1,99 @@
+"""`python -m datasets.build_cache DOMAIN ... --cache DIR`: decode frames ahead of a run, or verify what is there."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from datasets.codec import Encoding
+from datasets.domains import Domain, Pair, find_pairs
+from datasets.frames import FrameCache, gigabytes
+from datasets.loaders import choose_workers
+from datasets.segmentation import read_pair
+from datasets.tools import chosen_domains, data_config, data_parser
+from utils.errors import UserError, one_line, run_entry_point
+
+
+class _Frames(Dataset[list[str]]):
+    """Pairs that are decoded into the cache, or compared with it, when they are asked for."""
+
+    def __init__(self, pairs: Sequence[Pair], *, encoding: Encoding, cache: FrameCache, verify: bool) -> None:
+        self.pairs, self.encoding, self.cache, self.verify = tuple(pairs), encoding, cache, verify
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> list[str]:
+        """Do the work and return what is wrong."""
+        pair = self.pairs[index]
+        if self.verify:
+            return self.cache.verify(pair, encoding=self.encoding)
+        read_pair(pair, encoding=self.encoding, cache=self.cache)
+        return []
+
+
+def _first(samples: Sequence[Any]) -> Any:
+    return samples[0]
+
+
+def work_through(
+    domain: Domain, pairs: Sequence[Pair], *, cache: FrameCache, verify: bool, workers: int, title: str
+) -> list[str]:
+    """Fill or verify the cache with all workers and return what is wrong with it."""
+    loader: DataLoader[list[str]] = DataLoader(
+        _Frames(pairs, encoding=domain.encoding, cache=cache, verify=verify),
+        num_workers=min(workers, len(pairs)),
+        collate_fn=_first,
+        generator=torch.Generator(),
+    )
+    try:
+        return [clause for found in tqdm(loader, desc=title, unit="frame", disable=None) for clause in found]
+    except UserError as error:
+        raise UserError(one_line(error)) from error  # a worker wraps it in its own traceback
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program; exit code 1 where --verify finds a frame that differs."""
+    parser = data_parser(
+        "build_cache",
+        "Decode the frames of data sets into a folder that train.py --cache DIR reads. A frame takes 4 bytes per pixel "
+        "(a GTAV frame 8 MB, its training split about 100 GB). A broken build goes on where it stopped.",
+        domains="data sets to decode",
+    )
+    parser.add_argument("--cache", default="", metavar="DIR", help="folder of decoded frames; or DATASET.FRAMES_DIR")
+    parser.add_argument("--split", default="train", help="split to decode (%(default)s)")
+    parser.add_argument("--verify", action="store_true", help="compare what is there with the sources, remove the rest")
+    parser.add_argument("--num_workers", type=int, default=-1, help="processes, -1 for one per core")
+    given = parser.parse_args(argv)
+    cfg = data_config(given)
+    folder = given.cache or cfg.DATASET.FRAMES_DIR
+    if not folder:
+        raise UserError("no folder for the decoded frames: give --cache DIR")
+    cache, wrong = FrameCache(Path(folder).expanduser().resolve()), []
+    pools = [(domain, find_pairs(domain, given.split)) for domain in chosen_domains(cfg, given.names)]
+    cache.reserve([(pairs, domain.encoding) for domain, pairs in pools])
+    for domain, pairs in pools:
+        title, missing = f"{domain.name}/{given.split}", set(cache.missing(pairs, encoding=domain.encoding))
+        todo = [pair for pair in pairs if (pair in missing) != given.verify]
+        options = {"cache": cache, "verify": given.verify, "workers": choose_workers(given.num_workers)}
+        found = work_through(domain, todo, title=f"{'verify' if given.verify else 'decode'} {title}", **options)
+        if given.verify:
+            text = f"{len(todo)} frames compared, {len(found)} files differed and were removed, {len(missing)} missing"
+        else:
+            text = f"{len(pairs)} frames, {len(todo)} made now"
+        sys.stdout.write(f"{title}: {text}; {gigabytes(cache.size(pairs, encoding=domain.encoding))} in {folder}\n")
+        wrong += found
+    for clause in wrong:
+        sys.stdout.write(f"{clause}\n")
+    if wrong:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_entry_point(main)
