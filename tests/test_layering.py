@@ -29,7 +29,7 @@ ALLOWED = {  # part of the project -> what of the project it may import besides 
 CONFIGURED = {"datasets.tools"}  # reads the configuration for the programs about data
 LAZY = {"cv2", "kmeans1d", "matplotlib", "skimage", "tensorboardX", "thop"}  # imported where they are used
 DISTRIBUTION = {"cv2": "opencv-python-headless", "PIL": "Pillow", "skimage": "scikit-image", "yaml": "PyYAML"}
-WIDENED = {"scipy", "imageio", "scikit-image", "thop"}  # on the project's fixed list of packages, for its later parts
+WIDENED = {"imageio", "scikit-image", "thop"}  # on the project's fixed list of packages, for its later parts
 FILES = sorted(
     path
     for part in sorted(OWN)
