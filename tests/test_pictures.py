@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from utils import pictures
-from utils.pictures import colorize, comparison, contact_sheet, error_map, save_png
+from utils.pictures import colorize, comparison, contact_sheet, error_map, legend, overlay, save_png
 
 PALETTE = np.array([[10, 20, 30], [200, 0, 0], [0, 200, 0]], np.uint8)
 NAMES = ("road", "car", "tree")
@@ -30,6 +30,25 @@ def test_colorize_maps_classes_and_blackens_the_rest(kind: type) -> None:
     coloured = colorize(np.array([[0, 1], [2, 255]], kind), palette=PALETTE)
     assert coloured.dtype == np.uint8
     assert coloured.tolist() == [[[10, 20, 30], [200, 0, 0]], [[0, 200, 0], [0, 0, 0]]]
+
+
+def test_an_overlay_mixes_colours_and_hatches_what_has_no_class() -> None:
+    image, label = np.full((12, 12, 3), 100, np.uint8), np.ones((12, 12), np.uint8)
+    label[6:], label[9:] = 3, 255
+    mixed = overlay(image, label, palette=PALETTE, alpha=0.25)
+    assert mixed.dtype == np.uint8 and mixed.shape == image.shape
+    assert (mixed[:6] == (125, 75, 75)).all()
+    assert colours_in(mixed[6:]) == {(40, 40, 40), (110, 110, 110)}
+    assert 0.1 < (mixed[6:, :, 0] == 110).mean() < 0.3
+    assert (image == 100).all()
+
+
+def test_a_legend_keeps_to_its_width() -> None:
+    entries = [(f"class {index}", (index, 2 * index, 50)) for index in range(1, 8)]
+    wide, narrow = legend(entries, width=2000), legend(entries, width=200, size=20)
+    assert (wide.width, narrow.width) == (2000, 200) and narrow.height > 3 * wide.height
+    for picture in (wide, narrow):
+        assert {colour for _, colour in entries} <= colours_in(np.asarray(picture))
 
 
 def test_errors_are_red_right_pixels_grey_and_ignored_ones_black() -> None:

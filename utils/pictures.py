@@ -21,7 +21,7 @@ Row = tuple[Array, Array, Array]
 
 COLUMNS = ("image", "truth", "prediction", "errors")
 WRONG = (230, 40, 30)
-MARGIN = 8
+MARGIN, HATCH = 8, 6
 INK, PAPER = (20, 20, 20), (255, 255, 255)
 MAX_COLUMN, MIN_COLUMN = 640, 160
 
@@ -32,6 +32,16 @@ def colorize(label: Array, *, palette: Array) -> Array:
     table = np.concatenate((palette, np.zeros((1, 3), np.uint8)))
     inside = (label >= 0) & (label < len(palette))
     return np.asarray(table[np.where(inside, label, len(palette))])
+
+
+def overlay(image: Array, label: Array, *, palette: Array, alpha: float = 0.5) -> Array:
+    """Lay the colours of a label (H, W) over an image (H, W, 3) uint8; pixels of no class are darkened and hatched."""
+    mixed = (1 - alpha) * image + alpha * colorize(label, palette=palette)  # (H, W, 3)
+    outside = (label < 0) | (label >= len(palette))
+    rows, columns = np.indices(label.shape)
+    mixed[outside] = 0.4 * np.asarray(image)[outside]
+    mixed[outside & ((rows + columns) % HATCH < 1)] += 70
+    return np.asarray(mixed.round().astype(np.uint8))
 
 
 def error_map(image: Array, truth: Array, prediction: Array, *, ignore: int = 255) -> Array:
@@ -82,14 +92,15 @@ def comparison(rows: Sequence[Row], *, palette: Array, class_names: Sequence[str
     total = 4 * width + 5 * MARGIN
     font = _font(max(13, width // 26))
     header = _header(total, width, font)
-    legend = _legend(total, [(class_names[index], palette[index]) for index in present], font)
+    entries: list[tuple[str, Any]] = [(class_names[index], palette[index]) for index in present]
+    entries += [("wrong", WRONG), ("ignored", (0, 0, 0))]
     body = [header]
     for strip in strips:
         line = Image.new("RGB", (total, strip[0].height + MARGIN), PAPER)
         for column, cell in enumerate(strip):
             line.paste(cell, (MARGIN + column * (width + MARGIN), 0))
         body.append(line)
-    return _stacked([*body, legend])
+    return _stacked([*body, legend(entries, width=total, size=font.size)])
 
 
 def contact_sheet(images: Sequence[Array], *, columns: int, captions: Sequence[str] = (), width: int = 320) -> Array:
@@ -116,6 +127,22 @@ def contact_sheet(images: Sequence[Array], *, columns: int, captions: Sequence[s
     return _stacked(lines)
 
 
+def legend(entries: Sequence[tuple[str, Sequence[int] | Array]], *, width: int, size: float = 14) -> Image.Image:
+    """Draw colour boxes with names, as many per line as fit into `width` pixels."""
+    font, side = _font(size), int(size)
+    step = max(int(font.getlength(name)) for name, _ in entries) + side + 3 * MARGIN
+    per_line = max(1, (width - MARGIN) // step)
+    lines = -(-len(entries) // per_line)
+    picture = Image.new("RGB", (width, lines * (side + MARGIN) + MARGIN), PAPER)
+    draw = ImageDraw.Draw(picture)
+    for number, (name, colour) in enumerate(entries):
+        left, top = MARGIN + number % per_line * step, MARGIN // 2 + number // per_line * (side + MARGIN)
+        box = (left, top, left + side, top + side)
+        draw.rectangle(box, fill=tuple(int(value) for value in colour), outline=INK)
+        draw.text((left + side + MARGIN, top - 1), name, fill=INK, font=font)
+    return picture
+
+
 def save_png(array: Array, path: str | os.PathLike[str]) -> None:
     """Write an image (H, W, 3) or (H, W) uint8 as PNG; the file appears complete or not at all."""
     path = Path(path)
@@ -130,7 +157,7 @@ def save_png(array: Array, path: str | os.PathLike[str]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _font(size: int) -> Any:
+def _font(size: float) -> Any:
     return ImageFont.load_default(size)
 
 
@@ -146,23 +173,6 @@ def _header(total: int, width: int, font: Any) -> Image.Image:
     for column, name in enumerate(COLUMNS):
         draw.text((MARGIN + column * (width + MARGIN), MARGIN // 2), name, fill=INK, font=font)
     return header
-
-
-def _legend(total: int, entries: Sequence[tuple[str, Array]], font: Any) -> Image.Image:
-    """Draw colour boxes with names, as many per line as fit, and the meaning of red and black."""
-    named = [(name, tuple(int(value) for value in colour)) for name, colour in entries]
-    named += [("wrong", WRONG), ("ignored", (0, 0, 0))]
-    size = int(font.size)
-    step = max(int(font.getlength(name)) for name, _ in named) + size + 3 * MARGIN
-    per_line = max(1, (total - MARGIN) // step)
-    lines = -(-len(named) // per_line)
-    legend = Image.new("RGB", (total, lines * (size + MARGIN) + MARGIN), PAPER)
-    draw = ImageDraw.Draw(legend)
-    for number, (name, colour) in enumerate(named):
-        left, top = MARGIN + number % per_line * step, MARGIN // 2 + number // per_line * (size + MARGIN)
-        draw.rectangle((left, top, left + size, top + size), fill=colour, outline=INK)
-        draw.text((left + size + MARGIN, top - 1), name, fill=INK, font=font)
-    return legend
 
 
 def _stacked(images: Sequence[Image.Image]) -> Array:
