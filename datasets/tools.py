@@ -34,6 +34,9 @@ def data_config(given: argparse.Namespace) -> Any:
     """Return the run configuration that config.py, the environment and the flags of `data_parser` give."""
     import config
 
+    for part in given.opts:
+        if "=" not in part:
+            raise UserError(f"--opts takes KEY=VALUE, not {part!r}; names of data sets stand before --opts")
     argv = [part for flag in ("domains", "config") if (value := getattr(given, flag)) for part in (f"--{flag}", value)]
     return config.parse([*argv, *(["--opts", *given.opts] if given.opts else [])], program="train")
 

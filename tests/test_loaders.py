@@ -348,7 +348,7 @@ def test_coarse_frames_are_drawn_for_rare_classes_only(tmp_path: Path) -> None:
     coarse = [
         batch
         for epoch in range(8)
-        for batch in loader.epoch(epoch)
+        for batch in pooled.epoch(epoch)
         if "gtCoarse" in str(batch.names) or "train_extra" in str(batch.names)
     ]
     assert coarse and all((batch.labels == 16).any() for batch in coarse)

@@ -1,0 +1,725 @@
+"""The doctor of data sets: a folder with each fault is diagnosed by name; healthy ones and real frames are not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets import check
+from datasets.check import DomainReport, check_domain, quick_check
+from datasets.codec import ENCODINGS
+from datasets.diagnosis import Fault
+from datasets.domains import BUILTIN, Domain, Pair
+from datasets.labels import CITYSCAPES_IDS, MAPILLARY_IDS
+from datasets.scan import Finding, look, scan, telling_classes
+from tests.street_data import GTAV_PALETTE, blocks, inverse, mapillary_palette, paint, save, write_domain, write_pair
+from tests.test_domains import declare, domain_at
+from utils.errors import UserError, run_entry_point
+
+LABEL = blocks(0, (48, 64))
+IMAGE = paint(LABEL)
+NORMAL = {"count", "same-name"}  # small drawn sets have fewer images than the published ones, numbered per split
+
+
+def examine(domain: Domain, *, quick: bool = True, splits: Sequence[str] = ()) -> DomainReport:
+    return check_domain(domain, quick=quick, workers=1, splits=splits)
+
+
+def found(report: DomainReport) -> list[Fault]:
+    """Return the faults and notes but those of every small drawn set."""
+    return [fault for fault in report.faults if fault.name not in NORMAL]
+
+
+def only(report: DomainReport, name: str, severity: str) -> Fault:
+    """Return the one fault there is, of this name and severity."""
+    (fault,) = found(report)
+    assert (fault.name, fault.severity) == (name, severity), fault
+    assert report.healthy == (severity == "note")
+    return fault
+
+
+def train_labels(root: Path, pattern: str) -> list[Path]:
+    paths = sorted(root.glob(pattern))
+    assert paths
+    return paths
+
+
+# ---------------------------------------------------------------------------------- healthy sets
+
+
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("name", list(BUILTIN))
+def test_a_healthy_set_has_no_faults(tmp_path: Path, name: str, quick: bool) -> None:
+    write_domain(tmp_path, name)
+    report = examine(domain_at(tmp_path, name), quick=quick)
+    assert report.healthy and not found(report)
+    train, val = report.splits
+    assert (train.images, train.labels, train.decoded) == (4, 4, 4) and (val.split, val.images) == ("val", 2)
+    assert len(list(tmp_path.glob(train.image_pattern))) == 4
+    assert len(list(tmp_path.glob(train.label_pattern))) == 4
+    assert sum(train.shares.values()) == pytest.approx(1) and list(train.shares)[-1] == "ignored"
+
+
+def test_the_layout_that_is_there_is_named(tmp_path: Path) -> None:
+    for number in range(2):
+        save(tmp_path / f"seg/images/train/{number}.jpg", IMAGE)
+        save(tmp_path / f"seg/labels/train/{number}_train_id.png", LABEL)
+    (train,) = examine(domain_at(tmp_path, "bdd100k")).splits
+    assert (train.image_pattern, train.label_pattern) == ("seg/images/train/*.jpg", "seg/labels/train/*_train_id.png")
+
+
+def test_shares_of_the_classes(tmp_path: Path) -> None:
+    label = np.full((20, 30), 13, np.uint8)
+    label[:5] = 255
+    write_pair(tmp_path, "bdd100k", "train", 0, label)
+    (train,) = examine(domain_at(tmp_path, "bdd100k")).splits
+    assert {name: share for name, share in train.shares.items() if share} == {"car": 0.75, "ignored": 0.25}
+
+
+def test_both_counts_of_gtav_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check.PUBLISHED["gtav"] == {"train": (12403, 12388), "val": (6382,), "test": (6181,)}
+    assert [check.PUBLISHED[name]["train"][0] for name in ("cityscapes", "bdd100k", "mapillary", "synthia")] == [
+        *(2975, 7000, 18000, 6580)
+    ]
+    write_domain(tmp_path, "gtav")
+    for numbers, expected in (((9, 4), []), ((4,), []), ((9, 8), ["count"])):
+        monkeypatch.setitem(check.PUBLISHED, "gtav", {"train": numbers, "val": (2,)})
+        report = examine(domain_at(tmp_path, "gtav"))
+        assert [fault.name for fault in report.faults if fault.name != "same-name"] == expected and report.healthy
+    (count,) = (fault for fault in report.faults if fault.name == "count")
+    assert count.severity == "note" and count.count == 4 and "9 or 8 images" in count.advice
+
+
+# ---------------------------------------------------------------------------------- what is not there
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    fault = only(examine(domain_at(tmp_path / "nothing", "gtav")), "no-folder", "fatal")
+    assert "set DATASET.GTAV_DIR in config.py" in fault.advice and fault.where == "gtav"
+    assert only(examine(BUILTIN["gtav"]), "no-folder", "fatal").examples == ("DATASET.GTAV_DIR",)
+
+
+def test_no_images(tmp_path: Path) -> None:
+    faults = found(examine(domain_at(tmp_path, "gtav")))
+    assert [(fault.where, fault.name, fault.severity) for fault in faults] == [
+        (f"gtav/{split}", "no-images", "fatal") for split in ("train", "val", "test")
+    ]
+    assert "no image matches images/valid/*/*.png or" in faults[1].advice
+    write_domain(tmp_path, "gtav", train=0)
+    assert only(examine(domain_at(tmp_path, "gtav")), "no-images", "note").where == "gtav/train"
+    assert only(examine(domain_at(tmp_path, "gtav"), splits=("train", "val")), "no-images", "fatal").count == 1
+    with pytest.raises(UserError, match="synthia: has no split 'test'"):
+        examine(domain_at(tmp_path, "synthia"), splits=("test",))
+
+
+def test_what_a_user_declares_must_be_there_and_no_more(tmp_path: Path) -> None:
+    fields = {"images": "'{split}/*.jpg'", "label": "{.jpg: .png}"}
+    for suffix, array in ((".jpg", IMAGE), (".png", LABEL)):
+        save(tmp_path / f"facades/val/a{suffix}", array)
+    assert not found(examine(declare(tmp_path, **fields, splits="[val]")["mine"]))
+    report = examine(declare(tmp_path, **fields, splits="[val, test]")["mine"])
+    assert only(report, "no-images", "fatal").where == "mine/test"
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_missing_label(tmp_path: Path, quick: bool) -> None:
+    write_domain(tmp_path, "bdd100k")
+    (tmp_path / "labels/train/00002_train_id.png").unlink()
+    report = examine(domain_at(tmp_path, "bdd100k"), quick=quick)
+    fault = only(report, "missing-label", "fatal")
+    assert fault.examples == ("images/train/00002.jpg without labels/train/00002_train_id.png",)
+    assert fault.where == "bdd100k/train" and (report.splits[0].images, report.splits[0].labels) == (4, 3)
+    shutil.rmtree(tmp_path / "labels/val")
+    first, second = found(examine(domain_at(tmp_path, "bdd100k"), quick=quick))
+    assert first == fault and (second.where, second.count) == ("bdd100k/val", 2)
+    assert "no label of this split is where it is expected" in second.advice
+
+
+def test_test_images_without_any_label_are_a_note(tmp_path: Path) -> None:
+    write_domain(tmp_path, "bdd100k")
+    save(tmp_path / "images/test/a.jpg", IMAGE)
+    assert only(examine(domain_at(tmp_path, "bdd100k")), "no-labels", "note").where == "bdd100k/test"
+
+
+def test_label_without_image(tmp_path: Path) -> None:
+    for name in ("bdd100k", "cityscapes"):
+        write_domain(tmp_path / name, name)
+    (tmp_path / "bdd100k/images/train/00002.jpg").unlink()
+    for number in range(4):  # both published names of a label side by side are no fault
+        save(tmp_path / f"bdd100k/labels/train/{number:05d}.png", blocks(number, (45, 80)))
+    report = examine(domain_at(tmp_path / "bdd100k", "bdd100k"))
+    fault = only(report, "label-without-image", "fault")
+    assert (report.splits[0].images, report.splits[0].labels) == (3, 5)
+    assert (fault.count, fault.examples[0]) == (2, "labels/train/00002.png")
+    folder = tmp_path / "cityscapes/gtFine_trainvaltest/gtFine/train/aachen"
+    save(folder / "aachen_00000_000019_gtFine_color.png", IMAGE)  # belongs there, is no label id file
+    assert not found(examine(domain_at(tmp_path / "cityscapes", "cityscapes")))
+    save(folder / "aachen_00009_000019_gtFine_labelIds.png", LABEL)
+    assert only(examine(domain_at(tmp_path / "cityscapes", "cityscapes")), "label-without-image", "fault").count == 1
+
+
+def test_declared_labels_beside_other_files(tmp_path: Path) -> None:
+    for name in ("rgb/a_rgb.png", "ids/a_ids.png", "ids/a_depth.png"):
+        save(tmp_path / f"facades/{name}", LABEL)
+    fields = {"images": "rgb/*.png", "label": "{rgb/: ids/, _rgb.png: _ids.png}", "splits": "[val]"}
+    assert not found(examine(declare(tmp_path, **fields)["mine"]))
+    save(tmp_path / "facades/ids/b_ids.png", LABEL)
+    assert only(examine(declare(tmp_path, **fields)["mine"]), "label-without-image", "fault").count == 1
+
+
+# ---------------------------------------------------------------------------------- files and sizes
+
+
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize(
+    ("domain", "pattern", "name"),
+    [
+        ("bdd100k", "images/train/00001.jpg", "undecodable-image"),
+        ("gtav", "images/train/folder/00001.png", "undecodable-image"),
+        ("bdd100k", "labels/train/00001_train_id.png", "undecodable-label"),
+        ("synthia", "GT/LABELS/train/00001.png", "undecodable-label"),
+        ("gtav", "labels/train/folder/00001.png", "undecodable-label"),
+    ],
+)
+def test_damaged_files(tmp_path: Path, domain: str, pattern: str, name: str, quick: bool) -> None:
+    write_domain(tmp_path, domain)
+    path = tmp_path / pattern
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:20], b""):
+        reason = "it is cut off" if content[1:4] == b"PNG" else "this file cannot be decoded"
+        path.write_bytes(content)
+        fault = only(examine(domain_at(tmp_path, domain), quick=quick), name, "fatal")
+        assert fault.count == 1 and fault.examples[0].startswith(f"{pattern}: {reason}")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [("images/train/folder/00001.png", "undecodable-image"), ("labels/train/folder/00001.png", "undecodable-label")],
+)
+def test_changed_bytes_that_pillow_does_not_notice(tmp_path: Path, pattern: str, name: str) -> None:
+    write_domain(tmp_path, "gtav")
+    path = tmp_path / pattern
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"a comment of somebody")
+    assert not found(examine(domain_at(tmp_path, "gtav")))
+    at = whole.rindex(b"IEND") - 8  # the checksum of the pixels
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    Image.open(path).load()
+    fault = only(examine(domain_at(tmp_path, "gtav")), name, "fatal")
+    assert fault.count == 1 and fault.examples[0].startswith(f"{pattern}: a checksum is wrong")
+
+
+def test_a_decoder_that_raises_anything_does_not_stop_the_doctor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_domain(tmp_path, "camvid")
+
+    def broken(path: str) -> None:
+        raise RuntimeError("of its own kind")
+
+    monkeypatch.setattr("datasets.scan.read_image", broken)
+    first, second = found(examine(domain_at(tmp_path, "camvid")))
+    assert (first.name, first.count, second.count) == ("undecodable-image", 4, 2)
+    assert first.examples[0] == "train/00000.png: RuntimeError: of its own kind"
+
+
+def test_unequal_size(tmp_path: Path) -> None:
+    write_domain(tmp_path, "bdd100k")
+    save(tmp_path / "images/train/00001.jpg", paint(blocks(1, (20, 30))))
+    fault = only(examine(domain_at(tmp_path, "bdd100k")), "unequal-size", "fatal")
+    assert fault.examples == ("images/train/00001.jpg: image 30x20, label 80x45",) and "resized" in fault.advice
+
+
+def test_transposed_label_is_named(tmp_path: Path) -> None:
+    write_domain(tmp_path, "bdd100k")
+    path = tmp_path / "labels/train/00001_train_id.png"
+    save(path, np.asarray(Image.open(path)).T)
+    fault = only(examine(domain_at(tmp_path, "bdd100k")), "unequal-size", "fatal")
+    assert fault.examples == ("images/train/00001.jpg: image 80x45, label 45x80",) and "transposed" in fault.advice
+
+
+def test_unequal_pairs_of_gtav_are_known_but_not_if_most_are(tmp_path: Path) -> None:
+    write_domain(tmp_path, "gtav")
+    for number, severity in ((0, "note"), (1, "fatal")):
+        save(tmp_path / f"images/train/folder/0000{number}.png", paint(blocks(number, (10, 10))))
+        fault = only(examine(domain_at(tmp_path, "gtav")), "unequal-size", severity)
+    assert fault.count == 2
+
+
+# ---------------------------------------------------------------------------------- values
+
+
+def write_labels(root: Path, domain: str, count: int, *, size: tuple[int, int] = (64, 64)) -> list[np.ndarray]:
+    """Write a training split and return its labels, each with many classes."""
+    labels = [blocks(number, size, block=4) for number in range(count)]
+    for number, label in enumerate(labels):
+        write_pair(root, domain, "train", number, label)
+    return labels
+
+
+def test_label_ids_instead_of_train_ids(tmp_path: Path) -> None:
+    for number, label in enumerate(write_labels(tmp_path, "bdd100k", 3)):
+        raw = inverse(CITYSCAPES_IDS)[label].astype(np.uint8)
+        save(tmp_path / f"labels/train/{number:05d}_train_id.png", raw)
+    fault = only(examine(domain_at(tmp_path, "bdd100k"), splits=("train",)), "unexpected-values", "fatal")
+    assert fault.count == 3 and "likely label ids (0..33) instead of train ids" in fault.advice
+    assert "has the label ids 19, 20" in fault.examples[0]
+
+
+@pytest.mark.parametrize(("count", "names"), [(8, ["unexpected-values"]), (7, [])])
+def test_label_ids_that_train_ids_could_hold(tmp_path: Path, count: int, names: list[str]) -> None:
+    labels = write_labels(tmp_path, "bdd100k", count)
+    for number, label in enumerate(labels):
+        raw = np.where(label < 6, inverse(CITYSCAPES_IDS)[label], 255).astype(np.uint8)  # 7, 8, 11, 12, 13, 17
+        save(tmp_path / f"labels/train/{number:05d}_train_id.png", raw)
+    faults = found(examine(domain_at(tmp_path, "bdd100k"), splits=("train",)))
+    assert [fault.name for fault in faults] == names
+    assert all("no label holds a train id below 7; likely label ids" in fault.advice for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("domain", "pattern", "count", "void", "severity"),
+    [
+        ("cityscapes", "gtFine_trainvaltest/gtFine/train/aachen/aachen_{}_000019_gtFine_labelIds.png", 8, 255, "fatal"),
+        ("cityscapes", "gtFine_trainvaltest/gtFine/train/aachen/aachen_{}_000019_gtFine_labelIds.png", 2, 255, "fault"),
+        ("cityscapes", "gtFine_trainvaltest/gtFine/train/aachen/aachen_{}_000019_gtFine_labelIds.png", 8, 0, "fault"),
+        ("cityscapes", "gtFine_trainvaltest/gtFine/train/aachen/aachen_{}_000019_gtFine_labelIds.png", 7, 0, ""),
+        ("mapillary", "training/labels/{}.png", 8, 255, "fatal"),
+        ("synthia", "GT/LABELS/train/{}.png", 8, 255, "fatal"),
+        ("synthia", "GT/LABELS/train/{}.png", 8, 0, ""),
+    ],
+)
+def test_train_ids_under_the_name_of_label_ids(
+    tmp_path: Path, domain: str, pattern: str, count: int, void: int, severity: str
+) -> None:
+    for number, label in enumerate(write_labels(tmp_path, domain, count)):
+        save(tmp_path / pattern.format(f"{number:05d}"), np.where(label == 255, void, label).astype(np.uint8))
+    report = examine(domain_at(tmp_path, domain), splits=("train",))
+    if severity:
+        fault = only(report, "unexpected-values", severity)
+        assert fault.count == count and "likely train ids under the name of" in fault.advice
+    else:
+        assert not found(report)
+
+
+def test_telling_classes() -> None:
+    assert telling_classes(ENCODINGS["cityscapes_ids"]) == set(range(6, 19))
+    assert telling_classes(ENCODINGS["mapillary_v1.2"]) == set(range(5, 19))
+    assert telling_classes(ENCODINGS["train_ids"]) == set(range(7))
+    assert not telling_classes(ENCODINGS["camvid"]) and not telling_classes(ENCODINGS["cityscapes_colours"])
+
+
+def test_classes_that_a_domain_does_not_have_tell_nothing(tmp_path: Path) -> None:
+    for number in range(8):
+        save(tmp_path / f"facades/images/{number}.jpg", IMAGE)
+        save(tmp_path / f"facades/labels/{number}.png", np.full(LABEL.shape, 11 + number % 3, np.uint8))
+    (fault,) = found(examine(declare(tmp_path, splits="[val]")["mine"]))
+    assert fault.name == "unexpected-values"
+    assert not found(examine(declare(tmp_path, splits="[val]", classes="[person, rider, car]")["mine"]))
+
+
+def test_mapillary_version_2(tmp_path: Path) -> None:
+    for number, label in enumerate(write_labels(tmp_path, "mapillary", 2)):
+        raw = inverse(MAPILLARY_IDS)[label].astype(np.uint8)
+        save(tmp_path / f"training/labels/{number:05d}.png", raw, palette=mapillary_palette(road=21))
+    fault = only(examine(domain_at(tmp_path, "mapillary"), splits=("train",)), "unexpected-values", "fatal")
+    assert fault.count == 2 and "Mapillary Vistas v2.0" in fault.advice
+
+
+def test_synthia_colour_pictures(tmp_path: Path) -> None:
+    write_domain(tmp_path, "synthia", val=0)
+    for path in train_labels(tmp_path, "GT/LABELS/train/*.png"):
+        save(path, paint(blocks(0, (48, 80))))
+    fault = only(examine(domain_at(tmp_path, "synthia"), splits=("train",)), "unexpected-values", "fatal")
+    assert fault.count == 4 and "not those of GT/COLOR" in fault.advice
+
+
+def test_synthia_labels_that_pillow_wrote_as_zeros(tmp_path: Path) -> None:
+    write_domain(tmp_path, "synthia", val=0)
+    for path in train_labels(tmp_path, "GT/LABELS/train/*.png"):
+        red = np.asarray(Image.open(path).convert("RGB"))[..., 0]
+        assert not red.any()
+        save(path, red)
+    fault = only(examine(domain_at(tmp_path, "synthia"), splits=("train",)), "unexpected-values", "fatal")
+    assert fault.count == 4 and "reads SYNTHIA's 16-bit labels as zeros" in fault.advice
+
+
+@pytest.mark.parametrize(
+    ("how", "severity"),
+    [
+        ("jpeg", "fatal"),
+        ("nearest", ""),
+        ("resized", "fault"),
+        ("palette", "fault"),
+        ("smooth", "fault"),
+        ("grey", "fatal"),
+    ],
+)
+def test_gtav_colours_in_between(tmp_path: Path, how: str, severity: str) -> None:
+    for number in range(4):
+        write_pair(tmp_path, "gtav", "train", number, blocks(number, (132, 240), block=48))
+    for path in train_labels(tmp_path, "labels/train/*/*.png"):
+        image = Image.open(path).convert("RGB")
+        if how == "jpeg":
+            image.save(path.with_suffix(".jpg"), quality=60)
+            path.with_suffix(".jpg").rename(path)
+            continue
+        if how == "grey":  # the palette of whoever saved the ids
+            save(path, np.asarray(Image.open(path)), palette=mapillary_palette(road=7))
+            continue
+        down, up = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
+        small = image.resize((80, 44), up if how == "nearest" else down)
+        image = small.resize(image.size, down if how == "smooth" else up)
+        colours, index = np.unique(np.asarray(image).reshape(-1, 3), axis=0, return_inverse=True)
+        assert (len(colours) > 256) == (how == "smooth")
+        array = index.reshape(132, 240).astype(np.uint8) if how == "palette" else np.asarray(image)
+        save(path, array, palette=colours if how == "palette" else None)
+    if not severity:
+        assert not found(examine(domain_at(tmp_path, "gtav"), splits=("train",)))
+        return
+    fault = only(examine(domain_at(tmp_path, "gtav"), splits=("train",)), "unexpected-values", severity)
+    assert fault.count == 4 and "resized with interpolation" in fault.advice
+
+
+def test_a_colour_of_gtav_that_cityscapes_lacks_is_fine(tmp_path: Path) -> None:
+    write_domain(tmp_path, "gtav", val=0)
+    palette = GTAV_PALETTE.copy()
+    palette[4] = (20, 20, 20)
+    for path in train_labels(tmp_path, "labels/train/*/*.png"):
+        raw = np.asarray(Image.open(path)).copy()
+        raw[:30] = 4
+        save(path, raw, palette=palette)
+    assert not found(examine(domain_at(tmp_path, "gtav"), splits=("train",)))
+    for path in train_labels(tmp_path, "labels/train/*/*.png"):
+        save(path, palette[np.asarray(Image.open(path))])
+    assert not found(examine(domain_at(tmp_path, "gtav"), splits=("train",)))
+
+
+@pytest.mark.parametrize(
+    ("domain", "pattern", "values", "advice"),
+    [
+        ("gtav", "labels/train/*/*.png", LABEL, "ids where colours are expected"),
+        ("cityscapes", "*/gtFine/train/*/*.png", IMAGE, "colour pictures where ids are expected"),
+        ("camvid", "trainannot/*.png", np.full((9, 9), 30, np.uint8), "not the 11 classes of SegNet's CamVid"),
+        ("cityscapes", "*/gtFine/train/*/*.png", np.full((9, 9), 77, np.uint8), "ids such as 77 are none of"),
+        ("bdd100k", "labels/train/*.png", np.full((9, 9), 77, np.uint8), "ids such as 77 are none of train_ids"),
+        ("synthia", "GT/LABELS/train/*.png", np.full((9, 9), 40, np.uint8), "ids such as 40 are none of synthia"),
+    ],
+)
+def test_other_kinds_of_labels(tmp_path: Path, domain: str, pattern: str, values: np.ndarray, advice: str) -> None:
+    write_domain(tmp_path, domain, val=0)
+    for path in train_labels(tmp_path, pattern):
+        save(path, values)
+    fault = only(examine(domain_at(tmp_path, domain), splits=("train",)), "unexpected-values", "fatal")
+    assert fault.count == 4 and advice in fault.advice
+
+
+def test_ids_saved_as_jpeg(tmp_path: Path) -> None:
+    write_labels(tmp_path, "bdd100k", 4)
+    for path in train_labels(tmp_path, "labels/train/*.png"):
+        Image.open(path).save(path.with_suffix(".jpg"), quality=60)
+        path.with_suffix(".jpg").rename(path)
+    fault = only(examine(domain_at(tmp_path, "bdd100k"), splits=("train",)), "unexpected-values", "fatal")
+    assert fault.advice.startswith("label files in JPEG; saved with loss")
+
+
+def test_a_declared_table_that_lacks_ids(tmp_path: Path) -> None:
+    save(tmp_path / "facades/images/a.jpg", IMAGE)
+    save(tmp_path / "facades/labels/a.png", LABEL)
+    fault = only(
+        examine(declare(tmp_path, splits="[val]", encoding="{0: 0, 1: 3}")["mine"]), "unexpected-values", "fatal"
+    )
+    assert "lacks raw ids such as 2, 3, 5; add them to it, or `other: 255`" in fault.advice
+
+
+def test_causes_are_told_apart(tmp_path: Path) -> None:
+    write_labels(tmp_path, "bdd100k", 3)
+    save(tmp_path / "labels/train/00000_train_id.png", np.full((64, 64), 26, np.uint8))
+    save(tmp_path / "labels/train/00002_train_id.png", IMAGE)
+    faults = found(examine(domain_at(tmp_path, "bdd100k"), splits=("train",)))
+    assert [(fault.name, fault.count, fault.advice[:12]) for fault in faults] == [
+        ("unexpected-values", 1, "likely label"),
+        ("unexpected-values", 1, "colour pictu"),
+    ]
+
+
+def test_wholly_ignored_labels(tmp_path: Path) -> None:
+    write_labels(tmp_path, "bdd100k", 4)
+    domain = domain_at(tmp_path, "bdd100k")
+    for number, (name, severity) in enumerate(
+        [
+            ("ignored-label", "note"),
+            ("unexpected-values", "fault"),
+            ("unexpected-values", "fault"),
+            ("unexpected-values", "fatal"),
+        ]
+    ):
+        save(tmp_path / f"labels/train/{number:05d}_train_id.png", np.full((64, 64), 255, np.uint8))
+        assert only(examine(domain, splits=("train",)), name, severity).count == number + 1
+    for folder in ("images", "labels"):
+        (tmp_path / folder / "train").rename(tmp_path / folder / "test")
+    assert only(examine(domain, splits=("test",)), "ignored-label", "note").count == 4
+
+
+# ---------------------------------------------------------------------------------- images in two splits
+
+
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("name", ["gtav", "synthia", "camvid"])
+def test_duplicates_between_splits(tmp_path: Path, name: str, quick: bool) -> None:
+    write_domain(tmp_path, name)
+    write_pair(tmp_path, name, "val", 1, blocks(100 * (list(BUILTIN)).index(name) + 999))
+    for split in ("train", "val"):
+        write_pair(tmp_path, name, split, 7, LABEL)
+    report = examine(domain_at(tmp_path, name), quick=quick)
+    fault = only(report, "duplicate", "fault")
+    assert (fault.split, fault.count) == ("train and val", 1)
+    assert fault.examples[0].count("00007.png") == 2 and " = " in fault.examples[0]
+    assert [fault.count for fault in report.faults if fault.name == "same-name"] == ([] if name == "camvid" else [2])
+
+
+def test_duplicates_of_another_name_are_found_by_the_full_mode(tmp_path: Path) -> None:
+    write_domain(tmp_path, "camvid")
+    write_pair(tmp_path, "camvid", "train", 7, LABEL)
+    write_pair(tmp_path, "camvid", "val", 8, LABEL)
+    assert not found(examine(domain_at(tmp_path, "camvid"), quick=True))
+    fault = only(examine(domain_at(tmp_path, "camvid"), quick=False), "duplicate", "fault")
+    assert fault.examples == ("train/00007.png = val/00008.png",)
+
+
+def test_one_name_in_two_splits_is_noted_where_names_are_unique(tmp_path: Path) -> None:
+    for name, numbers in (("bdd100k", [2]), ("camvid", [0])):
+        write_domain(tmp_path / name, name)
+        report = examine(domain_at(tmp_path / name, name))
+        assert [fault.count for fault in report.faults if fault.name == "same-name"] == [n for n in numbers if n]
+        assert report.healthy
+
+
+def test_splits_that_are_declared_to_be_the_same_files(tmp_path: Path) -> None:
+    save(tmp_path / "facades/images/a.jpg", IMAGE)
+    save(tmp_path / "facades/labels/a.png", LABEL)
+    assert only(examine(declare(tmp_path)["mine"]), "same-files", "note").where == "mine/val and test"
+    report = examine(declare(tmp_path, splits="[train, val]")["mine"], quick=False)
+    assert only(report, "same-files", "fault").where == "mine/train and val"
+
+
+# ---------------------------------------------------------------------------------- modes
+
+
+def test_the_quick_mode_decodes_an_even_sample(tmp_path: Path) -> None:
+    pairs = [Pair(str(number), "", str(number)) for number in range(1000)]
+    numbers = [int(pair.name) for pair in check._sample(pairs)]
+    assert (len(numbers), numbers[0], numbers[-1]) == (32, 0, 999)
+    assert set(np.diff(numbers)) == {32, 33}
+    assert [len(check._sample(pairs[:count])) for count in (0, 1, 2, 31, 32, 33)] == [0, 1, 2, 31, 32, 32]
+    for number in range(40):
+        write_pair(tmp_path, "camvid", "train", number, LABEL)
+    (tmp_path / "train/00004.png").write_bytes(b"broken")
+    quick = examine(domain_at(tmp_path, "camvid"), splits=("train",))
+    assert quick.healthy and quick.splits[0].decoded == 32
+    full = examine(domain_at(tmp_path, "camvid"), quick=False, splits=("train",))
+    assert not full.healthy and full.splits[0].decoded == 40
+
+
+def test_processes_and_threads_find_what_one_finds(tmp_path: Path) -> None:
+    for number in range(17):
+        write_pair(tmp_path, "camvid", "train", number, blocks(number))
+    (tmp_path / "train/00002.png").write_bytes(b"broken")
+    (tmp_path / "trainannot/00003.png").write_bytes(b"broken")
+    domain = domain_at(tmp_path, "camvid")
+    pairs = [Pair(f"{tmp_path}/train/{n:05d}.png", f"{tmp_path}/trainannot/{n:05d}.png", str(n)) for n in range(17)]
+    expected = [look(pair, encoding=domain.encoding) for pair in pairs]
+    for processes in (True, False):
+        assert scan(pairs, encoding=domain.encoding, workers=2, processes=processes) == expected
+    one, two = (check_domain(domain, quick=False, workers=workers, splits=("train",)) for workers in (1, 2))
+    assert one == two and {fault.name for fault in one.faults} == {"undecodable-image", "undecodable-label"}
+
+
+def test_the_quick_mode_starts_no_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_domain(tmp_path, "camvid")
+    asked: list[bool] = []
+
+    def watched(pairs: Sequence[Pair], **options: Any) -> list[Finding]:
+        asked.append(options["processes"])
+        return scan(pairs, **options)
+
+    monkeypatch.setattr(check, "scan", watched)
+    for quick in (True, False):
+        examine(domain_at(tmp_path, "camvid"), quick=quick)
+    assert asked == [False, True]
+
+
+def test_quick_check_of_a_run(tmp_path: Path) -> None:
+    for name in ("gtav", "camvid"):
+        write_domain(tmp_path / name, name)
+    gtav, camvid = (domain_at(tmp_path / name, name) for name in ("gtav", "camvid"))
+    assert not quick_check([(gtav, "train"), (camvid, "val")])
+    (tmp_path / "camvid/trainannot/00001.png").unlink()
+    assert not quick_check([(gtav, "train"), (camvid, "val")]), "a split that the run does not need"
+    (fault,) = quick_check([(gtav, "train"), (camvid, "trainval")])
+    assert fault.severity == "fatal" and fault.sentence() == (
+        "camvid/train: missing-label (1, the first: train/00001.png without trainannot/00001.png): "
+        "unpack the labels again, or remove the images that have none"
+    )
+    save(tmp_path / "gtav/labels/train/folder/00009.png", LABEL)
+    first, second = quick_check([(gtav, "train"), (gtav, "val"), (camvid, "train")])
+    assert (first.name, first.severity, second) == ("label-without-image", "fault", fault)
+    (missing,) = quick_check([(domain_at(tmp_path / "none", "gtav"), "train")])
+    assert (missing.name, missing.severity) == ("no-folder", "fatal")
+
+
+# ---------------------------------------------------------------------------------- the program
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    """Run the program and return exit code, standard output and standard error."""
+    code = 0
+    try:
+        run_entry_point(lambda: check.main(argv))
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+@pytest.fixture
+def two_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder with a healthy BDD and a CamVid with a fault, where the default roots are looked for."""
+    write_domain(tmp_path / "data/bdd-100k", "bdd100k")
+    write_domain(tmp_path / "data/camvid", "camvid")
+    (tmp_path / "data/camvid/trainannot/00003.png").unlink()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "data"
+
+
+def test_the_table_and_the_exit_code(two_sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text, error = run(capsys, "--quick")
+    lines = [line.split() for line in text.splitlines()]
+    assert code == 1 and not error
+    assert ["bdd100k", "train", "images/train/*.jpg", "4", "4", "7,000", "4", "(count),", "(same-name)"] in lines
+    assert ["camvid", "train", "train/*.png", "4", "3", "-", "4", "missing-label"] in lines
+    assert ["camvid", "val", "val/*.png", "2", "2", "-", "2", "none"] in lines
+    assert "fault: camvid/train: missing-label, 1\n    train/00003.png without trainannot/00003.png\n  unpack" in text
+    assert "note: count: bdd100k/train 4, bdd100k/val 2\n" in text and "faults: 1, notes: 3; up to 32 pairs" in text
+    assert "not looked at, their folders do not exist: cityscapes (./data/cityscapes), gtav" in text
+    code, text, error = run(capsys, "bdd100k")
+    assert code == 0 and "camvid" not in text and "not looked at" not in text and "--quick" not in text
+
+
+def test_many_examples_are_cut(two_sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(two_sets / "camvid/trainannot")
+    _, text, _ = run(capsys, "camvid", "--quick", "--workers", "1")
+    assert "missing-label, 4\n" in text and text.count(" without trainannot/") == 3 and "    ...\n" in text
+
+
+def test_a_named_set_must_be_there(two_sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text, _ = run(capsys, "gtav", "--quick")
+    assert code == 1 and "fault: gtav: no-folder, 1\n    ./data/GTAV\n" in text
+    assert text.splitlines()[2].split() == ["gtav", "-", "0", "0", "-", "0", "no-folder"]
+
+
+def test_json_is_one_object(two_sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text, error = run(capsys, "camvid", "bdd100k", "--json")
+    content = json.loads(text)
+    assert code == 1 and not error and content["healthy"] is False and content["absent"] == []
+    camvid, bdd = content["domains"]
+    assert (camvid["domain"], camvid["quick"], bdd["domain"]) == ("camvid", False, "bdd100k")
+    assert camvid["faults"] == [
+        {
+            "domain": "camvid",
+            "split": "train",
+            "name": "missing-label",
+            "severity": "fatal",
+            "count": 1,
+            "examples": ["train/00003.png without trainannot/00003.png"],
+            "advice": "unpack the labels again, or remove the images that have none",
+        }
+    ]
+    assert bdd["splits"][0]["published"] == [7000] and "road" in bdd["splits"][0]["shares"]
+    code, text, _ = run(capsys, "bdd100k", "--json", "--quick")
+    assert code == 0 and json.loads(text)["healthy"] is True
+
+
+def test_sets_of_a_domains_file(two_sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    declare(two_sets, splits="[val]")
+    save(two_sets / "facades/images/a.jpg", IMAGE)
+    save(two_sets / "facades/labels/a.png", LABEL)
+    code, text, _ = run(capsys, "--quick", "--domains", str(two_sets / "domains.yaml"))
+    assert code == 1 and ["mine", "val", "images/*.jpg", "1", "1", "-", "1", "none"] in map(
+        str.split, text.splitlines()
+    )
+
+
+def test_mistakes_in_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for argv, message in (
+        ([], "error: no data set is there: set its folder in config.py"),
+        (["camvit"], "did you mean 'camvid'?"),
+        (["camvid", "--workers", "0"], "error: --workers 0: must be a number of processes"),
+    ):
+        code, text, error = run(capsys, *argv)
+        assert code == 2 and not text and message in error and error.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------------- real frames
+
+
+def test_real_frames_are_healthy(test_data: Path, tmp_path: Path) -> None:
+    samples = test_data / "data/samples"
+    city, val = "leftImg8bit_trainvaltest/leftImg8bit/val/aachen", "gtFine_trainvaltest/gtFine/val/aachen"
+    mapillary = samples / "mapillary/mmseg_pseudo_mapillary_dataset"
+    for source, target in (
+        *((path, f"gtav/images/train/01/{path.name}") for path in samples.glob("gtav/images/*.png")),
+        *((path, f"gtav/labels/train/01/{path.name}") for path in samples.glob("gtav/labels/*.png")),
+        *((path, f"cityscapes/{city}/{path.name}") for path in samples.glob("cityscapes/*_leftImg8bit.png")),
+        *((path, f"cityscapes/{val}/{path.name}") for path in samples.glob("cityscapes/*_labelIds.png")),
+        *((path, f"bdd100k/images/val/{path.name}") for path in samples.glob("bdd100k/*.jpg")),
+        *((path, f"bdd100k/labels/val/{path.name}") for path in samples.glob("bdd100k/*.png")),
+        *((path, f"mapillary/training/images/{path.name}") for path in mapillary.glob("images/*.jpg")),
+        *((path, f"mapillary/training/labels/{path.name}") for path in mapillary.glob("v1.2/*.png")),
+    ):
+        (tmp_path / target).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / target).symlink_to(source)
+    counts = {"gtav": ("train", 3), "cityscapes": ("val", 1), "bdd100k": ("val", 2), "mapillary": ("train", 1)}
+    for name, (split, number) in counts.items():
+        report = examine(domain_at(tmp_path / name, name), splits=(split,), quick=False)
+        assert not found(report) and report.splits[0].decoded == report.splits[0].labels == number, name
+    (label,) = (tmp_path / "mapillary/training/labels").iterdir()
+    label.unlink()
+    label.symlink_to(next(mapillary.glob("v2.0/*.png")))
+    report = examine(domain_at(tmp_path / "mapillary", "mapillary"), splits=("train",))
+    assert "v2.0" in only(report, "unexpected-values", "fatal").advice
+
+
+def test_the_documented_synthia_label_is_read_and_its_pillow_copy_is_not(test_data: Path, tmp_path: Path) -> None:
+    source = test_data / "data/samples/synthia/FABRICATED_label_16bit_rgb.png"
+    save(tmp_path / "RGB/train/a.png", np.zeros((76, 128, 3), np.uint8))
+    target = tmp_path / "GT/LABELS/train/a.png"
+    target.parent.mkdir(parents=True)
+    shutil.copyfile(source, target)
+    domain = domain_at(tmp_path, "synthia")
+    assert not found(examine(domain, splits=("train",)))
+    save(target, np.asarray(Image.open(source).convert("RGB"))[..., 0])
+    assert "as zeros" in only(examine(domain, splits=("train",)), "unexpected-values", "fatal").advice
+
+
+def test_real_camvid_is_healthy(test_data: Path) -> None:
+    report = examine(domain_at(test_data / "data/camvid", "camvid"))
+    assert [(row.split, row.images, row.labels) for row in report.splits] == [
+        *(("train", 406, 406), ("val", 171, 171), ("test", 124, 124))
+    ]
+    assert not report.faults
+
+
+def test_a_name_behind_the_settings_is_pointed_out() -> None:
+    with pytest.raises(UserError, match=r"not 'camvid'; names of data sets stand before --opts"):
+        check.main(["--opts", "DATASET.CAMVID_DIR=/data", "camvid"])
