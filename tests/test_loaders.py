@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pickle
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -344,212 +343,8 @@ def test_coarse_frames_are_drawn_for_rare_classes_only(tmp_path: Path) -> None:
     }
     write_domain(tmp_path / "camvid", "camvid", train=5)
     loader = train_on(make_cfg(tmp_path, **values))
-    pooled = train_on(cfg)
-    names = [name for batch in pooled.epoch(0) for name in batch.names]
-    assert pooled.steps_per_epoch == 4 and len(set(names)) == len(names) == 16 and "pooled" in pooled.describe()
-
-
-def test_pooled_centroids_point_at_their_images(streets: Path, tmp_path: Path) -> None:
-    cfg = config(
-        streets, tmp_path, TRAIN=["camvid", "gtav"], IMAGE_UNIFORM_SAMPLING=True, CLASS_UNIFORM_PCT=0.5, BATCH_SIZE=1
-    )
-    (source,) = train_on(cfg).batches.plan.sources
-    assert source.num_images == 12 and set(source.centroids[:, 0].tolist()) == set(range(12))
-
-
-def test_city_mode(streets: Path, tmp_path: Path) -> None:
-    assert train_on(config(streets, tmp_path, TRAIN=["cityscapes"], CITY_MODE="trainval")).num_images == 11
-    assert train_on(config(streets, tmp_path, TRAIN=["gtav"], CITY_MODE="trainval")).num_images == 6
-
-
-def test_data_sets_pickle_for_spawned_workers(streets: Path, tmp_path: Path) -> None:
-    loader = train_on(config(streets, tmp_path, CLASS_UNIFORM_PCT=0.5))
-    original: Any = loader.loader.dataset
-    copy = pickle.loads(pickle.dumps(original))
-    (pick, *_), *_ = list(loader.batches)
-    assert torch.equal(copy[pick].image, original[pick].image)
-    assert pickle.loads(pickle.dumps(loader.loader.collate_fn)) is loader.loader.collate_fn
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"TRAIN": ["gtaf"]}, "unknown data set 'gtaf'.*did you mean 'gtav'"),
-        ({"TRAIN": []}, "--dataset: name one or several"),
-        ({"TRAIN": ["gtav", "gtav"]}, "--dataset: name one or several source data sets, each once"),
-        ({"BATCH_SIZE": 7}, "an epoch of 6 images does not fill one batch of 7"),
-        ({"CLASS_UNIFORM_PCT": 1.5}, "--class_uniform_pct 1.5: must be a share from 0 to 1"),
-        ({"CLASS_UNIFORM_PCT": 0.5, "CLASS_UNIFORM_TILE": 0}, "--class_uniform_tile 0"),
-        ({"NUM_WORKERS": -2}, "--num_workers -2"),
-    ],
-)
-def test_mistakes_are_one_sentence(streets: Path, tmp_path: Path, values: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        train_on(config(streets, tmp_path, **values))
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_faulty_files_are_named_from_workers_too(tmp_path: Path, workers: int) -> None:
-    write_domain(tmp_path / "camvid", "camvid")
-    cfg = make_cfg(tmp_path, CAMVID_DIR=str(tmp_path / "camvid"), NUM_WORKERS=workers, BATCH_SIZE=4)
-    image = save(tmp_path / "camvid/train/00002.png", paint(blocks(0, (20, 30))))
-    loader = train_on(cfg)
-    with pytest.raises(UserError) as caught:
-        list(loader.epoch(0))
-    assert one_line(caught.value).startswith(f"{image}: the image is 30x20, but its label ")
-    if not workers:
-        image.write_bytes(b"nothing")
-        with pytest.raises(UserError, match=f"{image}: this file cannot be decoded"):
-            list(loader.epoch(0))
-
-
-def test_worker_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)), raising=False)
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert (choose_workers(-1), choose_workers(0), choose_workers(5)) == (12, 0, 5)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert choose_workers(-1) == 3
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
-    assert choose_workers(-1) == 1
-
-
-# ---------------------------------------------------------------------------------- evaluation and statistics
-
-
-@pytest.mark.parametrize("name", list(ROOTS))
-def test_evaluation_gives_whole_images(streets: Path, tmp_path: Path, name: str) -> None:
-    cfg = config(streets, tmp_path)
-    loader = build_evaluation_loader(cfg, domain(cfg, name), split="val", rank=0, world_size=1)
-    samples = list(loader)
-    assert loader.num_images == len(loader) == len(samples) == 5 and loader.protocol == "native size, every pixel"
-    for sample in samples:
-        assert sample.image.shape == (3, *sample.label.shape)
-        assert sample.image.dtype == sample.label.dtype == torch.uint8
-        if name in ("gtav", "cityscapes", "synthia", "camvid"):  # stored without loss
-            np.testing.assert_array_equal(sample.image.permute(1, 2, 0).numpy(), paint(sample.label.numpy()))
-
-
-@pytest.mark.parametrize("world_size", [2, 3, 7])
-def test_shares_of_processes_make_the_whole_list(streets: Path, tmp_path: Path, world_size: int) -> None:
-    cfg = config(streets, tmp_path)
-    gtav = domain(cfg, "gtav")
-    shares = [
-        build_evaluation_loader(cfg, gtav, split="val", rank=rank, world_size=world_size) for rank in range(world_size)
-    ]
-    names = [sample.name for share in shares for sample in share]
-    pairs = find_pairs(gtav, "val")
-    assert sorted(names) == [pair.name for pair in pairs]
-    assert {(share.num_images, share.list_hash) for share in shares} == {(5, list_hash(pairs))}
-
-
-def test_a_limit_spreads_over_the_list(streets: Path, tmp_path: Path) -> None:
-    cfg = config(streets, tmp_path)
-    loader = build_evaluation_loader(cfg, domain(cfg, "camvid"), split="val", rank=0, world_size=1, limit=2)
-    assert [sample.name for sample in loader] == ["val/00000.png", "val/00002.png"] and loader.num_images == 2
-    whole = build_evaluation_loader(cfg, domain(cfg, "camvid"), split="val", rank=0, world_size=1, limit=99)
-    assert whole.num_images == 5 and whole.list_hash != loader.list_hash
-
-
-def test_the_robustnet_protocol_concerns_mapillary_only(streets: Path, tmp_path: Path) -> None:
-    cfg = config(streets, tmp_path, PROTOCOL="robustnet")
-    loader = build_evaluation_loader(cfg, domain(cfg, "mapillary"), split="val", rank=0, world_size=1, limit=1)
-    (sample,) = list(loader)
-    assert sample.image.shape == (3, 1536, 1536) and "1536" in loader.protocol
-    other = build_evaluation_loader(cfg, domain(cfg, "bdd100k"), split="val", rank=0, world_size=1, limit=1)
-    assert other.protocol == "native size, every pixel"
-
-
-def test_statistics_take_whole_images_in_the_order_of_the_trial(streets: Path, tmp_path: Path) -> None:
-    cfg = config(streets, tmp_path, STAT_IMAGES=4)
-    gtav = domain(cfg, "gtav")
-
-    def read(trial: int, rank: int = 0, world_size: int = 1) -> list[tuple[Tensor, Tensor]]:
-        return list(build_statistics_loader(cfg, gtav, trial=trial, rank=rank, world_size=world_size))
-
-    first = read(0)
-    assert len(first) == 4 and all(image.shape == (3, 66, 120) for image, _ in first)
-    assert all(draws[0] == 1 and draws[9] >= 0.15 for _, draws in first)
-    assert not torch.equal(first[0][1], read(1)[0][1])
-    for world_size in (2, 3):
-        shares = [read(0, rank, world_size) for rank in range(world_size)]
-        for position, (image, draws) in enumerate(first):
-            other = shares[position % world_size][position // world_size]
-            assert torch.equal(other[0], image) and torch.equal(other[1], draws)
-
-
-def test_statistics_need_no_labels(tmp_path: Path) -> None:
-    save(tmp_path / "images/train/a.jpg", paint(blocks(0)))
-    cfg = make_cfg(tmp_path, BDD_DIR=str(tmp_path))
-    assert len(list(build_statistics_loader(cfg, domain(cfg, "bdd100k"), trial=0, rank=0, world_size=1))) == 1
-
-
-# ---------------------------------------------------------------------------------- real frames
-
-
-def test_real_camvid(test_data: Path, tmp_path: Path) -> None:
-    values = {"CLASS_UNIFORM_PCT": 0.5, "CLASS_UNIFORM_TILE": 1024, "CROP_SIZE": 256, "BATCH_SIZE": 4, "NUM_WORKERS": 1}
-    cfg = make_cfg(tmp_path, CAMVID_DIR=str(test_data / "data/camvid"), **values)
-    loader = train_on(cfg)
-    assert loader.steps_per_epoch == 101 and loader.num_images == 406
-    order = loader.batches.plan.order(0)
-    assert (order[:, 1] >= 0).sum() == 11 * int(406 * 0.5 / 19)
-    batch = next(iter(loader.epoch(0, start_step=99)))
-    assert batch.images.shape == (4, 3, 256, 256) and batch.labels.unique().numel() > 5
-    evaluation = build_evaluation_loader(cfg, domain(cfg, "camvid"), split="test", rank=0, world_size=1, limit=3)
-    assert [sample.label.shape for sample in evaluation] == [(360, 480)] * 3
-
-
-@pytest.mark.parametrize("workers", [0, 1, 4])
-def test_the_cache_changes_nothing(streets: Path, tmp_path: Path, workers: int) -> None:
-    values = {"TRAIN": ["gtav", "synthia"], "CLASS_UNIFORM_PCT": 0.5}
-    plain = list(train_on(config(streets, tmp_path, **values)).epoch(0))
-    values |= {"FRAMES_DIR": str(tmp_path / "frames"), "NUM_WORKERS": workers}
-    ranks = [train_on(config(streets, tmp_path, BATCH_SIZE=1, **values), rank=rank, world_size=2) for rank in (0, 1)]
-    for _ in range(2):  # filled, then read
-        parts = [list(rank.epoch(0)) for rank in ranks]
-        for first, second, expected in zip(*parts, plain, strict=True):
-            assert same(join([first, second]), expected)
-    statistics = [
-        list(build_statistics_loader(cfg, domain(cfg, "gtav"), trial=0, rank=0, world_size=1))
-        for cfg in (config(streets, tmp_path), config(streets, tmp_path, FRAMES_DIR=str(tmp_path / "frames")))
-    ]
-    assert all(torch.equal(a.image, b.image) for a, b in zip(*statistics, strict=True))
-
-
-@pytest.mark.parametrize("start", ["spawn", "forkserver"])
-def test_workers_may_start_in_any_way(
-    streets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
-) -> None:
-    alone = list(train_on(config(streets, tmp_path, CLASS_UNIFORM_PCT=0.5)).epoch(0))
-    cfg = config(streets, tmp_path, CLASS_UNIFORM_PCT=0.5, NUM_WORKERS=1, FRAMES_DIR=str(tmp_path / "frames"))
-    loader = train_on(cfg)
-    loader.loader.multiprocessing_context = start
-    assert all(same(*pair) for pair in zip(alone, loader.epoch(0), strict=True))
-
-
-def test_coarse_frames_are_drawn_for_rare_classes_only(tmp_path: Path) -> None:
-    root = tmp_path / "cityscapes"
-    write_domain(root, "cityscapes", train=19)
-    stem = "train_extra/bochum/bochum_{:06d}_000019_"
-    for number in range(3):
-        label = np.full((64, 128), 0, np.uint8)
-        label[20:40, 20:60] = 16  # a train
-        save(root / f"leftImg8bit_trainextra/leftImg8bit/{stem.format(number)}leftImg8bit.png", paint(label))
-        raw = np.where(label == 16, 31, 7).astype(np.uint8)
-        save(root / f"gtCoarse/gtCoarse/{stem.format(number)}gtCoarse_labelIds.png", raw)
-    values = {
-        "CITYSCAPES_DIR": str(root),
-        "TRAIN": ["camvid", "cityscapes"],
-        "CLASS_UNIFORM_PCT": 1.0,
-        "COARSE_BOOST_CLASSES": [16],
-        "BATCH_SIZE": 1,
-        "SCALE_MIN": 1.0,
-        "CAMVID_DIR": str(tmp_path / "camvid"),
-    }
-    write_domain(tmp_path / "camvid", "camvid", train=5)
-    loader = train_on(make_cfg(tmp_path, **values))
     assert "3 coarse frames" in loader.describe() and loader.num_images == 24
-    coarse = [batch for epoch in range(8) for batch in pooled.epoch(epoch) if "train_extra" in batch.names[0]]
+    coarse = [batch for epoch in range(8) for batch in loader.epoch(epoch) if "train_extra" in batch.names[0]]
     assert coarse and all((batch.labels == 16).any() for batch in coarse)
     pooled = train_on(make_cfg(tmp_path, IMAGE_UNIFORM_SAMPLING=True, **values))
     coarse = [batch for epoch in range(8) for batch in pooled.epoch(epoch) if "train_extra" in batch.names[0]]
@@ -558,19 +353,26 @@ def test_coarse_frames_are_drawn_for_rare_classes_only(tmp_path: Path) -> None:
         train_on(make_cfg(tmp_path, **{**values, "TRAIN": ["camvid"]}))
 
 
-def test_the_share_of_waiting() -> None:
+def test_the_share_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("datasets.prefetch.time.perf_counter", lambda: clock[0])
+
     def slow() -> Iterator[TrainingBatch]:
         for _ in range(3):
-            time.sleep(0.06)
+            clock[0] += 3.0
             yield TrainingBatch(torch.zeros(1), torch.zeros(1), torch.zeros(1), [])
 
     to_device = DeviceBatches(torch.device("cpu"))
     for _ in to_device(slow()):
-        time.sleep(0.02)
-        share = to_device.wait_share()
-    assert 0.5 < share < 0.95
+        clock[0] += 1.0
+        assert to_device.wait_share() == pytest.approx(0.75)
+    clock[0] += 100.0  # scoring, say
     to_device.restart()
     assert to_device.wait_share() == 0
+    for _ in to_device(slow()):
+        clock[0] += 9.0
+        assert to_device.wait_share() == pytest.approx(0.25)
+        break
 
 
 def test_advice_names_what_is_left_to_do(streets: Path, tmp_path: Path) -> None:
