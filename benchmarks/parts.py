@@ -7,29 +7,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import config
-from datasets.class_uniform import class_centroids
-from datasets.codec import ENCODINGS, decode_label
-from datasets.domains import Pair
-from datasets.labels import CITYSCAPES_LABELS
-from datasets.plan import Pick
-from datasets.segmentation import LabelledPairs, TrainingSet
 from loss import MaskStatistics, build_criterion
 from network import Segmentor, build_network
 from network.diia import coarse_layout
-from transforms.edges import edge_target
-from transforms.recipes import build_appearance, build_draws, build_geometry
 from utils.logs import write_line
 from utils.metrics import confusion_matrix
 from utils.report import markdown
@@ -89,50 +78,13 @@ def statistics(device: torch.device) -> Work:
     return work
 
 
-def gtav_pair(folder: Path) -> Pair:
-    """Make a GTAV-sized PNG pair: blocks of classes with noise, palette label."""
-    rng = np.random.default_rng(0)
-    ids = np.kron(rng.integers(0, 35, (33, 60)), np.ones((32, 32), dtype=int))[:1052, :1914].astype(np.uint8)
-    colours = np.array([colour for colour, _ in CITYSCAPES_LABELS[:35]], dtype=np.uint8)
-    noisy = np.clip(colours[ids % len(colours)] + rng.normal(0, 12, (*ids.shape, 3)), 0, 255).astype(np.uint8)
-    label = Image.fromarray(ids % len(colours))
-    label.putpalette(colours.tobytes())
-    Image.fromarray(noisy).save(folder / "image.png")
-    label.save(folder / "label.png")
-    return Pair(str(folder / "image.png"), str(folder / "label.png"), "image.png")
-
-
-def sample(pair: Pair, *, device: torch.device) -> Work:
-    """One training sample from a PNG pair to a normalised 768 crop with its edge target."""
-    cfg = config.parse(["--crop_size", "768", "--gblur", "--color_aug", "0.5"], program="train")
-    source = LabelledPairs((pair,), ENCODINGS["cityscapes_colours"])
-    data = TrainingSet([source], geometry=build_geometry(cfg), draws=build_draws(cfg, jitter="diia"), seed=0)
-    appearance, streams = build_appearance(cfg), iter(range(10**9))
-
-    def work() -> None:
-        found = data[Pick(0, next(streams))]
-        images = found.image[None].to(device)
-        edge_target(images)
-        appearance(images, found.draws[None])
-
-    return work
-
-
-def parts(device: torch.device, folder: Path) -> dict[str, tuple[Callable[[], Work], str]]:
+def parts(device: torch.device) -> dict[str, tuple[Callable[[], Work], str]]:
     """Return, by name, how to set a part up and what the original takes for it."""
-    pair, encoding = gtav_pair(folder), ENCODINGS["cityscapes_colours"]
     logits = torch.Generator().manual_seed(0)
 
     def layout() -> Work:
         maps = torch.randn(8, 19, 768, 768, generator=logits).to(device)
         return lambda: coarse_layout(maps).cpu()
-
-    def counting() -> Work:
-        maps, labels = (
-            torch.randn(1, 19, 1024, 2048, device=device),
-            torch.randint(0, 19, (1, 1024, 2048), device=device),
-        )
-        return lambda: confusion_matrix(labels, maps.argmax(1), num_classes=19).cpu()
 
     return {
         "training step, diia, 2 x 256": (lambda: training_step("diia", crop=256, device=device), "1.145 s"),
@@ -141,12 +93,6 @@ def parts(device: torch.device, folder: Path) -> dict[str, tuple[Callable[[], Wo
         "evaluation, 1024x2048": (lambda: evaluation(height=1024, width=2048, device=device), "8.69 s"),
         "covariance statistics, one pair 1052x1914": (lambda: statistics(device), "8.39 s"),
         "coarse layout, 8 x 768x768": (layout, "363 ms"),
-        "argmax and confusion matrix, 1024x2048": (counting, "79 ms"),
-        "GTAV sample, PNG pair to 768 crop": (lambda: sample(pair, device=device), "694 ms"),
-        "class centroids of a GTAV label": (
-            lambda: lambda: class_centroids(decode_label(pair.label, encoding=encoding), tile=1024),
-            "632 ms",
-        ),
     }
 
 
@@ -171,12 +117,11 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     table = [["part", "median", "fastest", "slowest", "original, 2 CPU cores"]]
-    with tempfile.TemporaryDirectory() as folder:
-        for name, (setup, original) in parts(device, Path(folder)).items():
-            if not arguments.parts or name.startswith(tuple(arguments.parts)):
-                seconds = measure(setup(), runs=arguments.runs, device=device)
-                figures = (seconds[len(seconds) // 2], seconds[0], seconds[-1])
-                table.append([name, *(f"{1000 * value:.0f} ms" for value in figures), original])
+    for name, (setup, original) in parts(device).items():
+        if not arguments.parts or name.startswith(tuple(arguments.parts)):
+            seconds = measure(setup(), runs=arguments.runs, device=device)
+            figures = (seconds[len(seconds) // 2], seconds[0], seconds[-1])
+            table.append([name, *(f"{1000 * value:.0f} ms" for value in figures), original])
     write_line(markdown(table))
 
 

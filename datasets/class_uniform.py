@@ -41,37 +41,33 @@ def class_centroids(label: np.ndarray, *, tile: int, on_class: bool = True) -> n
     """
     tile_h, tile_w = (min(tile, side) for side in label.shape)
     rows, columns = label.shape[0] // tile_h, label.shape[1] // tile_w
-    tiles = label[: rows * tile_h, : columns * tile_w].reshape(rows, tile_h, columns, tile_w)
-    by_row = _histogram(tiles)  # (rows, tile_h, columns, 20) pixels per line of a tile and class
-    by_column = _histogram(tiles.transpose(0, 3, 2, 1))  # (rows, tile_w, columns, 20)
-    count = by_row.sum(axis=1)  # (rows, columns, 20)
-    sum_y = np.einsum("rhcb,h->rcb", by_row, np.arange(tile_h))
-    sum_x = np.einsum("rwcb,w->rcb", by_column, np.arange(tile_w))
-    found = []
-    for index, row, column in np.argwhere(count.transpose(2, 0, 1)):
-        if index == NUM_CLASSES:
-            break
-        n = count[row, column, index]
-        y, x = int(sum_y[row, column, index] // n), int(sum_x[row, column, index] // n)
-        if on_class and tiles[row, y, column, x] != index:
-            y, x = _nearest(tiles[row, :, column] == index, y, x)
-        found.append((index, x + column * tile_w, y + row * tile_h))
-    return np.array(found, dtype=np.int32).reshape(-1, 3)
-
-
-def _histogram(tiles: np.ndarray) -> np.ndarray:
-    """Count classes along the last axis: (a, b, c, n) uint8 -> (a, b, c, 20); ignored pixels are in the last bin."""
-    bins = NUM_CLASSES + 1
-    lines = np.arange(0, bins * int(np.prod(tiles.shape[:3])), bins, dtype=np.int32).reshape(*tiles.shape[:3], 1)
-    cells = np.minimum(tiles, NUM_CLASSES) + lines  # (a, b, c, n)
-    return np.bincount(cells.ravel(), minlength=lines.size * bins).reshape(*tiles.shape[:3], bins)
-
-
-def _nearest(mask: np.ndarray, y: int, x: int) -> tuple[int, int]:
-    """Return the (y, x) of the true pixel of a mask that is nearest to a point."""
-    ys, xs = np.nonzero(mask)
-    best = int(np.argmin((ys - y) ** 2 + (xs - x) ** 2))
-    return int(ys[best]), int(xs[best])
+    used = np.ascontiguousarray(label[: rows * tile_h, : columns * tile_w])
+    # Runs of one class along a line of a tile: labels are smooth, so there are far fewer runs than pixels.
+    starts = np.empty(used.shape, dtype=bool)
+    np.not_equal(used[:, 1:], used[:, :-1], out=starts[:, 1:])
+    starts[:, ::tile_w] = True
+    first = np.flatnonzero(starts)
+    length = np.diff(first, append=used.size)
+    index = used.ravel()[first]
+    labelled = index < NUM_CLASSES
+    first, length, index = first[labelled], length[labelled], index[labelled].astype(np.int64)
+    y, x = np.divmod(first, used.shape[1])
+    place = (index * rows + y // tile_h) * columns + x // tile_w  # in the order of the result
+    count, sum_y, twice_sum_x = (
+        np.bincount(place, weights).astype(np.int64) for weights in (length, length * y, length * (2 * x + length - 1))
+    )
+    present = np.flatnonzero(count)
+    count = np.maximum(count, 1)
+    centre_y, centre_x = sum_y // count, twice_sum_x // (2 * count)
+    if on_class and len(present):
+        nearest_x = np.clip(centre_x[place], x, x + length - 1)  # on each run
+        distance = (y - centre_y[place]) ** 2 + (nearest_x - centre_x[place]) ** 2
+        best = np.full(len(count), np.iinfo(np.int64).max)  # smallest distance, of equal ones the first run
+        np.minimum.at(best, place, distance * len(first) + np.arange(len(first)))
+        run = best[present] % len(first)
+        centre_y[present], centre_x[present] = y[run], nearest_x[run]
+    found = (present // (rows * columns), centre_x[present], centre_y[present])
+    return np.stack(found, axis=1).astype(np.int32)
 
 
 def source_centroids(
@@ -127,22 +123,27 @@ def _cached(pairs: Sequence[Pair], encoding: Encoding, tile: int, name: str, fol
 def _scan(pairs: Sequence[Pair], encoding: Encoding, tile: int, name: str, workers: int) -> np.ndarray:
     from tqdm import tqdm
 
+    size = max(1, min(16, len(pairs) // (4 * max(workers, 1))))  # labels per task: handing one over costs time too
     loader: DataLoader[np.ndarray] = DataLoader(
         _Labels(pairs, encoding=encoding, tile=tile),
+        batch_size=size,
         num_workers=workers,
-        collate_fn=_single,
+        collate_fn=np.concatenate,
         generator=torch.Generator(),  # keeps the loader from drawing its own seed from the global stream
     )
+    found = [np.zeros((0, 4), dtype=np.int32)]
     try:
-        found = list(tqdm(loader, desc=f"class centroids of {name}", unit="label", disable=None))
+        with tqdm(total=len(pairs), desc=f"class centroids of {name}", unit="label", disable=None) as bar:
+            for rows in loader:
+                found.append(rows)
+                bar.update(min(size, len(pairs) - bar.n))
     except UserError as error:
         raise UserError(one_line(error)) from error  # a worker wraps it in its own traceback
-    numbered = [np.insert(rows, 0, index, axis=1) for index, rows in enumerate(found)]
-    return np.concatenate(numbered).astype(np.int32)
+    return np.concatenate(found)
 
 
 class _Labels(Dataset[np.ndarray]):
-    """The centroids of label files."""
+    """The centroids of label files: (n, 4) int32 rows (image, class, x, y) of each."""
 
     def __init__(self, pairs: Sequence[Pair], *, encoding: Encoding, tile: int) -> None:
         self.paths, self.encoding, self.tile = [pair.label for pair in pairs], encoding, tile
@@ -151,11 +152,8 @@ class _Labels(Dataset[np.ndarray]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return class_centroids(decode_label(self.paths[index], encoding=self.encoding), tile=self.tile)
-
-
-def _single(samples: Sequence[np.ndarray]) -> np.ndarray:
-    return samples[0]
+        rows = class_centroids(decode_label(self.paths[index], encoding=self.encoding), tile=self.tile)
+        return np.column_stack((np.full(len(rows), index, dtype=np.int32), rows))
 
 
 def _write(path: Path, rows: np.ndarray) -> None:

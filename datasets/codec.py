@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -11,7 +17,9 @@ from PIL import Image, UnidentifiedImageError
 from datasets import labels
 from datasets.labels import IGNORE
 from utils.errors import UserError, did_you_mean
+from utils.opencv import opencv
 
+_TRAIN_OF_FOUND = np.array([IGNORE, *range(19)] + [IGNORE] * 236, dtype=np.uint8)  # of what `_colour_table` holds
 _UNKNOWN = 254  # what a look-up table holds for raw values that the encoding does not name
 _INDEX_MODES = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L")
 
@@ -90,23 +98,83 @@ def _colour_table(encoding: Encoding) -> np.ndarray:
     return table
 
 
-def _open(path: str) -> Image.Image:
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Turn what goes wrong with a file into a sentence with its path."""
     try:
-        image = Image.open(path)
-        image.load()
+        yield
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         unknown = isinstance(error, UnidentifiedImageError) or not str(error)
         reason = "its format is not known" if unknown else str(error).splitlines()[0]
         raise UserError(f"{path}: this file cannot be decoded ({reason}); it is damaged or not an image") from error
+
+
+def _open(path: str) -> Image.Image:
+    with _named(path):
+        image = Image.open(path)
+        image.load()
     return image
 
 
-def read_image(path: str) -> Image.Image:
-    """Return an image file as a PIL image of mode RGB; a damaged file is a `UserError` with the path."""
-    image = _open(path)
-    return image if image.mode == "RGB" else image.convert("RGB")
+def _pillow(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def _opencv(data: bytes) -> np.ndarray:
+    cv2 = opencv()
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+def _imagecodecs(data: bytes) -> np.ndarray:
+    package = importlib.import_module("imagecodecs")  # not required: installing it is enough
+    return package.jpeg8_decode(data) if data.startswith(_JPEG) else package.png_decode(data)
+
+
+_JPEG = b"\xff\xd8"
+# Decoders of 8-bit RGB files, to be named in `read_image`. torchvision's ends the process on a damaged PNG.
+DECODERS: dict[str, Callable[[bytes], np.ndarray]] = {
+    "pillow": _pillow,
+    "opencv": _opencv,
+    "imagecodecs": _imagecodecs,
+}
+
+
+@lru_cache(maxsize=2)
+def _fastest(jpeg: bool) -> str:
+    """Return the name of the fastest decoder that is installed (`benchmarks/data.py decode`)."""
+    return "imagecodecs" if not jpeg and importlib.util.find_spec("imagecodecs") else "opencv"
+
+
+def read_image(path: str, *, decoder: str | None = None) -> np.ndarray:
+    """Return an image file as (H, W, 3) uint8 RGB, as it is stored: an EXIF orientation is not applied.
+
+    Args:
+        decoder: a name of `DECODERS`; by default the fastest that is installed. Pillow reads what is not plain 8-bit
+            RGB, and whatever the decoder gives up on, so that all of them accept and refuse the same files.
+
+    Raises:
+        UserError: the file is not there, damaged or no image.
+    """
+    with _named(path):
+        data = Path(path).read_bytes()
+        header = Image.open(io.BytesIO(data))
+        jpeg = header.format in ("JPEG", "MPO") and data.endswith(b"\xff\xd9")  # decoders differ on cut-off files
+        png = header.format == "PNG" and data[24:26] == b"\x08\x02"  # 8 bits, RGB
+        if header.mode == "RGB" and (jpeg or png):
+            found = _try(DECODERS[decoder or _fastest(jpeg)], data)
+            if found is not None and found.dtype == np.uint8 and found.shape == (header.height, header.width, 3):
+                return found
+        return _pillow(data)
+
+
+def _try(decode: Callable[[bytes], np.ndarray], data: bytes) -> np.ndarray | None:
+    try:
+        return decode(data)
+    except Exception:  # each package has errors of its own; Pillow then says what is wrong
+        return None
 
 
 def decode_label(path: str, *, encoding: Encoding) -> np.ndarray:
@@ -143,12 +211,18 @@ def _from_ids(raw: np.ndarray, path: str, encoding: Encoding) -> np.ndarray:
         raw = raw.astype(np.uint8)
     if raw.dtype not in (np.uint8, np.uint16):
         raw = np.where((raw < 0) | (raw > 0xFFFF), 0xFFFF, raw).astype(np.uint16)
-    train = np.take(_id_table(encoding), raw)  # (H, W)
+    table = _id_table(encoding)
+    train = _look_up(table[:256], raw) if raw.dtype == np.uint8 else np.take(table, raw)  # (H, W)
     if encoding.other is None and (train == _UNKNOWN).any():
         unknown = np.unique(raw[train == _UNKNOWN])
         names = ", ".join(str(value) for value in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         raise UserError(_unknown_values(path, names, encoding))
     return train
+
+
+def _look_up(table: np.ndarray, raw: np.ndarray) -> np.ndarray:
+    """Return `table[raw]` for a table of 256 and (H, W), both uint8; OpenCV is several times faster than numpy."""
+    return opencv().LUT(raw, table)
 
 
 def _unknown_values(path: str, names: str, encoding: Encoding) -> str:
@@ -167,7 +241,8 @@ def _from_colours(image: Image.Image, path: str, encoding: Encoding) -> np.ndarr
         palette = np.zeros((256, 3), dtype=np.uint32)
         colours = np.array(image.getpalette() or [], dtype=np.uint32).reshape(-1, 3)
         palette[: len(colours)] = colours
-        found = np.take(np.take(table, (palette[:, 0] << 16) | (palette[:, 1] << 8) | palette[:, 2]), np.asarray(image))
+        by_index = np.take(table, (palette[:, 0] << 16) | (palette[:, 1] << 8) | palette[:, 2])  # (256,)
+        found = _look_up(by_index, np.asarray(image))
     elif image.mode in ("RGB", "RGBA"):
         pixels = np.asarray(image.convert("RGBA")).view("<u4")[..., 0]  # (H, W) as 0xAABBGGRR
         found = np.take(table, ((pixels & 0xFF) << 16) | (pixels & 0xFF00) | ((pixels >> 16) & 0xFF))
@@ -181,13 +256,12 @@ def _from_colours(image: Image.Image, path: str, encoding: Encoding) -> np.ndarr
             f"{path}: most of its colours are not those of the encoding {encoding.name}; "
             "check that this is the colour label, saved without loss"
         )
-    return np.take(np.array([IGNORE, *range(19), IGNORE], dtype=np.uint8), found)
+    return _look_up(_TRAIN_OF_FOUND, found)
 
 
 def _read_synthia(path: str) -> np.ndarray:
     """Return the class ids of a SYNTHIA label; Pillow would read its 16-bit RGB files as zeros."""
-    import cv2
-
+    cv2 = opencv()
     with open(path, "rb") as file:
         data = np.frombuffer(file.read(), dtype=np.uint8)
     array = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None

@@ -42,7 +42,7 @@ class FrameCache:
         Raises:
             UserError: the image cannot be read, or the disk is full.
         """
-        return self._get(path, self.place(path), 3, lambda: np.asarray(read_image(path)))
+        return self._get(path, self.place(path), 3, lambda: read_image(path))
 
     def label(self, path: str, *, encoding: Encoding) -> np.ndarray:
         """Return (H, W) uint8 train ids of a label, memory-mapped; decoded and kept where it was not there."""
@@ -119,7 +119,7 @@ class FrameCache:
         ):
             try:
                 kept = _mapped(place, dimensions)
-                fresh = decode_label(source, encoding=encoding) if dimensions == 2 else np.asarray(read_image(source))
+                fresh = decode_label(source, encoding=encoding) if dimensions == 2 else read_image(source)
                 reason = "" if np.array_equal(kept, fresh) else "its pixels differ"
             except FileNotFoundError:
                 reason = ""

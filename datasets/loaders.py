@@ -61,13 +61,6 @@ def choose_workers(asked: int) -> int:
     return max(1, min(16, cores // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)))
 
 
-def _one_thread(_: int) -> None:
-    """Keep OpenCV's threads out of a worker: there are as many workers as cores already."""
-    import cv2
-
-    cv2.setNumThreads(1)
-
-
 def _loader(dataset: Any, *, cfg: Any, collate: Any, persistent: bool = False, **order: Any) -> DataLoader[Any]:
     workers = choose_workers(cfg.DATASET.NUM_WORKERS)
     return DataLoader(
@@ -76,7 +69,6 @@ def _loader(dataset: Any, *, cfg: Any, collate: Any, persistent: bool = False, *
         collate_fn=collate,
         pin_memory=torch.cuda.is_available() and cfg.RUN.DEVICE != "cpu",
         persistent_workers=persistent and workers > 0,
-        worker_init_fn=_one_thread,
         generator=torch.Generator(),  # keeps the loader from drawing its own seed from the global stream
         **order,
     )

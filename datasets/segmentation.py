@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -22,6 +21,7 @@ from transforms.geometry import Geometry
 from transforms.protocols import Protocol
 from transforms.view import make_view
 from utils.errors import UserError
+from utils.opencv import opencv
 
 
 class Sample(NamedTuple):
@@ -56,32 +56,30 @@ class LabelledPairs:
     encoding: Encoding
 
 
-def read_pair(
-    pair: Pair, *, encoding: Encoding, cache: FrameCache | None = None
-) -> tuple[Image.Image | np.ndarray, np.ndarray]:
-    """Return the RGB image and the train ids (H, W) uint8 of a pair; unequal sizes are a `UserError`.
+def read_pair(pair: Pair, *, encoding: Encoding, cache: FrameCache | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the RGB image (H, W, 3) and the train ids (H, W), both uint8; unequal sizes are a `UserError`.
 
-    With a cache the image is a memory-mapped (H, W, 3) uint8 array, so that a crop reads only its own bytes.
+    With a cache both are memory-mapped, so that a crop reads only its own bytes.
     """
-    image: Image.Image | np.ndarray
     if cache is None:
         image, label = read_image(pair.image), decode_label(pair.label, encoding=encoding)
-        size = image.size
     else:
         image, label = cache.image(pair.image), cache.label(pair.label, encoding=encoding)
-        size = image.shape[1::-1]
-    if size != label.shape[::-1]:
+    if image.shape[:2] != label.shape:
         raise UserError(
-            f"{pair.image}: the image is {size[0]}x{size[1]}, but its label {pair.label} is "
+            f"{pair.image}: the image is {image.shape[1]}x{image.shape[0]}, but its label {pair.label} is "
             f"{label.shape[1]}x{label.shape[0]}; they must have one size"
         )
     return image, label
 
 
-def to_tensor(image: Image.Image | np.ndarray) -> Tensor:
-    """Return (3, h, w) uint8 (label: (h, w)) of a PIL image or an (h, w, 3) array, with memory of its own."""
-    array = np.array(image)
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)) if array.ndim == 3 else array)
+def to_tensor(array: np.ndarray) -> Tensor:
+    """Return (3, h, w) uint8 of an image (h, w, 3), or (h, w) of a label, with memory of its own."""
+    if array.ndim == 2:
+        return torch.from_numpy(np.array(array))
+    planes = np.empty((3, *array.shape[:2]), dtype=np.uint8)
+    opencv().split(array, list(planes))
+    return torch.from_numpy(planes)
 
 
 class TrainingSet(Dataset[Sample]):

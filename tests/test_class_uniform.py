@@ -37,15 +37,25 @@ def test_centroids_follow_the_rule(height: int, width: int, tile: int, seed: int
     assert class_centroids(label, tile=tile, on_class=False).tolist() == slow_centroids(label, tile)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 70), st.integers(0, 100))
-def test_centroids_lie_on_their_class(height: int, width: int, tile: int, seed: int) -> None:
-    label = blocks(seed, (height, width), block=3)
-    plain, moved = class_centroids(label, tile=tile, on_class=False), class_centroids(label, tile=tile)
-    assert (label[moved[:, 2], moved[:, 1]] == moved[:, 0]).all()
-    assert len(plain) == len(moved)
-    already = label[plain[:, 2], plain[:, 1]] == plain[:, 0]
-    np.testing.assert_array_equal(plain[already], moved[already])
+def slow_nearest(label: np.ndarray, tile: int) -> list[list[int]]:
+    """The centres of `slow_centroids`, each at the first of the nearest pixels of its class in its tile."""
+    height, width = (min(tile, side) for side in label.shape)
+    rows = []
+    for index, x, y in slow_centroids(label, tile):
+        top, left = y // height * height, x // width * width
+        ys, xs = np.nonzero(label[top : top + height, left : left + width] == index)
+        best = np.argmin((ys + top - y) ** 2 + (xs + left - x) ** 2)
+        rows.append([index, left + int(xs[best]), top + int(ys[best])])
+    return rows
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 70), st.integers(0, 100), st.integers(1, 7))
+def test_centroids_lie_on_their_class(height: int, width: int, tile: int, seed: int, block: int) -> None:
+    label = blocks(seed, (height, width), block=block)
+    found = class_centroids(label, tile=tile)
+    assert found.tolist() == slow_nearest(label, tile)
+    assert (label[found[:, 2], found[:, 1]] == found[:, 0]).all()
 
 
 def test_a_ring_gets_its_nearest_pixel() -> None:
@@ -53,6 +63,8 @@ def test_a_ring_gets_its_nearest_pixel() -> None:
     label[2:19, 2:19] = 4
     label[3:18, 3:18] = 255
     label[10, 5] = 4
+    assert class_centroids(label, tile=64).tolist() == [[4, 5, 10]]
+    label[10, 15] = 4  # as near on the right: the first one counts
     assert class_centroids(label, tile=64).tolist() == [[4, 5, 10]]
 
 
@@ -99,6 +111,15 @@ def test_workers_change_nothing(scan: Scan, tmp_path: Path) -> None:
     alone = scan()
     scan.cache = tmp_path / "other"
     np.testing.assert_array_equal(scan(workers=2), alone)
+
+
+def test_labels_that_share_a_task_keep_their_numbers(scan: Scan) -> None:
+    scan.pairs, few = scan.pairs * 10, len(scan.labels)
+    rows = scan()
+    assert scan.read == 10 * few
+    for index in (few - 1, 10 * few - 1):
+        expected = class_centroids(scan.labels[index % few], tile=16)
+        np.testing.assert_array_equal(rows[rows[:, 0] == index][:, 1:], expected)
 
 
 def test_a_failure_in_a_worker_is_one_sentence(scan: Scan) -> None:

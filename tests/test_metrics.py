@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.metrics import confusion_matrix, merge_classes, score
+from utils import metrics
+from utils.metrics import best_class, confusion_matrix, merge_classes, score
 
 NAMES = [f"class {i}" for i in range(19)]
 
@@ -22,6 +23,8 @@ def test_confusion_matrix_counts_every_labelled_pixel(seed: int, pixels: int) ->
     label = rng.choice([*range(5), 255], pixels)
     prediction = rng.integers(0, 5, pixels)
     found = confusion_matrix(torch.from_numpy(label), torch.from_numpy(prediction), num_classes=5).numpy()
+    as_bytes = confusion_matrix(torch.from_numpy(label).byte(), torch.from_numpy(prediction).byte(), num_classes=5)
+    np.testing.assert_array_equal(as_bytes.numpy(), found)
     for truth in range(5):
         for guess in range(5):
             assert found[truth, guess] == ((label == truth) & (prediction == guess)).sum()
@@ -32,6 +35,37 @@ def test_counts_stay_integers_beyond_float32() -> None:
     counts = torch.full((2, 2), 2**24, dtype=torch.int64)
     counts += confusion_matrix(torch.tensor([1]), torch.tensor([0]), num_classes=2)
     assert counts[1, 0] == 2**24 + 1
+
+
+def test_bytes_are_counted_beyond_float32() -> None:
+    label = torch.ones(2**24 + 4, dtype=torch.uint8)
+    label[0] = 255
+    found = confusion_matrix(label, torch.zeros_like(label), num_classes=2)
+    assert found.tolist() == [[0, 0], [2**24 + 3, 0]]
+    assert confusion_matrix(label[:0], label[:0], num_classes=2).tolist() == [[0, 0], [0, 0]]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 21), st.integers(1, 9), st.integers(1, 9))
+@settings(max_examples=40, deadline=None)
+def test_the_best_class_is_that_of_argmax(seed: int, batch: int, classes: int, height: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randint(-2, 3, (batch, classes, height, width), generator=generator).float()  # many are equal
+    odd = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, -0.0])
+    chosen = torch.randint(0, 5, values.shape, generator=generator)
+    rare = torch.rand(values.shape, generator=generator) < (0.05 if seed % 2 else 0)
+    for logits in (values, torch.where(rare, odd[chosen], values), -values.abs().log()):
+        expected = logits.argmax(dim=1)
+        for given_logits in (logits, logits.double(), logits.contiguous(memory_format=torch.channels_last)):
+            found = best_class(given_logits)
+            assert found.dtype == torch.uint8 and torch.equal(found.long(), expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_best_class_does_not_depend_on_parts_and_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_CHUNK_PIXELS", 40)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    logits = torch.randn(3, 19, 11, 13, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    assert torch.equal(best_class(logits).long(), logits.argmax(dim=1))
 
 
 def test_scores_by_hand() -> None:

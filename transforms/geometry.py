@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from transforms.view import IGNORE, Rng, View
+from utils.opencv import opencv
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class RandomFlip:
             return view
         view = view.pixels()
         focus = None if view.focus is None else (view.size[0] - 1 - view.focus[0], view.focus[1])
-        return View(view.image[:, ::-1], view.label[:, ::-1], view.size, focus)
+        return View(opencv().flip(view.image, 1), opencv().flip(view.label, 1), view.size, focus)
 
 
 @dataclass(frozen=True)

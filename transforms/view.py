@@ -6,7 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+import torch
 from PIL import Image
+from torch.nn import functional
+
+from utils.opencv import opencv
 
 IGNORE = 255
 
@@ -77,20 +81,44 @@ def _size(array: np.ndarray) -> tuple[int, int]:
 
 
 def _resample_image(image: np.ndarray, size: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarray:
-    """Resample columns, then rows, as Pillow has always done; in one call its newer versions choose the order."""
+    """Resample columns, then rows, with 8 bits in between, as Pillow does."""
+    left, top, right, bottom = box
     width, height = _size(image)
     if (width, height) == size:
-        return image[box[1] : box[3], box[0] : box[2]]
-    ratio_x, ratio_y = width / size[0], height / size[1]  # sides are truncated: two ratios
-    left, right = box[0] * ratio_x, min(box[2] * ratio_x, width)
-    top, bottom = box[1] * ratio_y, min(box[3] * ratio_y, height)
-    reach_x, reach_y = 2 * max(ratio_x, 1) + 1, 2 * max(ratio_y, 1) + 1  # what the filter sees beyond the box
-    x, y = max(int(left - reach_x), 0), max(int(top - reach_y), 0)
-    end_x, end_y = min(int(right + reach_x) + 1, width), min(int(bottom + reach_y) + 1, height)
-    across, down, cubic = box[2] - box[0], box[3] - box[1], Image.Resampling.BICUBIC
-    part = Image.fromarray(image[y:end_y, x:end_x])
-    band = part.resize((across, end_y - y), cubic, box=(left - x, 0, right - x, end_y - y))
-    return np.asarray(band.resize((across, down), cubic, box=(0, top - y, across, bottom - y)))
+        return image[top:bottom, left:right]
+    cv2 = opencv()
+    x, across = _bicubic(width, size[0], left, right)
+    y, down = _bicubic(height, size[1], top, bottom)
+    part = cv2.transpose(image[y[0, 0] : y[-1, -1] + 1, x[0, 0] : x[-1, -1] + 1])  # (w, h, 3)
+    columns = cv2.transpose(_weighted_rows(part, x - x[0, 0], across))  # (h, right - left, 3)
+    return _weighted_rows(columns, y - y[0, 0], down)
+
+
+def _bicubic(source: int, target: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return what Pillow's filter takes for places start..stop-1 of `target`: (n, k) positions and float32 weights."""
+    ratio = source / target
+    stretch = max(ratio, 1.0)
+    centre = (np.arange(start, stop) + 0.5) * ratio
+    first = np.maximum(centre - 2 * stretch + 0.5, 0).astype(np.int64)
+    last = np.minimum(centre + 2 * stretch + 0.5, source).astype(np.int64) - 1
+    places = first[:, None] + np.arange((last - first).max() + 1)
+    distance = np.abs(places + 0.5 - centre[:, None]) / stretch
+    near, far = (1.5 * distance - 2.5) * distance**2 + 1, ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    weights = np.where(distance < 1, near, np.where(distance < 2, far, 0))
+    weights[places > last[:, None]] = 0
+    weights /= weights.sum(axis=1, keepdims=True)
+    return np.minimum(places, last[:, None]), weights.astype(np.float32)
+
+
+def _weighted_rows(array: np.ndarray, places: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the weighted sums of rows, rounded: (m, ...) uint8, (n, k), (n, k) -> (n, ...) uint8."""
+    rows = torch.from_numpy(array.reshape(len(array), -1).astype(np.float32))
+    sums = functional.embedding_bag(
+        torch.from_numpy(places), rows, mode="sum", per_sample_weights=torch.from_numpy(weights)
+    ).numpy()  # (n, ...)
+    # one pass that cuts off at 0 and 255 and rounds halves up, as Pillow does, which OpenCV would round to even
+    rounded = opencv().addWeighted(sums, 1, sums, 0, 1e-5, dtype=0)
+    return rounded.reshape(len(places), *array.shape[1:])
 
 
 def _nearest_index(source: int, target: int) -> np.ndarray:
@@ -102,11 +130,13 @@ def _nearest_index(source: int, target: int) -> np.ndarray:
 
 
 def _resample_label(label: np.ndarray, size: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarray:
+    left, top, right, bottom = box
     if _size(label) == size:
-        return label[box[1] : box[3], box[0] : box[2]]
-    columns = _nearest_index(label.shape[1], size[0])[box[0] : box[2]]
-    rows = _nearest_index(label.shape[0], size[1])[box[1] : box[3]]
-    return label[rows[:, None], columns[None, :]]
+        return label[top:bottom, left:right]
+    columns = _nearest_index(label.shape[1], size[0])[left:right]
+    rows = _nearest_index(label.shape[0], size[1])[top:bottom]
+    part = np.asarray(label[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    return part.take(rows - rows[0], axis=0).take(columns - columns[0], axis=1)
 
 
 def _on_canvas(array: np.ndarray, size: tuple[int, int], place: tuple[int, int], fill: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils import distributed
-from utils.metrics import confusion_matrix
+from utils.metrics import best_class, confusion_matrix
 
 T = TypeVar("T")
 
@@ -74,17 +74,17 @@ def evaluate(
     seen = 0
     for group in varying_sizes(_same_size(samples, batch_size)):
         images = torch.stack([sample.image for sample in group]).to(device)  # (B,3,h,w)
-        labels = torch.stack([sample.label for sample in group]).to(device).long()  # (B,h,w)
+        labels = torch.stack([sample.label for sample in group]).to(device)  # (B,h,w) uint8
         with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
             logits = network.predict(normalise(images)).float()  # type: ignore[operator]
-        predictions = logits.argmax(dim=1)
+        predictions = best_class(logits)
         counts += confusion_matrix(labels, predictions, num_classes=num_classes)
-        loss[0] += F.cross_entropy(logits, labels, ignore_index=ignore, reduction="sum").double()
+        loss[0] += F.cross_entropy(logits, labels.long(), ignore_index=ignore, reduction="sum").double()
         loss[1] += (labels != ignore).sum()
         loss[2] += len(group)
         for offset, sample in enumerate(group):
             if spacing and len(pictures) < num_pictures and (seen + offset) % spacing == 0:
-                prediction = predictions[offset].byte().cpu().numpy()
+                prediction = predictions[offset].cpu().numpy()
                 pictures.append((sample.image.permute(1, 2, 0).numpy(), sample.label.numpy(), prediction))
         seen += len(group)
         bar.update(len(group))

@@ -3,11 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from utils.opencv import opencv
+
+_CHUNK_PIXELS = 1 << 17  # so many at once that what is written stays in the cache
+
+
+def best_class(logits: Tensor) -> Tensor:
+    """Return the class with the largest logit, of equal ones the first, as `argmax` does.
+
+    On the CPU `argmax` over the second axis jumps through memory; this reads plane by plane, in torch's threads.
+
+    Args:
+        logits: (B, C, h, w), C <= 256.
+
+    Returns:
+        (B, h, w) uint8, on the device of the logits.
+    """
+    batch, num_classes, height, width = logits.shape
+    assert num_classes <= 256, "classes are bytes"
+    if logits.device.type != "cpu" or logits.dtype != torch.float32:
+        return logits.argmax(dim=1).byte()
+    planes = logits.detach().numpy()
+    found = np.zeros((batch, height, width), dtype=np.uint8)
+    rows, threads = max(_CHUNK_PIXELS // max(width, 1), 1), torch.get_num_threads()
+    parts = [(image, top) for image in range(batch) for top in range(0, height, rows)]
+
+    def search(first: int) -> None:
+        buffers = np.empty((rows, width), dtype=np.float32), np.empty((rows, width), dtype=np.uint8)
+        for image, top in parts[first::threads]:
+            part, index = planes[image, :, top : top + rows], found[image, top : top + rows]  # (C, rows, w), (rows, w)
+            best, candidate = (buffer[: len(index)] for buffer in buffers)
+            larger = candidate.view(bool)
+            np.copyto(best, part[0])
+            for c in range(1, num_classes):
+                np.greater(part[c], best, out=larger)
+                np.multiply(candidate, np.uint8(c), out=candidate)
+                np.maximum(index, candidate, out=index)
+                np.maximum(best, part[c], out=best)
+            if np.isnan(best.max(initial=0)):
+                index[...] = part.argmax(axis=0)  # takes nan for the largest, as torch does
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(search, range(threads)))
+    return torch.from_numpy(found)
 
 
 def confusion_matrix(label: Tensor, prediction: Tensor, *, num_classes: int) -> Tensor:
@@ -15,15 +60,27 @@ def confusion_matrix(label: Tensor, prediction: Tensor, *, num_classes: int) -> 
 
     Args:
         label: (...) integer train ids, 255 = ignored.
-        prediction: (...) integer classes < num_classes.
+        prediction: (...) integer classes < num_classes. Bytes on the CPU are counted fastest.
 
     Returns:
         (num_classes, num_classes) int64, on the device of the inputs.
     """
-    label, prediction = label.reshape(-1).long(), prediction.reshape(-1).long()
+    label, prediction = label.reshape(-1), prediction.reshape(-1)
+    if label.device.type == "cpu" and label.dtype == prediction.dtype == torch.uint8:
+        return _count_bytes(label.numpy(), prediction.numpy(), num_classes=num_classes)
+    label, prediction = label.long(), prediction.long()
     cells = torch.where(label < num_classes, label * num_classes + prediction, num_classes * num_classes)
     counts = torch.bincount(cells, minlength=num_classes * num_classes + 1)
     return counts[:-1].reshape(num_classes, num_classes)
+
+
+def _count_bytes(label: np.ndarray, prediction: np.ndarray, *, num_classes: int) -> Tensor:
+    counts = np.zeros((num_classes, num_classes), dtype=np.int64)
+    limits, step = [0, num_classes, 0, num_classes], 1 << 24  # the histogram is float32, exact up to 2^24
+    for start in range(0, label.size, step):
+        pair = [label[None, start : start + step], prediction[None, start : start + step]]
+        counts += opencv().calcHist(pair, [0, 1], None, [num_classes, num_classes], limits).astype(np.int64)
+    return torch.from_numpy(counts)
 
 
 @dataclass(frozen=True)

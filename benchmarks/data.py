@@ -1,0 +1,292 @@
+"""Time the data path on one core: `python benchmarks/data.py [--runs 15] [ROW ...]`; prints Markdown tables.
+
+Every row times our code and a straightforward implementation of the same work in turn, run by run, and gives medians.
+The straightforward one is this file's own: whole-frame resizing, a comparison per colour, loops over classes. The
+frames are drawn here, GTAV-sized PNG pairs. The last columns are the original's figure (another machine) and the goal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch start their threads
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import config
+from datasets.class_uniform import class_centroids, source_centroids
+from datasets.codec import DECODERS, ENCODINGS, decode_label, read_image
+from datasets.domains import BUILTIN, Pair, find_pairs
+from datasets.frames import FrameCache
+from datasets.labels import CITYSCAPES_LABELS, NUM_CLASSES, PALETTE
+from datasets.plan import EpochPlan, GlobalBatches, Pick, Source, sample_rng
+from datasets.segmentation import LabelledPairs, TrainingSet
+from loss.borders import neighbour_classes
+from transforms.appearance import MEAN, NUM_DRAWS, STD
+from transforms.edges import edge_target
+from transforms.recipes import build_appearance, build_draws, build_geometry
+from utils.logs import write_line
+from utils.metrics import best_class, confusion_matrix
+from utils.report import markdown
+
+WIDTH, HEIGHT, CROP = 1914, 1052, 768
+FRAMES = 6  # pairs that a row goes through in turn
+Work = Callable[[], object]
+
+
+class Row(NamedTuple):
+    """What is timed: set-ups of the straightforward work (None: there is none) and of ours, the original, the goal."""
+
+    plain: Callable[[], Work] | None
+    ours: Callable[[], Work]
+    original: str
+    goal: str
+
+
+def draw_pair(folder: Path, number: int) -> Pair:
+    """Write a GTAV-sized pair: smooth fields with grain, as compressible as a game's frame, and a palette label."""
+    rng = np.random.default_rng(number)
+    fields = [cv2.resize(rng.normal(0, 40, (HEIGHT // s, WIDTH // s, 3)), (WIDTH, HEIGHT)) for s in (120, 30, 8)]
+    image = 110 + sum(fields) / 2 + rng.normal(0, 1.2, (HEIGHT, WIDTH, 3))
+    blobs = cv2.resize(rng.normal(0, 1, (HEIGHT // 40, WIDTH // 40, 34)), (WIDTH, HEIGHT)).argmax(axis=2)
+    label = Image.fromarray((blobs + 1).astype(np.uint8))
+    label.putpalette(np.array([colour for colour, _ in CITYSCAPES_LABELS[:35]], dtype=np.uint8).tobytes())
+    paths = [folder / kind / "train" / "01" / f"{number:05d}.png" for kind in ("images", "labels")]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(paths[0])
+    label.save(paths[1])
+    return Pair(str(paths[0]), str(paths[1]), paths[0].name)
+
+
+def plain_label(path: str) -> np.ndarray:
+    """Decode a colour label by one comparison per class."""
+    colours = np.asarray(Image.open(path).convert("RGB"))
+    label = np.full(colours.shape[:2], 255, np.uint8)
+    for index, colour in enumerate(PALETTE):
+        label[(colours == colour).all(axis=2)] = index
+    return label
+
+
+def plain_sample(pair: Pair, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    """Do a training sample as one would write it down: everything on the whole frame, then the crop."""
+    from skimage.filters import gaussian
+    from torchvision.transforms import functional
+
+    image, label = Image.open(pair.image).convert("RGB"), Image.fromarray(plain_label(pair.label))
+    scale = rng.uniform(0.5, 2.0)
+    size = (int(image.width * scale), int(image.height * scale))
+    image, label = image.resize(size, Image.Resampling.BICUBIC), label.resize(size, Image.Resampling.NEAREST)
+    if min(size) < CROP:
+        canvas = Image.new("RGB", (max(size[0], CROP), max(size[1], CROP)))
+        border = Image.new("L", canvas.size, 255)
+        canvas.paste(image)
+        border.paste(label)
+        image, label = canvas, border
+    left, top = (int(rng.integers(side - CROP + 1)) for side in image.size)
+    image, label = (part.crop((left, top, left + CROP, top + CROP)) for part in (image, label))
+    if rng.random() < 0.5:
+        image, label = (part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for part in (image, label))
+    grey = cv2.cvtColor(np.asarray(image, dtype=np.float32), cv2.COLOR_BGR2GRAY)
+    edges = np.minimum(np.abs(cv2.Sobel(grey, cv2.CV_16S, 1, 0)), 255).astype(np.float32)
+    if rng.random() < 0.5:
+        for index in rng.permutation(4):
+            factor = rng.uniform(-0.3, 0.3) if index == 3 else rng.uniform(0.2, 1.8)
+            names = ("adjust_brightness", "adjust_contrast", "adjust_saturation", "adjust_hue")
+            image = getattr(functional, names[index])(image, factor)
+    blurred = gaussian(np.asarray(image), sigma=0.15 + 1.15 * rng.random(), channel_axis=2)
+    tensor = functional.normalize(torch.from_numpy(blurred.transpose(2, 0, 1)).float(), MEAN, STD)
+    return tensor, torch.from_numpy(np.array(label)).long(), edges
+
+
+def plain_centroids(label: np.ndarray) -> list[tuple[int, int, int]]:
+    """Find the centre of mass of every class, tile by tile and class by class."""
+    found = []
+    for top in range(0, HEIGHT - 1023, 1024):
+        for left in range(0, WIDTH - 1023, 1024):
+            tile = label[top : top + 1024, left : left + 1024]
+            for index in range(NUM_CLASSES):
+                y, x = np.nonzero(tile == index)
+                if len(y):
+                    found.append((index, left + int(x.mean()), top + int(y.mean())))
+    return found
+
+
+def plain_borders(label: np.ndarray) -> np.ndarray:
+    """Return (20, H, W) uint8: which classes occur in the 3x3 neighbourhood, one shifted one-hot map after another."""
+    padded = np.pad(np.minimum(label, NUM_CLASSES), 1, constant_values=NUM_CLASSES)
+    planes = np.zeros((NUM_CLASSES + 1, *label.shape), np.uint8)
+    for y in range(3):
+        for x in range(3):
+            part = padded[y : y + label.shape[0], x : x + label.shape[1]]
+            planes |= (part[None] == np.arange(NUM_CLASSES + 1)[:, None, None]).astype(np.uint8)
+    return planes
+
+
+def plain_counts(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Count truth against prediction with numpy."""
+    prediction, valid = logits.argmax(axis=0), label < NUM_CLASSES
+    cells = NUM_CLASSES * label[valid].astype(np.int64) + prediction[valid]
+    return np.bincount(cells, minlength=NUM_CLASSES**2).reshape(NUM_CLASSES, NUM_CLASSES)
+
+
+def samples(pairs: list[Pair], cache: FrameCache | None) -> Callable[[], Work]:
+    """Return the set-up of our training sample, from PNG or from decoded frames."""
+
+    def setup() -> Work:
+        cfg = config.parse(["--crop_size", str(CROP), "--gblur", "--color_aug", "0.5"], program="train")
+        source = LabelledPairs(tuple(pairs), ENCODINGS["cityscapes_colours"])
+        draws, appearance, numbers = build_draws(cfg, jitter="diia"), build_appearance(cfg), count()
+        data = TrainingSet([source], geometry=build_geometry(cfg), draws=draws, seed=0, cache=cache)
+
+        def work() -> None:
+            number = next(numbers)
+            found = data[Pick(number % len(pairs), number)]
+            assert found.draws.shape == (NUM_DRAWS,)
+            images = found.image[None]
+            edge_target(images), appearance(images, found.draws[None])
+
+        return work
+
+    return setup
+
+
+def start(root: Path, pairs: list[Pair], *, images: int = 12_000) -> Callable[[], Work]:
+    """Return the set-up of a run's start: list the files, read the warm centroid cache, plan an epoch."""
+
+    def setup() -> Work:
+        folders = [root / "start" / kind / "train" / "01" for kind in ("images", "labels")]
+        for folder, source in zip(folders, (pairs[0].image, pairs[0].label), strict=True):
+            folder.mkdir(parents=True, exist_ok=True)
+            for number in range(images):
+                os.link(source, folder / f"{number:05d}.png")
+        domain = replace(BUILTIN["gtav"], root=str(root / "start"))
+
+        def work() -> None:
+            found = find_pairs(domain, "train")
+            assert len(found) == images
+            folder, cores = str(root / "cache"), os.cpu_count() or 1
+            rows = source_centroids(
+                found, encoding=domain.encoding, tile=1024, name="gtav", cache_dir=folder, workers=cores
+            )
+            batches = GlobalBatches(EpochPlan((Source(len(found), rows),), 304, fraction=0.5), batch_size=8)
+            next(iter(batches))
+
+        return work
+
+    return setup
+
+
+def make_rows(root: Path) -> dict[str, Row]:
+    """Return the rows by name."""
+    pairs = [draw_pair(root, number) for number in range(FRAMES)]
+    encoding, cache = ENCODINGS["cityscapes_colours"], FrameCache(root / "frames")
+    generator = torch.Generator().manual_seed(0)
+    label = decode_label(pairs[0].label, encoding=encoding)
+    crop = torch.from_numpy(label[:CROP, :CROP].copy())[None]
+    logits = torch.randn(1, NUM_CLASSES, 1024, 2048, generator=generator)
+    truth = torch.randint(0, NUM_CLASSES, (1, 1024, 2048), generator=generator).byte()
+    turns = [count(), count(), count()]
+
+    def pair_of(turn: int) -> Pair:
+        return pairs[next(turns[turn]) % FRAMES]
+
+    def filled() -> Work:
+        for pair in pairs:
+            cache.image(pair.image), cache.label(pair.label, encoding=encoding)
+        return samples(pairs, cache)()
+
+    def sampled() -> Work:
+        streams = count()
+        return lambda: plain_sample(pair_of(0), sample_rng(0, next(streams)))
+
+    rows = {
+        "sample from PNG": Row(sampled, samples(pairs, None), "694 ms", "60 ms"),
+        "sample from the cache": Row(sampled, filled, "694 ms", "15 ms"),
+        "class centroids, decoding included": Row(
+            lambda: lambda: plain_centroids(plain_label(pair_of(1).label)),
+            lambda: lambda: class_centroids(decode_label(pair_of(2).label, encoding=encoding), tile=1024),
+            "632 ms",
+            "12 ms",
+        ),
+        "border-relaxed labels, 768 crop": Row(
+            lambda: lambda: plain_borders(crop[0].numpy()),
+            lambda: lambda: neighbour_classes(crop, num_classes=NUM_CLASSES),
+            "335 ms",
+            "5 ms",
+        ),
+        "argmax and confusion matrix, 1024x2048": Row(
+            lambda: lambda: plain_counts(logits[0].numpy(), truth[0].numpy()),
+            lambda: lambda: confusion_matrix(truth, best_class(logits), num_classes=NUM_CLASSES),
+            "79 ms",
+            "25 ms",
+        ),
+        "start on 12,000 images, caches warm": Row(None, start(root, pairs), "-", "1000 ms"),
+        "label decoding": Row(
+            lambda: lambda: plain_label(pairs[0].label),
+            lambda: lambda: decode_label(pairs[0].label, encoding=encoding),
+            "564 ms",
+            "-",
+        ),
+    }
+    for name in DECODERS:
+        rows[f"image decoding, {name}"] = Row(
+            lambda: lambda: Image.open(pairs[0].image).convert("RGB"),
+            partial(partial, partial(read_image, pairs[0].image, decoder=name)),
+            "60 ms",
+            "-",
+        )
+    return rows
+
+
+def measure(row: Row, *, runs: int) -> list[list[float]]:
+    """Return the milliseconds of each variant, sorted; they take turns, and the first two runs are not counted."""
+    works = [setup() for setup in (row.plain, row.ours) if setup is not None]
+    taken: list[list[float]] = [[] for _ in works]
+    for run in range(runs + 2):
+        for work, list_ in zip(works, taken, strict=True):
+            before = time.perf_counter()
+            work()
+            if run >= 2:
+                list_.append(1000 * (time.perf_counter() - before))
+    return [sorted(values) for values in taken]
+
+
+def main() -> None:
+    """Run the program."""
+    parser = argparse.ArgumentParser(description="Time the data path on one core.")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="beginnings of names; all by default")
+    parser.add_argument("--runs", type=int, default=15, help="counted runs of each variant (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (%(default)s)")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    cv2.setNumThreads(1)
+    table = [["work", "straightforward", "ours", "slowest of ours", "ratio", "original", "goal"]]
+    with tempfile.TemporaryDirectory() as folder:
+        for name, row in make_rows(Path(folder)).items():
+            if given.rows and not name.startswith(tuple(given.rows)):
+                continue
+            *plain, ours = measure(row, runs=given.runs)
+            middle = ours[len(ours) // 2]
+            reference = plain[0][len(plain[0]) // 2] if plain else None
+            compared = [f"{reference:.1f} ms", f"{reference / middle:.1f}"] if reference else ["-", "-"]
+            table.append([name, compared[0], f"{middle:.1f} ms", f"{ours[-1]:.1f} ms", compared[1], *row[2:]])
+    write_line(markdown(table))
+
+
+if __name__ == "__main__":
+    main()
