@@ -1,6 +1,7 @@
 """Time the data path on one core: `python benchmarks/data.py [--runs 15] [ROW ...]`; prints Markdown tables.
 
-Every row times our code and a straightforward implementation of the same work in turn, run by run, and gives medians.
+Every row times our code and a straightforward implementation of the same work in turn, run by run, and gives medians;
+both samples make the same random draws, of which the mean says more (take --runs 60).
 The straightforward one is this file's own: whole-frame resizing, a comparison per colour, loops over classes. The
 frames are drawn here, GTAV-sized PNG pairs. The last columns are the original's figure (another machine) and the goal.
 """
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch start th
 import cv2
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -36,9 +38,9 @@ from datasets.labels import CITYSCAPES_LABELS, NUM_CLASSES, PALETTE
 from datasets.plan import EpochPlan, GlobalBatches, Pick, Source, sample_rng
 from datasets.segmentation import LabelledPairs, TrainingSet
 from loss.borders import neighbour_classes
-from transforms.appearance import MEAN, NUM_DRAWS, STD
+from transforms.appearance import MEAN, STD, AppearanceDraws
 from transforms.edges import edge_target
-from transforms.recipes import build_appearance, build_draws, build_geometry
+from transforms.recipes import JITTER_STRENGTHS, build_appearance, build_draws, build_geometry
 from utils.logs import write_line
 from utils.metrics import best_class, confusion_matrix
 from utils.report import markdown
@@ -58,7 +60,7 @@ class Row(NamedTuple):
 
 
 def draw_pair(folder: Path, number: int) -> Pair:
-    """Write a GTAV-sized pair: smooth fields, two fifths of them grainy (2.1 MB, as a game's frame), a palette label."""
+    """Write a GTAV-sized pair: smooth fields, two fifths grainy (2.1 MB, as a frame of the game), a palette label."""
     rng = np.random.default_rng(number)
     fields = [cv2.resize(rng.normal(0, 40, (HEIGHT // side, WIDTH // side)), (WIDTH, HEIGHT)) for side in (120, 30, 8)]
     rough = cv2.resize(rng.random((HEIGHT // 40, WIDTH // 40)), (WIDTH, HEIGHT)) < 0.4
@@ -84,8 +86,10 @@ def plain_label(path: str) -> np.ndarray:
     return label
 
 
-def plain_sample(pair: Pair, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
-    """Do a training sample as one would write it down: everything on the whole frame, then the crop."""
+def plain_sample(
+    pair: Pair, draws: AppearanceDraws, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    """Do a training sample as one would write it down, on the whole frame, from the draws that ours makes."""
     from skimage.filters import gaussian
     from torchvision.transforms import functional
 
@@ -93,24 +97,26 @@ def plain_sample(pair: Pair, rng: np.random.Generator) -> tuple[torch.Tensor, to
     scale = rng.uniform(0.5, 2.0)
     size = (int(image.width * scale), int(image.height * scale))
     image, label = image.resize(size, Image.Resampling.BICUBIC), label.resize(size, Image.Resampling.NEAREST)
-    if min(size) < CROP:
-        canvas = Image.new("RGB", (max(size[0], CROP), max(size[1], CROP)))
-        border = Image.new("L", canvas.size, 255)
-        canvas.paste(image)
-        border.paste(label)
-        image, label = canvas, border
-    left, top = (int(rng.integers(side - CROP + 1)) for side in image.size)
+    border = tuple((CROP - side) // 2 + 1 if side < CROP else 0 for side in size)
+    image, label = ImageOps.expand(image, border, 0), ImageOps.expand(label, border, 255)
+    left, top = (int(rng.integers(0, side - CROP, endpoint=True)) for side in image.size)
     image, label = (part.crop((left, top, left + CROP, top + CROP)) for part in (image, label))
     if rng.random() < 0.5:
         image, label = (part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for part in (image, label))
     grey = cv2.cvtColor(np.asarray(image, dtype=np.float32), cv2.COLOR_BGR2GRAY)
     edges = np.minimum(np.abs(cv2.Sobel(grey, cv2.CV_16S, 1, 0)), 255).astype(np.float32)
-    if rng.random() < 0.5:
-        for index in rng.permutation(4):
-            factor = rng.uniform(-0.3, 0.3) if index == 3 else rng.uniform(0.2, 1.8)
-            names = ("adjust_brightness", "adjust_contrast", "adjust_saturation", "adjust_hue")
-            image = getattr(functional, names[index])(image, factor)
-    blurred = gaussian(np.asarray(image), sigma=0.15 + 1.15 * rng.random(), channel_axis=2)
+    jittered, *order, brightness, contrast, saturation, hue, sigma = draws(rng).tolist()
+    changes = (
+        (functional.adjust_brightness, brightness),
+        (functional.adjust_contrast, contrast),
+        (functional.adjust_saturation, saturation),
+        (functional.adjust_hue, hue),
+    )
+    if jittered:
+        for index in order:
+            change, factor = changes[int(index)]
+            image = change(image, factor)
+    blurred = gaussian(np.asarray(image), sigma=sigma, channel_axis=2)
     tensor = functional.normalize(torch.from_numpy(blurred.transpose(2, 0, 1)).float(), MEAN, STD)
     return tensor, torch.from_numpy(np.array(label)).long(), edges
 
@@ -158,7 +164,6 @@ def samples(pairs: list[Pair], cache: FrameCache | None) -> Callable[[], Work]:
         def work() -> None:
             number = next(numbers)
             found = data[Pick(number % len(pairs), number)]
-            assert found.draws.shape == (NUM_DRAWS,)
             images = found.image[None]
             edge_target(images), appearance(images, found.draws[None])
 
@@ -202,7 +207,7 @@ def make_rows(root: Path) -> dict[str, Row]:
     crop = torch.from_numpy(label[:CROP, :CROP].copy())[None]
     logits = torch.randn(1, NUM_CLASSES, 1024, 2048, generator=generator)
     truth = torch.randint(0, NUM_CLASSES, (1, 1024, 2048), generator=generator).byte()
-    turns = [count(), count(), count()]
+    turns = [count(), count()]
 
     def pair_of(turn: int) -> Pair:
         return pairs[next(turns[turn]) % FRAMES]
@@ -213,15 +218,20 @@ def make_rows(root: Path) -> dict[str, Row]:
         return samples(pairs, cache)()
 
     def sampled() -> Work:
-        streams = count()
-        return lambda: plain_sample(pair_of(0), sample_rng(0, next(streams)))
+        draws, numbers = AppearanceDraws(0.5, JITTER_STRENGTHS["diia"], blur=True), count()
+
+        def work() -> object:
+            number = next(numbers)
+            return plain_sample(pairs[number % FRAMES], draws, sample_rng(0, number))
+
+        return work
 
     rows = {
         "sample from PNG": Row(sampled, samples(pairs, None), "694 ms", "60 ms"),
         "sample from the cache": Row(sampled, filled, "694 ms", "15 ms"),
         "class centroids, decoding included": Row(
-            lambda: lambda: plain_centroids(plain_label(pair_of(1).label)),
-            lambda: lambda: class_centroids(decode_label(pair_of(2).label, encoding=encoding), tile=1024),
+            lambda: lambda: plain_centroids(plain_label(pair_of(0).label)),
+            lambda: lambda: class_centroids(decode_label(pair_of(1).label, encoding=encoding), tile=1024),
             "632 ms",
             "12 ms",
         ),
@@ -245,14 +255,27 @@ def make_rows(root: Path) -> dict[str, Row]:
             "-",
         ),
     }
-    for name in DECODERS:
+    for name, decode in decoders().items():
         rows[f"image decoding, {name}"] = Row(
-            lambda: lambda: Image.open(pairs[0].image).convert("RGB"),
-            partial(partial, partial(read_image, pairs[0].image, decoder=name)),
+            lambda: lambda: np.asarray(Image.open(pairs[0].image).convert("RGB")),
+            partial(partial, partial(decode, pairs[0].image)),
             "60 ms",
             "-",
         )
     return rows
+
+
+def decoders() -> dict[str, Callable[[str], object]]:
+    """Return the decoders that `read_image` knows, where they are installed, and two that it does not."""
+    import imageio.v3
+    from torchvision.io import ImageReadMode, decode_image, read_file
+
+    found: dict[str, Callable[[str], object]] = {
+        name: partial(read_image, decoder=name) for name in DECODERS if name != "imagecodecs" or find_spec(name)
+    }
+    found["torchvision"] = lambda path: decode_image(read_file(path), ImageReadMode.RGB)
+    found["imageio"] = imageio.v3.imread
+    return found
 
 
 def measure(row: Row, *, runs: int) -> list[list[float]]:
@@ -277,7 +300,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     cv2.setNumThreads(1)
-    table = [["work", "straightforward", "ours", "slowest of ours", "ratio", "original", "goal"]]
+    table = [["work", "straightforward", "ours", "mean of ours", "slowest", "ratio", "original", "goal"]]
     with tempfile.TemporaryDirectory() as folder:
         for name, row in make_rows(Path(folder)).items():
             if given.rows and not name.startswith(tuple(given.rows)):
@@ -286,7 +309,8 @@ def main() -> None:
             middle = ours[len(ours) // 2]
             reference = plain[0][len(plain[0]) // 2] if plain else None
             compared = [f"{reference:.1f} ms", f"{reference / middle:.1f}"] if reference else ["-", "-"]
-            table.append([name, compared[0], f"{middle:.1f} ms", f"{ours[-1]:.1f} ms", compared[1], *row[2:]])
+            spread = [f"{value:.1f} ms" for value in (middle, sum(ours) / len(ours), ours[-1])]
+            table.append([name, compared[0], *spread, compared[1], *row[2:]])
     write_line(markdown(table))
 
 

@@ -119,7 +119,8 @@ def _open(path: str) -> Image.Image:
 
 
 def _pillow(data: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    image = Image.open(io.BytesIO(data))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _opencv(data: bytes) -> np.ndarray:
@@ -144,7 +145,7 @@ DECODERS: dict[str, Callable[[bytes], np.ndarray]] = {
 
 @lru_cache(maxsize=2)
 def _fastest(jpeg: bool) -> str:
-    """Return the name of the fastest decoder that is installed (`benchmarks/data.py decode`)."""
+    """Return the name of the fastest decoder that is installed (`benchmarks/data.py image`)."""
     return "imagecodecs" if not jpeg and importlib.util.find_spec("imagecodecs") else "opencv"
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from datasets.codec import ENCODINGS, decode_label, read_image
 from tests.street_data import make_cfg
 from tests.test_geometry import PythonRandom, without_the_shift
+from transforms import edges as edges_module
 from transforms.appearance import (
     MEAN,
     NUM_DRAWS,
@@ -89,6 +91,61 @@ def test_every_sample_gets_its_own_appearance() -> None:
     torch.testing.assert_close(out[2], (images[2] / 255 * 0.5 - MEANS) / STDS)
 
 
+def both_ways(images: Tensor, draws: Tensor, *, per_image: bool = False) -> tuple[Tensor, Tensor]:
+    """Return what the CPU computes with OpenCV and what other devices compute with torch."""
+
+    class Elsewhere(Appearance):
+        _with_opencv = Appearance._with_torch
+
+    normalisation = Normalisation(per_image=per_image)
+    return Appearance(normalisation)(images, draws), Elsewhere(normalisation)(images, draws)
+
+
+@pytest.mark.parametrize("strengths", JITTER_STRENGTHS.values(), ids=JITTER_STRENGTHS)
+def test_opencv_and_torch_agree(strengths: tuple[float, float, float, float]) -> None:
+    images = pictures(40, (23, 37))
+    images[::3, 1:] = images[::3, :1]  # grey
+    images[1::3] = (images[1::3] > 127) * 255  # pure colours, black and white
+    rng = np.random.default_rng(0)
+    draws = torch.from_numpy(np.stack([AppearanceDraws(0.8, strengths, blur=index > 9)(rng) for index in range(40)]))
+    first, second = both_ways(images, draws)
+    difference = (first - second) * STDS * 255  # grey levels
+    assert difference.abs().max() < 0.02
+    assert not torch.allclose(first, Normalisation()(images), atol=0.1)
+
+
+@pytest.mark.parametrize("order", list(permutations(range(4))))
+def test_opencv_and_torch_agree_in_every_order(order: tuple[int, ...]) -> None:
+    images = pictures(2)
+    draws = torch.stack(
+        [row(jittered=True, order=order, factors=factors) for factors in ((1.7, 0.4, 1.6, -0.3), (0.4, 1.7, 0.5, 0.3))]
+    )
+    first, second = both_ways(images, draws)
+    assert ((first - second) * STDS * 255).abs().max() < 0.02
+
+
+def test_opencv_and_torch_agree_per_image() -> None:
+    images = pictures(2)
+    draws = torch.stack([row(sigma=0.9), row(jittered=True, factors=(0.5, 1.2, 1.8, 0.2))])
+    first, second = both_ways(images, draws, per_image=True)
+    torch.testing.assert_close(first, second, atol=1e-4, rtol=0)
+
+
+def test_blur_does_not_darken() -> None:
+    images = torch.cat([torch.full((1, 3, 40, 50), 201, dtype=torch.uint8), pictures(1, (40, 50))])
+    for blurred in both_ways(images, torch.stack([row(sigma=1.3)] * 2)):
+        levels = (blurred * STDS + MEANS) * 255
+        torch.testing.assert_close(levels[0], images[0].float(), atol=1e-3, rtol=0)
+        assert abs(levels[1].mean() - images[1].float().mean()) < 0.1
+
+
+def test_images_laid_out_otherwise_give_the_same() -> None:
+    images, draws = pictures(2), torch.stack([row(sigma=0.9), row(jittered=True, factors=(0.5, 1.2, 1.8, 0.2))])
+    other = images.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(Appearance()(images, draws), Appearance()(other, draws))
+    assert torch.equal(edge_target(images), edge_target(other))
+
+
 def test_the_order_of_the_operations_counts() -> None:
     image = pictures(1)[0] / 255
     factors = [1.7, 0.3, 1.5, 0.2]
@@ -115,6 +172,18 @@ def test_edge_target_of_a_step() -> None:
     assert edge_target(images.transpose(2, 3)).abs().max() == 0  # only across
     images[:, :, :, 4:] = 255
     assert edge_target(images).max() == 255
+
+
+def test_edge_target_is_the_same_on_every_device_and_rounds_halves_to_even() -> None:
+    images = pictures(3, (31, 45))
+    assert torch.equal(edge_target(images), edges_module._with_torch(images))
+    assert torch.equal(edge_target(images[..., :2, :2]), edges_module._with_torch(images[..., :2, :2]))
+    exact = np.einsum("bchw,c->bhw", images.long().numpy(), [114, 587, 299])  # thousandths
+    padded = np.pad(exact, ((0, 0), (1, 1), (1, 1)), mode="reflect")
+    across = padded[..., 2:] - padded[..., :-2]
+    sobel = across[:, :-2] + 2 * across[:, 1:-1] + across[:, 2:]
+    assert (sobel % 1000 == 500).any()
+    np.testing.assert_array_equal(edge_target(images).numpy(), np.minimum(np.abs(np.rint(sobel / 1000)), 255))
 
 
 def test_edge_target_is_opencvs() -> None:

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.codec import ENCODINGS, decode_label, encoding_by_name, read_image
+from datasets import codec
+from datasets.codec import DECODERS, ENCODINGS, decode_label, encoding_by_name, read_image
 from datasets.labels import CITYSCAPES_IDS, CITYSCAPES_LABELS, MAPILLARY_IDS, SYNTHIA_IDS
 from tests.street_data import GTAV_PALETTE, blocks, inverse, mapillary_palette, save, save_synthia
 from utils.errors import UserError
@@ -34,6 +38,19 @@ def test_rgb_colours(tmp_path: Path, alpha: bool) -> None:
     image = np.dstack((COLOURS, np.full(LABEL.shape, 7, np.uint8))) if alpha else COLOURS
     decoded = decode(save(tmp_path / "label.png", image), "cityscapes_colours")
     np.testing.assert_array_equal(decoded, LABEL)
+
+
+def test_every_palette_is_looked_up_for_itself(tmp_path: Path) -> None:
+    raw = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    turned = np.zeros((256, 3), np.uint8)
+    turned[100:135] = GTAV_PALETTE
+    standard = decode(save(tmp_path / "1.png", raw[:2], palette=GTAV_PALETTE), "cityscapes_colours").ravel()
+    label = decode(
+        save(tmp_path / "2.png", np.full((2, 35), 100, np.uint8) + raw.ravel()[:35], palette=turned),
+        "cityscapes_colours",
+    )
+    np.testing.assert_array_equal(label[0][:32], standard)
+    assert set(label[0].tolist()) == {*range(19), 255}
 
 
 def test_a_few_unknown_colours_are_ignored_and_many_are_refused(tmp_path: Path) -> None:
@@ -110,6 +127,75 @@ def test_truncated_photograph_is_named(tmp_path: Path) -> None:
 def test_images_become_rgb(tmp_path: Path) -> None:
     path = save(tmp_path / "grey.png", LABEL)
     assert np.asarray(read_image(str(path))).shape == (*LABEL.shape, 3)
+
+
+INSTALLED = [name for name in DECODERS if name != "imagecodecs" or find_spec(name)]
+PHOTO = np.asarray(Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)).resize((120, 90)))
+
+
+@pytest.fixture
+def no_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make Pillow's help after a decoder's failure a failure."""
+
+    def fail(data: bytes) -> np.ndarray:
+        raise AssertionError("the decoder gave up")
+
+    monkeypatch.setattr(codec, "_pillow", fail)
+
+
+@pytest.mark.parametrize("decoder", INSTALLED)
+@pytest.mark.usefixtures("no_help")
+def test_decoders_read_the_same(tmp_path: Path, decoder: str) -> None:
+    png, jpg = save(tmp_path / "photo.png", PHOTO), save(tmp_path / "photo.jpg", PHOTO)
+    np.testing.assert_array_equal(read_image(str(png), decoder=decoder), PHOTO)
+    difference = np.abs(read_image(str(jpg), decoder=decoder).astype(int) - np.asarray(Image.open(jpg)))
+    assert difference.max() <= 1  # the inverse cosine transforms of two libraries
+
+
+@pytest.mark.usefixtures("no_help")
+def test_the_default_is_not_pillow(tmp_path: Path) -> None:
+    for name in ("photo.png", "photo.jpg"):
+        assert read_image(str(save(tmp_path / name, PHOTO))).shape == PHOTO.shape
+
+
+@pytest.mark.parametrize("decoder", INSTALLED)
+@pytest.mark.parametrize("kind", ["16-bit", "palette", "grey", "alpha", "transparent", "cmyk.jpg", "grey.jpg", "tif"])
+def test_decoders_leave_the_unusual_to_pillow(tmp_path: Path, decoder: str, kind: str) -> None:
+    image = Image.fromarray(PHOTO)
+    path = tmp_path / (kind if "." in kind else f"{kind}.tif" if kind == "tif" else f"{kind}.png")
+    options: dict[str, Any] = {"transparency": (1, 2, 3)} if kind == "transparent" else {}
+    modes = {"palette": "P", "grey": "L", "alpha": "RGBA", "cmyk.jpg": "CMYK", "grey.jpg": "L"}
+    if kind == "16-bit":
+        assert cv2.imwrite(str(path), PHOTO.astype(np.uint16) * 257)
+    else:
+        (image.convert(modes[kind]) if kind in modes else image).save(path, **options)
+    np.testing.assert_array_equal(read_image(str(path), decoder=decoder), np.asarray(Image.open(path).convert("RGB")))
+
+
+@pytest.mark.parametrize("decoder", [None, *INSTALLED])
+def test_orientation_is_not_applied(tmp_path: Path, decoder: str | None) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by a quarter
+    for name in ("turned.jpg", "turned.png"):
+        Image.fromarray(PHOTO).save(tmp_path / name, exif=exif)
+        assert read_image(str(tmp_path / name), decoder=decoder).shape == PHOTO.shape
+
+
+@pytest.mark.parametrize("decoder", INSTALLED)
+@pytest.mark.parametrize("name", ["photo.png", "photo.jpg"])
+def test_every_decoder_refuses_what_pillow_refuses(tmp_path: Path, decoder: str, name: str) -> None:
+    path = save(tmp_path / name, PHOTO)
+    whole = path.read_bytes()
+    for data in (whole[: len(whole) // 2], whole[:-200], b"", b"no image"):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=rf"{name}: this file cannot be decoded"):
+            read_image(str(path), decoder=decoder)
+    if path.suffix == ".png":
+        path.write_bytes(
+            whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 0x55]) + whole[len(whole) // 2 + 1 :]
+        )
+        with pytest.raises(UserError, match="cannot be decoded"):
+            read_image(str(path), decoder=decoder)
 
 
 def test_misspelt_encoding() -> None:

@@ -119,7 +119,7 @@ def gaussian_blur(images: Tensor, sigmas: list[float]) -> Tensor:
     return maps.reshape(images.shape)
 
 
-def jitter_on_cpu(image: np.ndarray, order: list[int], factors: list[float]) -> np.ndarray:
+def _jitter_with_opencv(image: np.ndarray, order: list[int], factors: list[float]) -> np.ndarray:
     """Do what `jitter` does, with OpenCV: (H, W, 3) float32 0..255 in and out; the input is overwritten.
 
     Each operation but hue is a matrix on (red, green, blue, 1), applied when colours may leave 0..255 and must be cut
@@ -154,7 +154,9 @@ def jitter_on_cpu(image: np.ndarray, order: list[int], factors: list[float]) -> 
     return applied()[0]
 
 
-def _blur_on_cpu(planes: Sequence[np.ndarray], sigma: float, scale: np.ndarray, shift: np.ndarray, out: Tensor) -> None:
+def _blur_with_opencv(
+    planes: Sequence[np.ndarray], sigma: float, scale: np.ndarray, shift: np.ndarray, out: Tensor
+) -> None:
     """Write the blurred planes (H, W), times `scale` and plus `shift` of their channel, to (3, H, W) float32."""
     cv2, kernel = opencv(), _kernel(sigma)
     for plane, factor, offset, target in zip(planes, scale, shift, out.numpy(), strict=True):
@@ -183,8 +185,9 @@ class Appearance:
             _Draws(bool(row[0]), [int(index) for index in row[_ORDER]], row[_FACTORS], row[_SIGMA])
             for row in draws.tolist()
         ]
-        if images.device.type == "cpu":
-            return self.on_cpu(images, rows)
+        return (self._with_opencv if images.device.type == "cpu" else self._with_torch)(images, rows)
+
+    def _with_torch(self, images: Tensor, rows: Sequence[_Draws]) -> Tensor:
         colours = images.float() / 255
         samples = [
             jitter(image, row.order, row.factors) if row.jittered else image
@@ -193,14 +196,13 @@ class Appearance:
         blurred = gaussian_blur(torch.stack(samples), [row.sigma for row in rows])
         return self.normalisation(blurred * 255)
 
-    def on_cpu(self, images: Tensor, draws: Sequence[_Draws]) -> Tensor:
-        """Do the same with OpenCV, several times faster; the blur normalises in passing."""
-        cv2 = opencv()
+    def _with_opencv(self, images: Tensor, rows: Sequence[_Draws]) -> Tensor:
+        cv2 = opencv()  # some thirty times faster than torch on the CPU; the blur normalises in passing
         out = torch.empty(images.shape)
         scale, shift = (np.ones(3), np.zeros(3)) if self.normalisation.per_image else _SCALE_AND_SHIFT
-        for image, row, target in zip(images.contiguous(), draws, out, strict=True):
+        for image, row, target in zip(images.contiguous(), rows, out, strict=True):
             planes = list(image.numpy())
             if row.jittered:
-                planes = cv2.split(jitter_on_cpu(cv2.merge(planes).astype(np.float32), row.order, row.factors))
-            _blur_on_cpu(planes, row.sigma, scale, shift, target)
+                planes = cv2.split(_jitter_with_opencv(cv2.merge(planes).astype(np.float32), row.order, row.factors))
+            _blur_with_opencv(planes, row.sigma, scale, shift, target)
         return self.normalisation(out) if self.normalisation.per_image else out

@@ -24,8 +24,10 @@ def edge_target(images: Tensor) -> Tensor:
         (B, H, W) float32, 0..255, whole numbers. Source: the original's 3x3 x-derivative; the border is mirrored
         without doubling its pixel.
     """
-    if images.device.type == "cpu":
-        return _on_cpu(images)
+    return _with_opencv(images) if images.device.type == "cpu" else _with_torch(images)
+
+
+def _with_torch(images: Tensor) -> Tensor:
     red, green, blue = images.float().unbind(dim=1)
     grey = red * _GREY_WEIGHTS[0] + green * _GREY_WEIGHTS[1] + blue * _GREY_WEIGHTS[2]  # (B, H, W)
     padded = functional.pad(grey, (1, 1, 1, 1), mode="reflect")  # (B, H+2, W+2)
@@ -34,7 +36,7 @@ def edge_target(images: Tensor) -> Tensor:
     return torch.round(sobel / 1000).abs().clamp(max=255)
 
 
-def _on_cpu(images: Tensor) -> Tensor:
+def _with_opencv(images: Tensor) -> Tensor:
     cv2 = opencv()
     edges = torch.empty(images.shape[0], *images.shape[2:])
     for (red, green, blue), target in zip(images.numpy(), edges.numpy(), strict=True):

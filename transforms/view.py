@@ -111,14 +111,13 @@ def _bicubic(source: int, target: int, start: int, stop: int) -> tuple[np.ndarra
 
 
 def _weighted_rows(array: np.ndarray, places: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the weighted sums of rows, rounded: (m, ...) uint8, (n, k), (n, k) -> (n, ...) uint8."""
-    rows = torch.from_numpy(array.reshape(len(array), -1).astype(np.float32))
+    """Return weighted sums of rows, in 8 bits: (m, ...) uint8, (n, k) twice -> (n, ...) uint8."""
+    cv2, rows = opencv(), torch.from_numpy(array.reshape(len(array), -1).astype(np.float32))
     sums = functional.embedding_bag(
         torch.from_numpy(places), rows, mode="sum", per_sample_weights=torch.from_numpy(weights)
-    ).numpy()  # (n, ...)
-    # one pass that cuts off at 0 and 255 and rounds halves up, as Pillow does, which OpenCV would round to even
-    rounded = opencv().addWeighted(sums, 1, sums, 0, 1e-5, dtype=0)
-    return rounded.reshape(len(places), *array.shape[1:])
+    ).numpy()
+    # The addend makes OpenCV, which rounds halves to even, round them up as Pillow does.
+    return cv2.addWeighted(sums, 1, sums, 0, 1e-5, dtype=cv2.CV_8U).reshape(len(places), *array.shape[1:])
 
 
 def _nearest_index(source: int, target: int) -> np.ndarray:
