@@ -29,6 +29,7 @@ class Fault:
         count: files or pairs that show it.
         examples: the first few of them, relative to the domain's root.
         advice: one sentence on the likely cause and the way out.
+        root: the domain's folder.
     """
 
     domain: str
@@ -38,6 +39,7 @@ class Fault:
     count: int
     examples: tuple[str, ...]
     advice: str
+    root: str = ""
 
     @property
     def where(self) -> str:
@@ -46,8 +48,10 @@ class Fault:
 
     def sentence(self) -> str:
         """Return the fault in one line."""
-        first = f" ({self.count}, the first: {self.examples[0]})" if self.examples else ""
-        return f"{self.where}: {self.name}{first}: {self.advice}"
+        if not self.examples:
+            return f"{self.where}: {self.name}: {self.advice}"
+        first = self.examples[0] if self.examples[0] == self.root else os.path.join(self.root, self.examples[0])
+        return f"{self.where}: {self.name} ({self.count}, the first: {first}): {self.advice}"
 
 
 class Diagnosis:
@@ -61,14 +65,18 @@ class Diagnosis:
         if found:
             root = f"{self.domain.root}/"
             first = tuple(text.removeprefix(root) for text in found[:EXAMPLES])
-            self.faults.append(Fault(self.domain.name, self.split, name, severity, len(found), first, advice))
+            self._append(name, severity, len(found), first, advice)
 
     def count(self, images: int, published: Sequence[int]) -> None:
         """Note a number of images that is none of the published ones."""
         if published and images not in published:
             known = " or ".join(f"{number:,}" for number in published)
             advice = f"the published split has {known} images; a part of it is fine where it is meant"
-            self.faults.append(Fault(self.domain.name, self.split, "count", "note", images, (), advice))
+            self._append("count", "note", images, (), advice)
+
+    def _append(self, name: str, severity: str, count: int, examples: tuple[str, ...], advice: str) -> None:
+        domain = self.domain
+        self.faults.append(Fault(domain.name, self.split, name, severity, count, examples, advice, root=domain.root))
 
     def partners(self, listing: Listing, strays: Sequence[str]) -> None:
         """Judge images without a label and labels without an image."""

@@ -565,7 +565,7 @@ def test_quick_check_of_a_run(tmp_path: Path) -> None:
     assert not quick_check([(gtav, "train"), (camvid, "val")]), "a split that the run does not need"
     (fault,) = quick_check([(gtav, "train"), (camvid, "trainval")])
     assert fault.severity == "fatal" and fault.sentence() == (
-        "camvid/train: missing-label (1, the first: train/00001.png without trainannot/00001.png): "
+        f"camvid/train: missing-label (1, the first: {tmp_path}/camvid/train/00001.png without trainannot/00001.png): "
         "unpack the labels again, or remove the images that have none"
     )
     save(tmp_path / "gtav/labels/train/folder/00009.png", LABEL)
@@ -640,6 +640,7 @@ def test_json_is_one_object(two_sets: Path, capsys: pytest.CaptureFixture[str]) 
             "count": 1,
             "examples": ["train/00003.png without trainannot/00003.png"],
             "advice": "unpack the labels again, or remove the images that have none",
+                "root": "./data/camvid",
         }
     ]
     assert bdd["splits"][0]["published"] == [7000] and "road" in bdd["splits"][0]["shares"]
