@@ -48,13 +48,14 @@ PROGRAMS: dict[
         "Score a weight file (--snapshot) on target domains; flags of train.py that are not shown are accepted too.",
         (
             *("DATASET.DOMAINS_FILE", "DATASET.VAL", "DATASET.SPLIT", "DATASET.NUM_WORKERS", "NETWORK.ARCH"),
+            *("NETWORK.BACKBONE", "NETWORK.OUTPUT_STRIDE"),
             *("NETWORK.METHOD", "NETWORK.WT_LAYER", "OPTIM.FP16", "EVAL.BATCH_SIZE", "EVAL.PROTOCOL", "EVAL.LIMIT"),
             *("EVAL.PICTURES", "EVAL.OUT", "RUN.SNAPSHOT", "RUN.DEVICE", "RUN.DIST_URL", "RUN.DETERMINISTIC"),
         ),
         {"DATASET.VAL": ["bdd100k"]},
     ),
 }
-ALIASES = {"--local-rank": "--local_rank"}
+ALIASES = {"--local-rank": "--local_rank", "-wb": "--wt_bound"}
 
 # fmt: off
 _ROWS = (
@@ -81,14 +82,23 @@ _ROWS = (
     Option("DATASET.COARSE_BOOST_CLASSES", [], "--coarse_boost_classes",
            "Classes (train ids) for which class-uniform epochs draw from Cityscapes' coarse frames too.",
            kind=int, lengths=(0, 19), low=0, high=18),
+    Option("DATASET.QUICK_CHECK", True, "--quick_check",
+           "Look at a sample of the data before training, as python -m datasets.check --quick does."),
     Option("DATASET.NUM_WORKERS", -1, "--num_workers",
            "Loader processes per training process, -1 for a number that fits the cores.", low=-1),
 
     Option("NETWORK.ARCH", "network.deepv3.DeepR50V3PlusD", "--arch", "Backbone and output stride, by dotted name."),
+    Option("NETWORK.BACKBONE", "", "--backbone",
+           "Backbone by plain name instead of --arch: resnet50, mobilenet_v2; python -m network.summary lists all."),
+    Option("NETWORK.OUTPUT_STRIDE", 0, "--output_stride",
+           "Stride of the last features, 8, 16 or 32 (ResNets: 4 too); 0 for that of --arch, or 16 with --backbone.",
+           low=0),
     Option("NETWORK.METHOD", "diia", "--method",
-           "Method to build: base, ibn, is, iw, irw and isw have the plain DeepLabV3+ head, diia its own."),
+           "Method to build: base, ibn, is, iw, irw, isw and sw have the plain DeepLabV3+ head, diia its own; "
+           "diia-no-edge, diia-no-layout, diia-no-aggregation and diia-no-whitening lack a part, diia-coarse has the "
+           "coarse head alone."),
     Option("NETWORK.WT_LAYER", None, "--wt_layer",
-           "Seven style codes, stem to last stage: 0 none, 1 whitening (IW, IRW), 2 ISW, 3 IN, 4 affine IN.",
+           "Seven style codes, stem to last stage: 0 none, 1 whitening (IW, IRW), 2 ISW, 3 IN, 4 affine IN, 5 SW.",
            kind=int, many=True, lengths=(7, 7), low=0, high=5),
     Option("NETWORK.PRETRAINED", "torchvision", "--pretrained",
            "ImageNet weights of the backbone: torchvision, none, or a file."),
@@ -108,6 +118,17 @@ _ROWS = (
     Option("WHITENING.STAT_IMAGES", 500, "--stat_images", "Images read per pass of the ISW statistics.", low=1),
 
     Option("LOSS.CLASS_WEIGHTS", False, "--cls_wt_loss", "Weigh the cross entropy by fixed class weights."),
+    Option("LOSS.IMAGE_WEIGHTS", False, "--img_wt_loss",
+           "Weigh the cross entropy by image: a class weighs 1 + wt_bound * (1 - its share of the image)."),
+    Option("LOSS.BATCH_WEIGHTS", False, "--batch_weighting",
+           "Take the shares of --img_wt_loss and --jointwtborder over a process's batch instead of each image."),
+    Option("LOSS.WEIGHT_BOUND", 1.0, "--wt_bound",
+           "Largest extra weight of a rare class in --img_wt_loss and --jointwtborder, 0 for equal weights.", low=0),
+    Option("LOSS.RELAX_BORDERS", False, "--jointwtborder",
+           "Relax labels at borders: any class of a pixel's 3x3 neighbourhood is right; weighs by image too."),
+    Option("LOSS.STRICT_CLASSES", [], "--strict_bdr_cls",
+           "Classes (train ids) whose own pixels --jointwtborder does not relax.",
+           kind=int, lengths=(0, 19), low=0, high=18),
     Option("LOSS.LAYOUT_CONFIDENCE", "logits", "--layout_confidence",
            "What the thresholds of DIIA's coarse layout compare.", choices=("logits", "softmax")),
 
@@ -130,7 +151,9 @@ _ROWS = (
     Option("OPTIM.POLY_EXP", 0.9, "--poly_exp", "Exponent of the poly schedule.", low=0),
     Option("OPTIM.RESCALE", 1.0, "--rescale", "Factor of the second part of scl-poly.", above=0),
     Option("OPTIM.REPOLY", 1.5, "--repoly", "Exponent of the second part of scl-poly.", low=0),
-    Option("OPTIM.RLX_OFF_ITER", -1, "--rlx_off_iter", "Step at which the second part of scl-poly starts.", low=-1),
+    Option("OPTIM.RLX_OFF_ITER", -1, "--rlx_off_iter",
+           "Step at which --jointwtborder gives way to the plain cross entropy and the second part of scl-poly starts.",
+           low=-1),
     Option("OPTIM.MAX_ITER", 30000, "--max_iter", "Optimiser steps of the run.", low=1),
     Option("OPTIM.MAX_EPOCH", 0, "--max_epoch", "Stop after this many epochs, 0 for no limit.", low=0),
     Option("OPTIM.WEIGHT_DECAY", 5e-4, "--weight_decay", "Weight decay of SGD.", low=0),
@@ -186,12 +209,6 @@ REFUSED = {
     "--start_epoch": "does not exist here: --resume and --restore_optimizer take the epoch from the checkpoint",
     "--cv": f"{_LATER} the splits of the folders are used as they are; leave it out for the published split 0",
     "--maxSkip": f"{_LATER} coarse Cityscapes frames cannot be added; declare them as a domain with --domains",
-    "--img_wt_loss": f"{_LATER} use --cls_wt_loss for fixed class weights",
-    "--batch_weighting": f"{_LATER} use --cls_wt_loss for fixed class weights",
-    "--jointwtborder": f"{_LATER} leave it out for the plain cross entropy",
-    "--strict_bdr_cls": f"{_LATER} it belongs to --jointwtborder; leave it out",
-    "--wt_bound": f"{_LATER} it belongs to --img_wt_loss; use --cls_wt_loss for fixed class weights",
-    "-wb": f"{_LATER} it belongs to --img_wt_loss; use --cls_wt_loss for fixed class weights",
     "--bblur": f"{_LATER} use --gblur for a Gaussian blur",
     "--visualize_feature": f"{_LATER} use --pictures to see predictions",
 }
@@ -288,7 +305,21 @@ def _check_together(values: Mapping[str, Any]) -> None:
     start, end = values["OPTIM.RLX_OFF_ITER"], values["OPTIM.MAX_ITER"]
     if values["OPTIM.LR_SCHEDULE"] == "scl-poly" and not 0 <= start < end:
         raise UserError(f"--lr_schedule scl-poly needs --rlx_off_iter from 0 to {end - 1} (--max_iter), got {start}")
+    _check_loss(values)
     if values["RUN.RESTORE_OPTIMIZER"] and not values["RUN.SNAPSHOT"] and not values["RUN.RESUME"]:
         raise UserError(
             "--restore_optimizer needs the checkpoint to continue from: give --snapshot FILE or --resume auto"
         )
+
+
+def _check_loss(values: Mapping[str, Any]) -> None:
+    """Refuse weights and targets of the cross entropy that contradict each other."""
+    ways = {"CLASS_WEIGHTS": "--cls_wt_loss", "IMAGE_WEIGHTS": "--img_wt_loss", "RELAX_BORDERS": "--jointwtborder"}
+    asked = [flag for name, flag in ways.items() if values[f"LOSS.{name}"]]
+    if len(asked) > 1:
+        raise UserError(f"{' and '.join(asked)} each weigh the cross entropy in their own way; give one of them")
+    for key in ("LOSS.BATCH_WEIGHTS", "LOSS.WEIGHT_BOUND"):
+        if values[key] != KEYS[key].default and asked not in (["--img_wt_loss"], ["--jointwtborder"]):
+            raise UserError(f"{KEYS[key].flag} belongs to --img_wt_loss or --jointwtborder; add one of them")
+    if values["LOSS.STRICT_CLASSES"] and asked != ["--jointwtborder"]:
+        raise UserError("--strict_bdr_cls belongs to --jointwtborder; add it or leave the classes out")

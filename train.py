@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import config
+from datasets.check import quick_check
 from datasets.domains import Domain, get_domain, load_domains
 from datasets.labels import CLASS_NAMES, IGNORE, PALETTE
 from datasets.loaders import (
@@ -162,6 +163,7 @@ class Trainer:
         """Do one optimizer step on the sum of the micro-batches' mean gradients."""
         self.optimizer.zero_grad(set_to_none=True)
         whiten = self.whitening_is_on()
+        relax = not 0 <= self.cfg.OPTIM.RLX_OFF_ITER <= self.progress.step  # below 0: to the end
         for index, batch in enumerate(micro_batches):
             # dropout is a function of (seed, step): nothing random needs to be saved, and every process draws the same
             torch.manual_seed(_stream(self.cfg.RUN.SEED, self.progress.step, index))
@@ -174,7 +176,7 @@ class Trainer:
                     output = self.model(inputs)
                 if self.autocast_dtype is not None:
                     output = output.float()  # losses and covariances would overflow in half precision
-                terms = self.criterion(output, labels, edges, whiten=whiten)
+                terms = self.criterion(output, labels, edges, whiten=whiten, relax=relax)
                 total = self.criterion.total(terms)
                 self.scaler.scale(total / len(micro_batches)).backward()
             self.terms.add(self.progress.step, terms, total, batch.names)
@@ -464,6 +466,18 @@ def _shortened(cfg: Any) -> Any:
     return config.from_dict(plain)
 
 
+def check_data(cfg: Any) -> None:
+    """Look at a sample of every split that the run reads; raise for what would stop or spoil it, log the rest."""
+    domains = load_domains(cfg)
+    sources, targets = ([get_domain(domains, name) for name in names] for names in (cfg.DATASET.TRAIN, cfg.DATASET.VAL))
+    needed = [(domain, cfg.DATASET.CITY_MODE if domain.name == "cityscapes" else "train") for domain in sources]
+    needed += [(domain, "val") for domain in (*(sources if cfg.EVAL.SOURCE else ()), *targets)]
+    for fault in quick_check(needed):
+        if fault.severity == "fatal":
+            raise UserError(fault.sentence())
+        logger.warning(fault.sentence())
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program with the given arguments, by default those of the command line."""
     cfg = config.parse(argv, program="train")
@@ -474,6 +488,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.backends.cudnn.benchmark = not cfg.RUN.DETERMINISTIC  # one crop size: worth the search
     torch.manual_seed(cfg.RUN.SEED)  # the weights that no file gives
     with distributed.process_group(device, cfg.RUN.DIST_URL):
+        if cfg.DATASET.QUICK_CHECK and distributed.is_main():
+            check_data(cfg)
         Trainer(cfg, device=device, start=find_start(cfg)).fit()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from loss.borders import ImageTargets
 from loss.criterion import CLASS_WEIGHTS, Criterion
 from loss.whitening import MaskStatistics, Whitening, covariance, whitening_loss
 
@@ -12,7 +13,7 @@ __all__ = ["Criterion", "MaskStatistics", "build_criterion", "covariance", "whit
 
 
 def build_criterion(cfg: Any, *, method: Any, style_channels: Sequence[int]) -> Criterion:
-    """Build the criterion of a method from `cfg.WHITENING` (REG_WEIGHT, RELAX_DENOM) and `cfg.LOSS.CLASS_WEIGHTS`.
+    """Build the criterion of a method from `cfg.WHITENING` (REG_WEIGHT, RELAX_DENOM) and `cfg.LOSS`.
 
     Args:
         method: anything with `head`, `whitening` and `relax_denom`.
@@ -22,9 +23,18 @@ def build_criterion(cfg: Any, *, method: Any, style_channels: Sequence[int]) -> 
     if method.whitening is not None:
         relax_denom = method.relax_denom if cfg.WHITENING.RELAX_DENOM is None else cfg.WHITENING.RELAX_DENOM
         whitening = Whitening(style_channels, kind=method.whitening, relax_denom=relax_denom)
+    options, targets = cfg.LOSS, None
+    if options.IMAGE_WEIGHTS or options.RELAX_BORDERS:
+        targets = ImageTargets(
+            bound=options.WEIGHT_BOUND,
+            whole_batch=options.BATCH_WEIGHTS,
+            relaxed=options.RELAX_BORDERS,
+            strict=tuple(options.STRICT_CLASSES),
+        )
     return Criterion(
         head=method.head,
         whitening=whitening,
         whitening_weight=cfg.WHITENING.REG_WEIGHT,
-        class_weights=CLASS_WEIGHTS if cfg.LOSS.CLASS_WEIGHTS else None,
+        class_weights=CLASS_WEIGHTS if options.CLASS_WEIGHTS else None,
+        targets=targets,
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from loss.terms import cross_entropy, edge_distance, shrink_labels
+from loss.borders import ClassSets, ImageTargets
+from loss.terms import cross_entropy, edge_distance, set_entropy, shrink_labels
 from loss.whitening import Whitening
 from network.outputs import SegmentorOutput
 
@@ -20,6 +22,7 @@ CLASS_WEIGHTS = (
     *(0.8373, 0.9180, 0.8660, 1.0345, 1.0166, 0.9969, 0.9754, 1.0489, 0.8786, 1.0023),
     *(0.9539, 0.9843, 1.1116, 0.9037, 1.0865, 1.0955, 1.0865, 1.1529, 1.0507),
 )
+Truth: TypeAlias = Tensor | ClassSets  # labels, or sets of classes
 LAYOUT_LIMIT, LAYOUT_DAMPING = 3.0, 0.01
 
 
@@ -35,12 +38,14 @@ class Criterion(nn.Module):
         whitening: Whitening | None,
         whitening_weight: float,
         class_weights: Sequence[float] | None = None,
+        targets: ImageTargets | None = None,
     ) -> None:
         super().__init__()
         if head not in WEIGHTS:
             raise ValueError(f"head {head!r}: one of {', '.join(WEIGHTS)}")
         self.head = head
         self.whitening = whitening
+        self.targets = targets
         self.weights: dict[str, float] = dict(WEIGHTS[head])
         if whitening is not None:
             self.weights["whitening"] = whitening_weight
@@ -48,39 +53,56 @@ class Criterion(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(
-        self, output: SegmentorOutput, labels: Tensor, edges: Tensor | None = None, *, whiten: bool
+        self, output: SegmentorOutput, labels: Tensor, edges: Tensor | None = None, *, whiten: bool, relax: bool = True
     ) -> dict[str, Tensor]:
         """Return the unweighted terms by name.
 
         Args:
             output: of the network.
             labels: (B, H, W) int64, 255 = ignored.
-            edges: (B, H, W) Sobel target 0..255; DIIA needs it.
+            edges: (B, H, W) Sobel target 0..255; DIIA's edge branch needs it.
             whiten: whether the whitening term is computed; ISW must have masks then.
+            relax: whether borders are relaxed where the run asks for it; without it the cross entropy is a plain one.
         """
         aux = output.aux
         assert aux is not None, "the auxiliary head belongs to every training output"
-        small = shrink_labels(labels, size=(aux.shape[2], aux.shape[3]))
-        terms = {"fused": self._entropy(output.fused, labels), "aux": self._entropy(aux, small)}
+        size, num_classes = (aux.shape[2], aux.shape[3]), output.fused.shape[1]
+        truth, small = self._truth(labels, size=size, num_classes=num_classes, relax=relax)
+        terms = {"fused": self._entropy(output.fused, truth), "aux": self._entropy(aux, small)}
         if self.head == "diia":
-            terms |= self._diia_terms(output, labels, edges)
+            terms |= self._diia_terms(output, truth, edges)
         if whiten:
             assert self.whitening is not None, "this method has no whitening term"
             terms["whitening"] = self.whitening(output.style)
         return terms
 
-    def _diia_terms(self, output: SegmentorOutput, labels: Tensor, edges: Tensor | None) -> dict[str, Tensor]:
-        assert edges is not None and output.coarse is not None and output.edge is not None
-        assert output.layout_logits is not None and output.layout is not None and output.edge_logits is not None
-        return {
-            "coarse": self._entropy(output.coarse, labels),
-            "layout": self._entropy(output.layout_logits, output.layout),
-            "edge_logits": self._entropy(output.edge_logits, labels),
-            "edge": edge_distance(output.edge, edges),
-        }
+    def _truth(self, labels: Tensor, *, size: tuple[int, int], num_classes: int, relax: bool) -> tuple[Truth, Truth]:
+        """Return what logits at full size and at the auxiliary head's size are compared with."""
+        targets = self.targets
+        if targets is None or (targets.relaxed and not relax):
+            return labels, shrink_labels(labels, size=size)
+        sets = targets.sets(labels, num_classes=num_classes)
+        small = shrink_labels(sets, size=size)  # what is around a pixel of the full size
+        return targets.weigh(sets, num_classes=num_classes), targets.weigh(small, num_classes=num_classes)
 
-    def _entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(logits, labels, weight=self.class_weights)
+    def _diia_terms(self, output: SegmentorOutput, truth: Truth, edges: Tensor | None) -> dict[str, Tensor]:
+        """Return the terms of the parts that the method has."""
+        terms: dict[str, Tensor] = {}
+        if output.coarse is not None:
+            terms["coarse"] = self._entropy(output.coarse, truth)
+        if output.layout_logits is not None:
+            assert output.layout is not None
+            terms["layout"] = self._entropy(output.layout_logits, output.layout)
+        if output.edge is not None:
+            assert edges is not None and output.edge_logits is not None
+            terms["edge_logits"] = self._entropy(output.edge_logits, truth)
+            terms["edge"] = edge_distance(output.edge, edges)
+        return terms
+
+    def _entropy(self, logits: Tensor, truth: Truth) -> Tensor:
+        if isinstance(truth, ClassSets):
+            return set_entropy(logits, truth)
+        return cross_entropy(logits, truth, weight=self.class_weights)
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Return the weighted sum of named terms; a name without a weight raises KeyError."""

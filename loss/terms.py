@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from loss.borders import ClassSets
 
 IGNORE = 255
 
@@ -21,6 +24,18 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, weight: Tensor | None = Non
     if weight is None:
         return total / valid.sum().clamp(min=1)
     share = (weight[labels.where(valid, 0)] * valid).sum()
+    return total / share.where(share > 0, 1.0)
+
+
+def set_entropy(logits: Tensor, target: ClassSets) -> Tensor:
+    """Return the weighted mean of -log(probability of any class of a pixel's set); zero where all pixels are ignored.
+
+    It is a difference of logarithms of sums, so no probability can vanish. Logits (B, classes, H, W).
+    """
+    logits = logits.float()
+    inside = logits.masked_fill(target.outside, -torch.inf).logsumexp(1)  # (B, H, W)
+    total = ((logits.logsumexp(1) - inside) * target.weight).sum()
+    share = target.weight.sum()
     return total / share.where(share > 0, 1.0)
 
 

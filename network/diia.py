@@ -2,7 +2,16 @@
 
 Liao et al., Domain-invariant information aggregation for domain generalization semantic segmentation,
 Neurocomputing 2023.
-B batch, H x W input size, h x w = H/16 x W/16.
+B batch, H x W input size, h x w = H/s x W/s at output stride s, h1 x w1 the first stage's size.
+
+What is left where a method leaves a part out (`Method.parts`); every other module, loss and weight stays:
+
+* edge: no edge branch and none of its losses; the layout features ask and answer in the aggregation.
+* layout: no layout branch, no coarse layout and no loss of it; the edge features ask and answer.
+* aggregation: both branches train by their own losses, but the attention is gone (as if its gate stayed at zero): the
+  final classifier reads the backbone's features through `aggregate.up` alone, and scoring skips both branches.
+* edge, layout, aggregation and fused: the coarse head alone. Its logits are what is scored, and they are the output
+  `fused`, with the weight of the final classifier's loss. The auxiliary head and the whitening stay.
 """
 
 from __future__ import annotations
@@ -13,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from network.layers import ASPP, AuxHead, SkipHead, conv_norm_relu, initialise_head, refinement, resize
+from network.backbone import Backbone
+from network.layers import ASPP, AuxHead, SkipHead, conv_norm_relu, halvings, initialise_head, refinement, resize
 from network.methods import Method
 from network.outputs import Features, SegmentorOutput
-from network.resnet import ResNet
 from network.segmentor import Segmentor
 
 IGNORE = 255
@@ -56,9 +65,9 @@ def coarse_layout(logits: Tensor, *, confidence: Confidence = "logits") -> Tenso
 class CoarseHead(nn.Module):
     """ASPP and classifier without a skip: the prediction that the layout is read from."""
 
-    def __init__(self, in_channels: int, *, num_classes: int) -> None:
+    def __init__(self, in_channels: int, *, output_stride: int, num_classes: int) -> None:
         super().__init__()
-        self.aspp = ASPP(in_channels)
+        self.aspp = ASPP(in_channels, output_stride=output_stride)
         self.reduce = conv_norm_relu(self.aspp.out_channels, 256)
         self.refine = refinement(256)
         self.classify = nn.Conv2d(256, num_classes, 1)
@@ -71,13 +80,15 @@ class CoarseHead(nn.Module):
 class LayoutBranch(nn.Module):
     """SLRM: the coarse layout as a picture -> features -> logits that must reproduce the layout."""
 
-    def __init__(self, *, num_classes: int) -> None:
+    def __init__(self, *, output_stride: int, num_classes: int) -> None:
         super().__init__()
+        strides, poolings = halvings(output_stride, layers=4)
         self.encoder = nn.Sequential(
-            conv_norm_relu(1, 64, kernel=3, stride=2),
-            nn.MaxPool2d(3, stride=2, padding=1),
-            conv_norm_relu(64, 128, kernel=3, stride=2, bias=True),
-            nn.Conv2d(128, 256, 3, stride=2, padding=1),
+            conv_norm_relu(1, 64, kernel=3, stride=strides[0]),
+            nn.MaxPool2d(3, stride=strides[1], padding=1),
+            conv_norm_relu(64, 128, kernel=3, stride=strides[2], bias=True),
+            nn.Conv2d(128, 256, 3, stride=strides[3], padding=1),
+            *poolings,
         )
         self.refine = refinement(256)
         self.classify = nn.Conv2d(256, num_classes, 1)
@@ -95,17 +106,20 @@ class LayoutBranch(nn.Module):
 class EdgeBranch(nn.Module):
     """ERM: low-level features -> edge maps; their mean must reproduce the Sobel target, their decoding the labels."""
 
-    def __init__(self, low_channels: int, *, num_classes: int) -> None:
+    def __init__(self, low_channels: int, *, stride: int, num_classes: int) -> None:
         super().__init__()
+        strides, poolings = halvings(stride, layers=2)  # from the first stage to the last
         self.encoder = nn.Sequential(conv_norm_relu(low_channels, 128, bias=True), nn.Conv2d(128, 64, 3, padding=1))
         self.decoder = nn.Sequential(
-            conv_norm_relu(64, 256, kernel=3, stride=2, bias=True), nn.Conv2d(256, 256, 3, stride=2, padding=1)
+            conv_norm_relu(64, 256, kernel=3, stride=strides[0], bias=True),
+            nn.Conv2d(256, 256, 3, stride=strides[1], padding=1),
+            *poolings,
         )
         self.refine = refinement(256)
         self.classify = nn.Conv2d(256, num_classes, 1)
 
     def encode(self, low_level: Tensor) -> tuple[Tensor, Tensor]:
-        """Map (B, C1, H/4, W/4) to edge maps (B, 64, H/4, W/4) and features (B, 256, h, w)."""
+        """Map (B, C1, h1, w1) to edge maps (B, 64, h1, w1) and features (B, 256, h, w)."""
         maps = self.encoder(low_level)
         return maps, self.decoder(maps)
 
@@ -115,22 +129,35 @@ class EdgeBranch(nn.Module):
 
 
 class TripleAggregation(nn.Module):
-    """TIAM: layout features ask, edge features answer, the backbone's features are aggregated."""
+    """TIAM: layout features ask, edge features answer, the backbone's features are aggregated.
+
+    Where one of the two is missing the other does both; without attention only the projection of the backbone's
+    features is left.
+    """
 
     out_channels = 128
 
-    def __init__(self, top_channels: int, *, feature_channels: int = 256) -> None:
+    def __init__(self, top_channels: int, *, feature_channels: int = 256, attends: bool = True) -> None:
         super().__init__()
-        self.query = nn.Conv2d(feature_channels, self.out_channels, 1)
-        self.key = nn.Conv2d(feature_channels, self.out_channels, 1)
-        self.value = nn.Conv2d(top_channels, self.out_channels, 1)
+        self.attends = attends
+        if attends:
+            self.query = nn.Conv2d(feature_channels, self.out_channels, 1)
+            self.key = nn.Conv2d(feature_channels, self.out_channels, 1)
+            self.value = nn.Conv2d(top_channels, self.out_channels, 1)
         self.up = nn.Conv2d(top_channels, self.out_channels, 1)
-        self.gamma = nn.Parameter(torch.zeros(1))
-        for conv in (self.query, self.key, self.value, self.up):
+        if attends:
+            self.gamma = nn.Parameter(torch.zeros(1))
+        for conv in self.children():
+            assert isinstance(conv, nn.Conv2d)
             nn.init.normal_(conv.weight, std=0.01)  # biases keep PyTorch's default, as in the original
 
-    def forward(self, top: Tensor, layout_features: Tensor, edge_features: Tensor) -> Tensor:
-        """Map (B, C, h, w) and twice (B, 256, h, w) to (B, 128, h, w)."""
+    def forward(self, top: Tensor, layout_features: Tensor | None, edge_features: Tensor | None) -> Tensor:
+        """Map (B, C, h, w) and (B, 256, h, w), one or two of them, to (B, 128, h, w)."""
+        if not self.attends:
+            return self.up(top)
+        layout_features = edge_features if layout_features is None else layout_features
+        edge_features = layout_features if edge_features is None else edge_features
+        assert layout_features is not None and edge_features is not None, "the attention needs a branch"
         convs = ((self.query, layout_features), (self.key, edge_features), (self.value, top))
         query, key, value = (
             # contiguous: the fused kernels, which never hold the (hw, hw) matrix, ask for it
@@ -143,23 +170,31 @@ class TripleAggregation(nn.Module):
 
 
 class _Scored(NamedTuple):
-    """What both `forward` and `predict` need."""
+    """What both `forward` and `predict` need; None where it is left out."""
 
     features: Features
     coarse: Tensor  # (B, classes, H, W)
-    layout: Tensor  # (B, H, W)
-    layout_features: Tensor  # (B, 256, h, w)
-    edge_maps: Tensor  # (B, 64, H/4, W/4)
-    edge_features: Tensor  # (B, 256, h, w)
-    fused: Tensor  # (B, classes, H, W)
+    fused: Tensor | None  # (B, classes, H, W)
+    layout: Tensor | None  # (B, H, W)
+    layout_features: Tensor | None  # (B, 256, h, w)
+    edge_maps: Tensor | None  # (B, 64, h1, w1)
+    edge_features: Tensor | None  # (B, 256, h, w)
 
 
 class DIIASegmentor(Segmentor):
-    """Backbone, coarse head, layout and edge branches, their aggregation, final head with a skip, auxiliary head."""
+    """Backbone, coarse head, layout and edge branches, their aggregation, final head with a skip, auxiliary head.
+
+    Only what `method.parts` names is built.
+    """
+
+    layout: LayoutBranch | None
+    edge: EdgeBranch | None
+    aggregate: TripleAggregation | None
+    fused: SkipHead | None
 
     def __init__(
         self,
-        backbone: ResNet,
+        backbone: Backbone,
         *,
         method: Method,
         num_classes: int,
@@ -168,43 +203,59 @@ class DIIASegmentor(Segmentor):
     ) -> None:
         super().__init__(backbone, method=method, freeze_bn=freeze_bn)
         low, _, third, top = backbone.channels
+        parts, width = method.parts, TripleAggregation.out_channels
+        self.attends = "aggregation" in parts
         self.layout_confidence: Confidence = layout_confidence
-        self.coarse = CoarseHead(top, num_classes=num_classes)
-        self.layout = LayoutBranch(num_classes=num_classes)
-        self.edge = EdgeBranch(low, num_classes=num_classes)
-        self.aggregate = TripleAggregation(top)
-        self.fused = SkipHead(TripleAggregation.out_channels, low_channels=low, num_classes=num_classes)
+        stride, shrinks = backbone.output_stride, backbone.output_stride // backbone.low_stride
+        self.coarse = CoarseHead(top, output_stride=stride, num_classes=num_classes)
+        self.layout = LayoutBranch(output_stride=stride, num_classes=num_classes) if "layout" in parts else None
+        self.edge = EdgeBranch(low, stride=shrinks, num_classes=num_classes) if "edge" in parts else None
+        self.aggregate = TripleAggregation(top, attends=self.attends) if "fused" in parts else None
+        self.fused = (
+            SkipHead(width, low_channels=low, output_stride=stride, num_classes=num_classes)
+            if "fused" in parts
+            else None
+        )
         self.aux = AuxHead(third, num_classes=num_classes)
         for head in (self.coarse, self.layout, self.edge, self.fused, self.aux):
-            initialise_head(head)
+            if head is not None:
+                initialise_head(head)
 
-    def _score(self, images: Tensor) -> _Scored:
+    def _score(self, images: Tensor, *, branches: bool) -> _Scored:
         size = images.shape[2:]
         features = self.backbone(images)
         coarse = resize(self.coarse(features.top), size)
-        layout = coarse_layout(coarse, confidence=self.layout_confidence)
-        layout_features = self.layout.encode(layout, dtype=images.dtype)
-        edge_maps, edge_features = self.edge.encode(features.low_level)
-        aggregated = self.aggregate(features.top, layout_features, edge_features)
-        fused = resize(self.fused(aggregated, features.low_level), size)
-        return _Scored(features, coarse, layout, layout_features, edge_maps, edge_features, fused)
+        fused = layout = layout_features = edge_maps = edge_features = None
+        if branches and self.layout is not None:
+            layout = coarse_layout(coarse, confidence=self.layout_confidence)
+            layout_features = self.layout.encode(layout, dtype=images.dtype)
+        if branches and self.edge is not None:
+            edge_maps, edge_features = self.edge.encode(features.low_level)
+        if self.aggregate is not None and self.fused is not None:
+            aggregated = self.aggregate(features.top, layout_features, edge_features)
+            fused = resize(self.fused(aggregated, features.low_level), size)
+        return _Scored(features, coarse, fused, layout, layout_features, edge_maps, edge_features)
 
     def forward(self, images: Tensor) -> SegmentorOutput:
         """Map normalised images (B, 3, H, W) to every output that a loss reads."""
         size = images.shape[2:]
-        scored = self._score(images)
-        return SegmentorOutput(
-            fused=scored.fused,
+        scored = self._score(images, branches=True)
+        coarse, fused = scored.coarse, scored.fused
+        output = SegmentorOutput(
+            fused=coarse if fused is None else fused,
             aux=self.aux(scored.features.aux),
-            coarse=scored.coarse,
-            layout=scored.layout,
-            layout_logits=resize(self.layout.decode(scored.layout_features), size),
-            edge=resize(scored.edge_maps.mean(1, keepdim=True), size),
-            edge_logits=resize(self.edge.decode(scored.edge_features), size),
+            coarse=None if fused is None else coarse,
             style=scored.features.style,
         )
+        if self.layout is not None and scored.layout_features is not None:
+            logits = resize(self.layout.decode(scored.layout_features), size)
+            output = output._replace(layout=scored.layout, layout_logits=logits)
+        if self.edge is not None and scored.edge_maps is not None and scored.edge_features is not None:
+            edge = resize(scored.edge_maps.mean(1, keepdim=True), size)
+            output = output._replace(edge=edge, edge_logits=resize(self.edge.decode(scored.edge_features), size))
+        return output
 
     def predict(self, images: Tensor) -> Tensor:
         """Map normalised images (B, 3, H, W) to logits (B, classes, H, W), without the heads that only train."""
-        scored = self._score(images)
-        return 0.5 * scored.coarse + scored.fused
+        scored = self._score(images, branches=self.attends)
+        return scored.coarse if scored.fused is None else 0.5 * scored.coarse + scored.fused

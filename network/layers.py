@@ -32,6 +32,17 @@ def refinement(in_channels: int, channels: int = 256) -> nn.Sequential:
     return nn.Sequential(conv_norm_relu(in_channels, channels, kernel=3), conv_norm_relu(channels, channels, kernel=3))
 
 
+def halvings(stride: int, *, layers: int) -> tuple[list[int], list[nn.Module]]:
+    """Spread a stride (a power of two) over layers, the first ones first.
+
+    Returns:
+        The stride of each layer, 2 or 1, and max poolings for what the layers cannot carry.
+    """
+    number = stride.bit_length() - 1
+    poolings: list[nn.Module] = [nn.MaxPool2d(3, stride=2, padding=1) for _ in range(number - layers)]
+    return [2 if layer < number else 1 for layer in range(layers)], poolings
+
+
 class ImagePooling(nn.Module):
     """Global average -> 1x1 convolution -> batch norm -> ReLU, spread back over the map."""
 
@@ -55,11 +66,15 @@ class ImagePooling(nn.Module):
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling: image pooling, a 1x1 and three dilated 3x3 branches, joined in this order."""
+    """Atrous spatial pyramid pooling: image pooling, a 1x1 and three dilated 3x3 branches, joined in this order.
 
-    def __init__(self, in_channels: int, *, channels: int = 256, rates: Sequence[int] = (6, 12, 18)) -> None:
+    The rates, 6, 12 and 18 at output stride 16, reach equally far in the image at every output stride.
+    """
+
+    def __init__(self, in_channels: int, *, output_stride: int, channels: int = 256) -> None:
         super().__init__()
         self.pool = ImagePooling(in_channels, channels)
+        rates = [rate * 16 // output_stride for rate in (6, 12, 18)]
         branches = [conv_norm_relu(in_channels, channels)]
         branches += [conv_norm_relu(in_channels, channels, kernel=3, dilation=rate) for rate in rates]
         self.branches = nn.ModuleList(branches)
@@ -73,16 +88,16 @@ class ASPP(nn.Module):
 class SkipHead(nn.Module):
     """DeepLabV3+ decoder: ASPP at low resolution, a thin skip from the first stage, two 3x3 layers, a classifier."""
 
-    def __init__(self, in_channels: int, *, low_channels: int, num_classes: int) -> None:
+    def __init__(self, in_channels: int, *, low_channels: int, output_stride: int, num_classes: int) -> None:
         super().__init__()
-        self.aspp = ASPP(in_channels)
+        self.aspp = ASPP(in_channels, output_stride=output_stride)
         self.reduce = conv_norm_relu(self.aspp.out_channels, 256)
         self.skip = conv_norm_relu(low_channels, 48)
         self.refine = refinement(48 + 256)
         self.classify = nn.Conv2d(256, num_classes, 1)
 
     def forward(self, top: Tensor, low_level: Tensor) -> Tensor:
-        """Map (B, C, h, w) and (B, C1, H/4, W/4) to logits (B, classes, H/4, W/4)."""
+        """Map (B, C, h, w) and the first stage's (B, C1, h1, w1) to logits (B, classes, h1, w1)."""
         context = resize(self.reduce(self.aspp(top)), low_level.shape[2:])
         return self.classify(self.refine(torch.cat([self.skip(low_level), context], dim=1)))
 

@@ -1,37 +1,43 @@
-"""One row per method: where style is normalised, what is whitened, which head."""
+"""One row per method: where style is normalised, what is whitened, which head with which of its parts."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from network.style import check_codes
 from utils.errors import UserError, did_you_mean
 
 Head = Literal["plain", "diia"]
 Whitening = Literal["irw", "isw"]
+Part = Literal["edge", "layout", "aggregation", "fused"]
+PARTS: tuple[Part, ...] = get_args(Part)  # of the DIIA head, beside its coarse and auxiliary classifiers
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """What distinguishes one published method from the next."""
+    """What distinguishes one method from the next."""
 
     name: str
     head: Head
     codes: tuple[int, ...]  # style sites, seven codes (network.style)
     whitening: Whitening | None = None  # which covariance entries are whitened: all (irw) or the sensitive ones (isw)
+    parts: tuple[Part, ...] = ()  # which parts of the DIIA head are there (network.diia says what is left without one)
     relax_denom: float = 0.0  # irw: the mean absolute covariance is pushed down to 1 / relax_denom; 0 = to zero
     jitter: Literal["diia", "robustnet"] = "robustnet"  # strengths of the colour jitter
     recipe_batch: int = 16  # images per step of the published recipe (all GPUs together)
 
     def __str__(self) -> str:
         head = "DIIA head" if self.head == "diia" else "plain DeepLabV3+ head"
+        missing = [part for part in PARTS if part not in self.parts] if self.head == "diia" else []
+        head += f" without {', '.join(missing)}" if missing else ""
         whitened = f", {self.whitening.upper()} whitening" if self.whitening else ""
         return f"{self.name} ({head}, wt_layer {' '.join(map(str, self.codes))}{whitened})"
 
 
 _NONE = (0, 0, 0, 0, 0, 0, 0)
+_DIIA = Method("diia", "diia", (0, 0, 2, 2, 2, 0, 0), "isw", parts=PARTS, jitter="diia", recipe_batch=32)
 METHODS: dict[str, Method] = {
     row.name: row
     for row in (
@@ -41,7 +47,13 @@ METHODS: dict[str, Method] = {
         Method("iw", "plain", (0, 0, 1, 1, 1, 0, 0), "irw"),
         Method("irw", "plain", (0, 0, 1, 1, 1, 0, 0), "irw", relax_denom=64.0),
         Method("isw", "plain", (0, 0, 2, 2, 2, 0, 0), "isw"),
-        Method("diia", "diia", (0, 0, 2, 2, 2, 0, 0), "isw", jitter="diia", recipe_batch=32),
+        Method("sw", "plain", (0, 0, 5, 5, 5, 0, 0)),
+        _DIIA,
+        dataclasses.replace(_DIIA, name="diia-no-edge", parts=("layout", "aggregation", "fused")),
+        dataclasses.replace(_DIIA, name="diia-no-layout", parts=("edge", "aggregation", "fused")),
+        dataclasses.replace(_DIIA, name="diia-no-aggregation", parts=("edge", "layout", "fused")),
+        dataclasses.replace(_DIIA, name="diia-no-whitening", codes=_NONE, whitening=None),  # batch norm alone
+        dataclasses.replace(_DIIA, name="diia-coarse", parts=()),
     )
 }
 
@@ -49,7 +61,8 @@ METHODS: dict[str, Method] = {
 def resolve_method(name: str, wt_layer: Sequence[int] | None = None) -> Method:
     """Return the row `name`, with other style codes where `wt_layer` gives them; the whitening follows from the codes.
 
-    The DIIA head goes with any codes; a plain row keeps its meaning, so its own code must be among them.
+    The DIIA head goes with any codes, unless the row is without whitening; a plain row keeps its meaning, so its own
+    code must be among them.
 
     Raises:
         UserError: an unknown method, impossible codes, or codes that belong to another method.
@@ -62,6 +75,8 @@ def resolve_method(name: str, wt_layer: Sequence[int] | None = None) -> Method:
     codes = tuple(int(code) for code in wt_layer)
     check_codes(codes)
     whitening = whitening_of(codes)
+    if row.head == "diia" and row.whitening is None and {1, 2, 5} & set(codes):
+        raise UserError(f"--method {name} with --wt_layer {' '.join(map(str, codes))}: these whiten; use --method diia")
     if row.head == "plain":
         own = max(row.codes)
         fits = whitening == row.whitening and (own in codes if own else not any(codes))
@@ -86,5 +101,6 @@ def method_for(*, head: Head, codes: Sequence[int]) -> Method:
     if head == "diia":
         return resolve_method("diia", codes)
     check_codes(codes)
-    name = next(name for code, name in ((2, "isw"), (1, "irw"), (4, "ibn"), (3, "is"), (0, "base")) if code in codes)
+    names = ((2, "isw"), (1, "irw"), (5, "sw"), (4, "ibn"), (3, "is"), (0, "base"))
+    name = next(name for code, name in names if code in codes)
     return resolve_method(name, codes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-import re
 from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from typing import Any
@@ -12,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from network.backbone import Backbone
 from network.resnet import ResNet
 from network.segmentor import Segmentor
 from utils import checkpoint, distributed
 from utils.errors import UserError
-from utils.legacy import convert_backbone_name, unwrap_state
+from utils.legacy import unwrap_state
 
 log = logging.getLogger(__name__)
 
@@ -43,26 +43,29 @@ def load_pretrained(network: Segmentor, source: str) -> None:
     log.info("backbone: ImageNet weights from %s", source)
 
 
-def _weights_url(backbone: ResNet) -> str:
-    from torchvision.models import ResNet50_Weights  # slow to import
+def _weights_url(backbone: Backbone) -> str:
+    import torchvision.models  # slow to import
 
-    urls = {"resnet50": ResNet50_Weights.IMAGENET1K_V1.url}
-    if backbone.spec.name not in urls:
+    if backbone.spec.weights is None:
         raise UserError(_stem_sentence(backbone, "--pretrained torchvision"))
-    return urls[backbone.spec.name]
+    return getattr(torchvision.models, backbone.spec.weights).IMAGENET1K_V1.url
 
 
-def _stem_sentence(backbone: ResNet, origin: str) -> str:
-    convs = {1: "one 7x7 convolution", 3: "three 3x3 convolutions"}
-    ours, other = convs[len(backbone.spec.stem)], convs[4 - len(backbone.spec.stem)]
-    files = {1: "torchvision's names", 3: "MIT CSAIL's deep-stem names"}[len(backbone.spec.stem)]
+def _stem_sentence(backbone: Backbone, origin: str) -> str:
+    convs, files = ("one 7x7 convolution", "three 3x3 convolutions"), ("torchvision's", "MIT CSAIL's")
+    deep = _has_deep_stem(backbone)
+    other = " (or take --backbone resnet101, which has theirs)" if deep else ""
     return (
-        f"{origin}: these weights have a stem of {other}, but {backbone.spec.title} here has {ours}; "
-        f"give a file with {files} by --pretrained FILE, or use --pretrained none"
+        f"{origin}: these weights have a stem of {convs[not deep]}, but {backbone.spec.title} has {convs[deep]}; "
+        f"give a file of {files[deep]} by --pretrained FILE{other}, or use --pretrained none"
     )
 
 
-def _download(backbone: ResNet) -> dict[str, Any]:
+def _has_deep_stem(backbone: Backbone) -> bool:
+    return isinstance(backbone, ResNet) and len(backbone.spec.stem) == 3
+
+
+def _download(backbone: Backbone) -> dict[str, Any]:
     url = _weights_url(backbone)
     for turn in (True, False):  # the first process fills the cache, the others read it
         if distributed.is_main() == turn:
@@ -78,29 +81,24 @@ def _download(backbone: ResNet) -> dict[str, Any]:
     return unwrap_state(state)
 
 
-def _to_backbone(state: Mapping[str, Any], backbone: ResNet, *, origin: str) -> dict[str, Tensor]:
+def _to_backbone(state: Mapping[str, Any], backbone: Backbone, *, origin: str) -> dict[str, Tensor]:
     """Rename a classifier's weights to the backbone's names; the classifier and replaced norms are left out."""
     first = state.get("conv1.weight")
-    if isinstance(first, Tensor) and first.shape[-1] != backbone.spec.stem[0][0]:
+    if isinstance(first, Tensor) and isinstance(backbone, ResNet) and first.shape[-1] != backbone.spec.stem[0][0]:
         raise UserError(_stem_sentence(backbone, origin))
-    wanted = backbone.state_dict()
-    replaced = tuple(f"stem.norms.{int(site[4:]) - 1}." for site in backbone.sites if site.startswith("stem"))
+    wanted, replaced, affine = backbone.state_dict(), backbone.replaced, (".weight", ".bias")
     converted: dict[str, Tensor] = {}
     for name, value in state.items():
-        if name.startswith("fc."):
+        if name.startswith(("fc.", "classifier.")):
             continue
-        # conv1, bn1, conv2 ... of the stem are layer0.0, layer0.1, layer0.3 ... in the names of the original
-        stem = re.fullmatch(r"(conv|bn)([123])\.(\w+)", name)
-        if stem:
-            index = 3 * (int(stem[2]) - 1) + (stem[1] == "bn")
-            name = f"layer0.{index}.{stem[3]}"
-        ours = convert_backbone_name(name) or name
-        # Parity: an affine instance norm in the stem takes the weight and bias of the batch norm that it replaced.
-        if ours.startswith(replaced) and ours not in wanted:
+        ours = backbone.torchvision_name(name)
+        # Parity: an affine site in a ResNet's stem takes the weight and bias of the batch norm that it replaced.
+        if ours.startswith(replaced) and (ours not in wanted or not ours.endswith(affine)):
             continue
         converted[ours] = value
-    # Style sites behind a stage have no counterpart in the file: they keep their values.
-    return converted | {name: value for name, value in wanted.items() if ".site." in name}
+    # What a file cannot have keeps its values: style sites behind a stage, all but the affine part of one in the stem.
+    own = [name for name in wanted if ".site." in name or (name.startswith(replaced) and not name.endswith(affine))]
+    return converted | {name: wanted[name] for name in own}
 
 
 def _load_strictly(module: nn.Module, state: Mapping[str, Any], *, origin: str, may_miss: Sequence[str] = ()) -> None:

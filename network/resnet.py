@@ -1,61 +1,83 @@
-"""ResNet with style sites and an output stride (torchvision's bottlenecks: the stride sits on the 3x3 convolution)."""
+"""ResNet, ResNeXt and Wide ResNet with style sites and an output stride.
+
+The blocks are torchvision's (a bottleneck's stride sits on its 3x3 convolution), but their last ReLU belongs to the
+stage: a style site stands between the last block's sum and its ReLU.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from network.outputs import Features
-from network.style import StyleSite
-from utils.errors import UserError
+from network.backbone import Backbone, BackboneSpec, Captured, at_site
+from network.style import StyleSite, build_site
+from utils.legacy import convert_backbone_name
 
-
-@dataclasses.dataclass(frozen=True)
-class ResNetSpec:
-    """One member of the family, as plain data."""
-
-    name: str
-    title: str
-    stem: tuple[tuple[int, int, int], ...]  # (kernel, out channels, stride) of each stem convolution
-    blocks: tuple[int, int, int, int]
-    positions: Mapping[int, str]  # position of a --wt_layer code -> site name
-
-
-_STAGE_POSITIONS = {3: "stage1", 4: "stage2", 5: "stage3", 6: "stage4"}
-_DEEP_STEM = ((3, 64, 2), (3, 64, 1), (3, 128, 1))
-RESNET50 = ResNetSpec("resnet50", "ResNet-50", ((7, 64, 2),), (3, 4, 6, 3), {2: "stem1", **_STAGE_POSITIONS})
-RESNET101 = ResNetSpec(
-    "resnet101", "ResNet-101", _DEEP_STEM, (3, 4, 23, 3), {0: "stem1", 1: "stem2", 2: "stem3", **_STAGE_POSITIONS}
-)
-
-# output stride -> {stage: dilation}: in these stages the 3x3 convolutions are dilated instead of strided
-DILATIONS: dict[int, dict[int, int]] = {16: {4: 2}}
 WIDTHS = (64, 128, 256, 512)
 STRIDES = (1, 2, 2, 2)
 
 
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm, plus the shortcut; both are dilated, the stride sits on the first."""
+
+    expansion = 1
+
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        base_width: int = 64,
+    ) -> None:
+        super().__init__()
+        assert (groups, base_width) == (1, 64), "groups and other widths belong to bottlenecks"
+        self.conv1 = nn.Conv2d(in_channels, width, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.shortcut = _shortcut(in_channels, width, stride=stride)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map (B, C, h, w) to (B, width, h / stride, w / stride), before the ReLU."""
+        out = F.relu(self.norm1(self.conv1(maps)), inplace=True)
+        return self.norm2(self.conv2(out)) + self.shortcut(maps)
+
+
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions with batch norm, plus the shortcut; the ReLU after the sum belongs to the stage."""
+    """1x1, 3x3, 1x1 convolutions with batch norm, plus the shortcut."""
 
     expansion = 4
 
-    def __init__(self, in_channels: int, width: int, *, stride: int = 1, dilation: int = 1) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        base_width: int = 64,
+    ) -> None:
         super().__init__()
-        out_channels = width * self.expansion
+        out_channels, width = width * self.expansion, width * base_width // 64 * groups
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
         self.norm1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
+        self.conv2 = nn.Conv2d(
+            width, width, 3, stride=stride, padding=dilation, dilation=dilation, groups=groups, bias=False
+        )
         self.norm2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.norm3 = nn.BatchNorm2d(out_channels)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != out_channels:
-            conv = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
-            self.shortcut = nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(out_channels)))
+        self.shortcut = _shortcut(in_channels, out_channels, stride=stride)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (B, C, h, w) to (B, 4 * width, h / stride, w / stride), before the ReLU."""
@@ -64,28 +86,87 @@ class Bottleneck(nn.Module):
         return self.norm3(self.conv3(out)) + self.shortcut(maps)
 
 
+def _shortcut(in_channels: int, out_channels: int, *, stride: int) -> nn.Module:
+    if stride == 1 and in_channels == out_channels:
+        return nn.Identity()
+    conv = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+    return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(out_channels)))
+
+
+_STAGES = {3: "stage1", 4: "stage2", 5: "stage3", 6: "stage4"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResNetSpec(BackboneSpec):
+    """One member of the family."""
+
+    blocks: tuple[int, int, int, int]
+    block: type[BasicBlock] | type[Bottleneck] = Bottleneck
+    groups: int = 1  # of the 3x3 convolutions
+    base_width: int = 64  # channels per group of the first stage
+    stem: tuple[tuple[int, int, int], ...] = ((7, 64, 2),)  # (kernel, out channels, stride) of each convolution
+    low_stride: int = 4
+    positions: Mapping[int, str] = dataclasses.field(default_factory=lambda: {2: "stem1", **_STAGES})
+    # Every 3x3 convolution of these stages is dilated, the first block's too.
+    dilations: Mapping[int, Mapping[int, int]] = dataclasses.field(
+        default_factory=lambda: {32: {}, 16: {4: 2}, 8: {3: 2, 4: 4}, 4: {2: 2, 3: 4, 4: 8}}
+    )
+
+
+_DEEP: dict[str, Any] = {
+    "stem": ((3, 64, 2), (3, 64, 1), (3, 128, 1)),
+    "positions": {0: "stem1", 1: "stem2", 2: "stem3", **_STAGES},
+}
+# name, title, torchvision's weights, blocks, what differs from a plain bottleneck network
+_ROWS: tuple[tuple[str, str, str | None, tuple[int, int, int, int], dict[str, Any]], ...] = (
+    ("resnet18", "ResNet-18", "ResNet18_Weights", (2, 2, 2, 2), {"block": BasicBlock}),
+    ("resnet34", "ResNet-34", "ResNet34_Weights", (3, 4, 6, 3), {"block": BasicBlock}),
+    ("resnet50", "ResNet-50", "ResNet50_Weights", (3, 4, 6, 3), {}),
+    ("resnet101", "ResNet-101", "ResNet101_Weights", (3, 4, 23, 3), {}),
+    ("resnet101_deep", "ResNet-101 with three stem convolutions", None, (3, 4, 23, 3), _DEEP),
+    ("resnet152", "ResNet-152", "ResNet152_Weights", (3, 8, 36, 3), {}),
+    ("resnext50", "ResNeXt-50 32x4d", "ResNeXt50_32X4D_Weights", (3, 4, 6, 3), {"groups": 32, "base_width": 4}),
+    ("resnext101", "ResNeXt-101 32x8d", "ResNeXt101_32X8D_Weights", (3, 4, 23, 3), {"groups": 32, "base_width": 8}),
+    ("wide_resnet50", "Wide ResNet-50-2", "Wide_ResNet50_2_Weights", (3, 4, 6, 3), {"base_width": 128}),
+    ("wide_resnet101", "Wide ResNet-101-2", "Wide_ResNet101_2_Weights", (3, 4, 23, 3), {"base_width": 128}),
+)
+RESNETS: dict[str, ResNetSpec] = {
+    name: ResNetSpec(name=name, title=title, weights=weights, blocks=blocks, **changes)
+    for name, title, weights, blocks, changes in _ROWS
+}
+RESNET50, RESNET101 = RESNETS["resnet50"], RESNETS["resnet101_deep"]  # those of the published weights
+
+
 class Stage(nn.Module):
-    """Bottlenecks in a row; the last one has the style site, between its sum and its ReLU."""
+    """Blocks in a row; the last one has the style site, between its sum and its ReLU."""
 
     def __init__(
-        self, in_channels: int, width: int, *, num_blocks: int, stride: int, dilation: int, kind: str | None
+        self,
+        in_channels: int,
+        width: int,
+        *,
+        num_blocks: int,
+        stride: int,
+        dilation: int,
+        kind: str | None,
+        block: type[BasicBlock] | type[Bottleneck] = Bottleneck,
+        groups: int = 1,
+        base_width: int = 64,
     ) -> None:
         super().__init__()
-        self.out_channels = width * Bottleneck.expansion
-        first = Bottleneck(in_channels, width, stride=stride, dilation=dilation)
-        rest = [Bottleneck(self.out_channels, width, dilation=dilation) for _ in range(num_blocks - 1)]
+        self.out_channels = width * block.expansion
+        shared = {"dilation": dilation, "groups": groups, "base_width": base_width}
+        first = block(in_channels, width, stride=stride, **shared)
+        rest = [block(self.out_channels, width, **shared) for _ in range(num_blocks - 1)]
         self.blocks = nn.ModuleList([first, *rest])
-        self.site = StyleSite(self.out_channels, kind=kind) if kind else None
+        self.site = build_site(self.out_channels, kind=kind) if kind else None
 
-    def forward(self, maps: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, maps: Tensor) -> tuple[Tensor, Captured]:
         """Map (B, C, h, w) to the stage's output and the map captured at its site (none or one)."""
         for block in self.blocks[:-1]:
             maps = F.relu(block(maps), inplace=True)
-        maps = self.blocks[-1](maps)
-        if self.site is None:
-            return F.relu(maps, inplace=True), ()
-        maps = self.site(maps)
-        return F.relu(maps), (maps,) if self.site.captured else ()
+        maps, captured = at_site(self.site, self.blocks[-1](maps))
+        return F.relu(maps, inplace=self.site is None), captured
 
 
 class Stem(nn.Module):
@@ -97,11 +178,11 @@ class Stem(nn.Module):
         channels = 3
         for i, (kernel, width, stride) in enumerate(convs):
             self.convs.append(nn.Conv2d(channels, width, kernel, stride=stride, padding=kernel // 2, bias=False))
-            self.norms.append(StyleSite(width, kind=kinds[i]) if i in kinds else nn.BatchNorm2d(width))
+            self.norms.append(build_site(width, kind=kinds[i]) if i in kinds else nn.BatchNorm2d(width))
             channels = width
         self.out_channels = channels
 
-    def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Captured]:
         """Map (B, 3, H, W) to (B, out_channels, H/4, W/4) and the captured maps at H/2."""
         maps, captured = images, []
         for conv, norm in zip(self.convs, self.norms, strict=True):
@@ -113,60 +194,43 @@ class Stem(nn.Module):
         return F.max_pool2d(maps, 3, stride=2, padding=1), tuple(captured)
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """The backbone: `sites` says where style is normalised (site name -> kind, see network.style)."""
 
+    spec: ResNetSpec
+
     def __init__(self, spec: ResNetSpec, *, sites: Mapping[str, str], output_stride: int = 16) -> None:
-        super().__init__()
-        if output_stride not in DILATIONS:
-            raise UserError(f"output stride {output_stride}: {spec.title} exists at {', '.join(map(str, DILATIONS))}")
-        known = set(spec.positions.values())
-        assert set(sites) <= known, f"unknown style sites {set(sites) - known}"
-        self.spec, self.output_stride, self.sites = spec, output_stride, dict(sites)
+        dilations = spec.dilations_at(output_stride)
         kinds = {i: sites[f"stem{i + 1}"] for i in range(len(spec.stem)) if f"stem{i + 1}" in sites}
-        self.stem = Stem(spec.stem, kinds=kinds)
-        channels, dilations = self.stem.out_channels, DILATIONS[output_stride]
-        self.channels: list[int] = []  # of the four stages
+        stem = Stem(spec.stem, kinds=kinds)
+        channels, stages = [stem.out_channels], []
         for number in (1, 2, 3, 4):
             stage = Stage(
-                channels,
+                channels[-1],
                 WIDTHS[number - 1],
                 num_blocks=spec.blocks[number - 1],
                 stride=1 if number in dilations else STRIDES[number - 1],
                 dilation=dilations.get(number, 1),
                 kind=sites.get(f"stage{number}"),
+                block=spec.block,
+                groups=spec.groups,
+                base_width=spec.base_width,
             )
-            self.add_module(f"stage{number}", stage)
-            channels = stage.out_channels
-            self.channels.append(channels)
-        self.style_channels = tuple(m.num_features for m in self.modules() if isinstance(m, StyleSite) and m.captured)
-        captured = [number for number, stage in enumerate(self.stages(), 1) if stage.site and stage.site.captured]
-        self._last_captured = max(captured, default=0)
-        self._initialise()
+            stages.append(stage)
+            channels.append(stage.out_channels)
+        super().__init__(
+            spec,
+            stem=stem,
+            stages=stages,
+            channels=channels[1:],
+            sites=sites,
+            output_stride=output_stride,
+            replaced=[f"stem.norms.{i}." for i in kinds],
+        )
 
-    def _initialise(self) -> None:
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-
-    def stages(self) -> list[Stage]:
-        """Return the four stages in order."""
-        return [self.get_submodule(f"stage{number}") for number in (1, 2, 3, 4)]  # type: ignore[misc]
-
-    def _run(self, images: Tensor, *, num_stages: int) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        maps, style = self.stem(images)
-        outputs: list[Tensor] = []
-        for stage in self.stages()[:num_stages]:
-            maps, captured = stage(maps)
-            outputs.append(maps)
-            style += captured
-        return outputs, style
-
-    def forward(self, images: Tensor) -> Features:
-        """Map images (B, 3, H, W) to the outputs of stages 1, 3 and 4 and the captured maps."""
-        outputs, style = self._run(images, num_stages=4)
-        return Features(low_level=outputs[0], aux=outputs[2], top=outputs[3], style=style)
-
-    def style_features(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the captured maps alone, running no stage behind the last of them."""
-        return self._run(images, num_stages=self._last_captured)[1]
+    def torchvision_name(self, name: str) -> str:
+        """Return our name of an entry of torchvision's weights, or MIT CSAIL's."""
+        stem = re.fullmatch(r"(conv|bn)([123])\.(\w+)", name)
+        if stem:
+            return f"stem.{'convs' if stem[1] == 'conv' else 'norms'}.{int(stem[2]) - 1}.{stem[3]}"
+        return convert_backbone_name(name) or name

@@ -8,15 +8,15 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from network.backbone import Backbone
 from network.methods import Method
 from network.outputs import SegmentorOutput
-from network.resnet import ResNet
 
 
 class Segmentor(nn.Module, abc.ABC):
     """A backbone with a head: `forward` for training, `predict` for scoring, `style_features` for the statistics."""
 
-    def __init__(self, backbone: ResNet, *, method: Method, freeze_bn: bool = False) -> None:
+    def __init__(self, backbone: Backbone, *, method: Method, freeze_bn: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
         self.method = method

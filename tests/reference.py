@@ -24,6 +24,24 @@ from utils.legacy import convert_state_dict
 
 R50 = "network.deepv3.DeepR50V3PlusD"
 R101 = "network.deepv3.DeepR101V3PlusD"
+# RobustNet's networks: key -> ending of network.deepv3.Deep, method, codes where they are not the method's.
+ROBUSTNET: dict[str, tuple[str, str, tuple[int, ...] | None]] = {
+    **{f"r50_{method}": ("R50V3PlusD", method, None) for method in ("base", "ibn", "is", "iw", "irw", "isw", "sw")},
+    "r50os8_base": ("R50V3PlusD_OS8", "base", None),
+    "r101_base": ("R101V3PlusD", "base", None),
+    "r101os8_base": ("R101V3PlusD_OS8", "base", None),
+    "r101os8_ibn": ("R101V3PlusD_OS8", "ibn", (4, 4, 0, 4, 4, 0, 0)),
+    "r101os8_isw": ("R101V3PlusD_OS8", "isw", (2, 2, 0, 2, 2, 0, 0)),
+    "r101os8_isw_cty": ("R101V3PlusD_OS8", "isw", None),
+    "r18_base": ("R18V3PlusD", "base", None),
+    "r18_isw": ("R18V3PlusD", "isw", None),
+    **{f"mobile_{method}": ("MobileNetV3PlusD", method, None) for method in ("base", "ibn", "isw")},
+    "mobileos8_base": ("MobileNetV3PlusD_OS8", "base", None),
+    **{f"shuffle_{method}": ("ShuffleNetV3PlusD", method, None) for method in ("base", "ibn", "isw")},
+    "shuffle_isw_fixed": ("ShuffleNetV3PlusD", "isw", None),
+    "shuffleos8_base": ("ShuffleNetV3PlusD_OS8", "base", None),
+    "shuffleos32_base": ("ShuffleNetV3PlusD_OS32", "base", None),
+}
 VALUES = Path(__file__).with_name("reference_values.json")
 
 
@@ -32,19 +50,36 @@ def options(
     *,
     codes: Iterable[int] | None = None,
     arch: str = R50,
+    backbone: str = "",
+    output_stride: int = 0,
     freeze_bn: bool = False,
     confidence: str = "logits",
     relax_denom: float | None = None,
     class_weights: bool = False,
+    **loss: Any,
 ) -> SimpleNamespace:
-    """The options that the builders of network and loss read."""
+    """The options that the builders of network and loss read; `loss` are keys of the section LOSS."""
+    plain = {"IMAGE_WEIGHTS": False, "BATCH_WEIGHTS": False, "WEIGHT_BOUND": 1.0, "RELAX_BORDERS": False}
     return SimpleNamespace(
         NETWORK=SimpleNamespace(
-            ARCH=arch, METHOD=method, WT_LAYER=None if codes is None else list(codes), FREEZE_BN=freeze_bn
+            ARCH=arch,
+            BACKBONE=backbone,
+            OUTPUT_STRIDE=output_stride,
+            METHOD=method,
+            WT_LAYER=None if codes is None else list(codes),
+            FREEZE_BN=freeze_bn,
         ),
-        LOSS=SimpleNamespace(LAYOUT_CONFIDENCE=confidence, CLASS_WEIGHTS=class_weights),
+        LOSS=SimpleNamespace(
+            **{**plain, "STRICT_CLASSES": [], "LAYOUT_CONFIDENCE": confidence, "CLASS_WEIGHTS": class_weights, **loss}
+        ),
         WHITENING=SimpleNamespace(REG_WEIGHT=0.6, RELAX_DENOM=relax_denom),
     )
+
+
+def robustnet(key: str) -> SimpleNamespace:
+    """The options of one of RobustNet's networks."""
+    arch, method, codes = ROBUSTNET[key]
+    return options(method, codes=codes, arch=f"network.deepv3.Deep{arch}")
 
 
 def stream(name: str) -> np.random.RandomState:
@@ -59,7 +94,13 @@ def fill(name: str, shape: Iterable[int]) -> Tensor:
         return torch.zeros(shape, dtype=torch.int64)
     if name == "gamma":
         return torch.full(shape, 0.5)
-    if leaf == "running_var":
+    if leaf in ("sw_mean_weight", "sw_var_weight"):
+        values = 0.5 * draws.standard_normal(shape)
+    elif leaf == "running_cov":
+        groups, width, _ = shape
+        factors = draws.standard_normal((groups, width, 2 * width))
+        values = 0.5 * np.eye(width) + 0.5 * factors @ factors.transpose(0, 2, 1) / (2 * width)
+    elif leaf == "running_var":
         values = draws.uniform(0.5, 1.5, shape)
     elif leaf in ("running_mean", "bias"):
         values = 0.1 * draws.standard_normal(shape)
@@ -75,8 +116,8 @@ def fill(name: str, shape: Iterable[int]) -> Tensor:
 
 def fill_network(network: nn.Module, original_names: Iterable[str]) -> dict[str, str]:
     """Load the rule's weights strictly and switch dropout off; returns our name -> the original's."""
-    names = convert_state_dict({name: name for name in original_names})
     state = network.state_dict()
+    names = convert_state_dict({name: name for name in original_names}, wanted=state)
     assert names.keys() == state.keys(), names.keys() ^ state.keys()
     network.load_state_dict({ours: fill(original, state[ours].shape) for ours, original in names.items()})
     for layer in network.modules():

@@ -22,16 +22,17 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The contract: a flag leaves or joins this list on purpose only.
 FLAGS = """
---accumulate --arch --bs_mult --bs_mult_val --cache --cache_dir --city_mode --ckpt --class_uniform_pct
---class_uniform_tile --cls_wt_loss --clusters --coarse_boost_classes --color_aug --config --cov_stat_epoch
---covstat_val_dataset --crop_nopad --crop_size --dataset --date --deterministic --device --dist_url --domains
---dump_augmentation_images --dynamic --eval_protocol --exp --fp16 --freeze_bn --gblur --help --image_in
---image_uniform_sampling --jitter --layout_confidence --local-rank --local_rank --log_interval --lr --lr_schedule
---max_cu_epoch --max_epoch --max_iter --method --momentum --no_syncbn --no_val_source --num_workers --opts --out
---pictures --poly_exp --pre_size --pretrained --relax_denom --repoly --rescale --restore_optimizer --resume
---rlx_off_iter --rrotate --save_interval --scale_max --scale_min --seed --sgd --snapshot --split --stat_images
---syncbn --tb_path --tb_tag --test_mode --trials --val_dataset --val_interval --val_limit --val_source --weight_decay
---wt_layer --wt_reg_weight
+--accumulate --arch --backbone --batch_weighting --bs_mult --bs_mult_val --cache --cache_dir --city_mode --ckpt
+--class_uniform_pct --class_uniform_tile --cls_wt_loss --clusters --coarse_boost_classes --color_aug --config
+--cov_stat_epoch --covstat_val_dataset --crop_nopad --crop_size --dataset --date --deterministic --device --dist_url
+--domains --dump_augmentation_images --dynamic --eval_protocol --exp --fp16 --freeze_bn --gblur --help --image_in
+--image_uniform_sampling --img_wt_loss --jitter --jointwtborder --layout_confidence --local-rank --local_rank
+--log_interval --lr --lr_schedule --max_cu_epoch --max_epoch --max_iter --method --momentum --no_quick_check
+--no_syncbn --no_val_source --num_workers --opts --out --output_stride --pictures --poly_exp --pre_size --pretrained
+--quick_check --relax_denom --repoly --rescale --restore_optimizer --resume --rlx_off_iter --rrotate --save_interval
+--scale_max --scale_min --seed --sgd --snapshot --split --stat_images --strict_bdr_cls --syncbn --tb_path --tb_tag
+--test_mode --trials --val_dataset --val_interval --val_limit --val_source --weight_decay --wt_bound --wt_layer
+--wt_reg_weight -wb
 """.split()
 
 PUBLISHED_COMMON = """
@@ -118,6 +119,12 @@ def test_flags_that_are_absent_leave_the_file_alone(tmp_path: Path) -> None:
     assert not cfg.AUGMENT.GBLUR and cfg.NETWORK.SYNCBN and cfg.NETWORK.WT_LAYER is None
 
 
+def test_weights_of_the_cross_entropy_parse() -> None:
+    cfg = parse("--jointwtborder --strict_bdr_cls 5,6,7,11 12 -wb 0.5 --batch_weighting --rlx_off_iter 100").LOSS
+    assert cfg.RELAX_BORDERS and cfg.BATCH_WEIGHTS and not cfg.IMAGE_WEIGHTS
+    assert (cfg.WEIGHT_BOUND, cfg.STRICT_CLASSES) == (0.5, (5, 6, 7, 11, 12))
+
+
 def test_each_parse_starts_from_the_defaults() -> None:
     assert parse("--lr 0.5").OPTIM.LR == 0.5
     assert parse().OPTIM.LR == 0.01
@@ -158,6 +165,13 @@ def test_values_are_typed() -> None:
         ("--wt_layer 0 0 2 2 9 0 0", "--wt_layer must be a list of 7 values"),
         ("--city_mode trian", "--city_mode must be one of train, trainval, got 'trian'; did you mean 'train'"),
         ("--lr_schedule scl-poly", "--lr_schedule scl-poly needs --rlx_off_iter from 0 to 29999"),
+        ("--cls_wt_loss --jointwtborder", "--cls_wt_loss and --jointwtborder each weigh the cross entropy"),
+        ("--img_wt_loss --jointwtborder", "--img_wt_loss and --jointwtborder each weigh the cross entropy"),
+        ("--batch_weighting", "--batch_weighting belongs to --img_wt_loss or --jointwtborder"),
+        ("--cls_wt_loss -wb 2", "--wt_bound belongs to --img_wt_loss or --jointwtborder"),
+        ("--img_wt_loss --wt_bound -1", "--wt_bound must be a number of at least 0, got -1"),
+        ("--img_wt_loss --strict_bdr_cls 5", "--strict_bdr_cls belongs to --jointwtborder"),
+        ("--jointwtborder --strict_bdr_cls 19", "--strict_bdr_cls must be a list of values, each .* from 0 to 18"),
         ("--restore_optimizer", "--restore_optimizer needs the checkpoint .* --snapshot FILE"),
         ("--opts DATASET.GTA_DIR=/x", "--opts: there is no option 'DATASET.GTA_DIR'; did you mean 'DATASET.GTAV_DIR'"),
         ("--opts optim.lr=1", "there is no option 'optim.lr'; did you mean 'OPTIM.LR'"),

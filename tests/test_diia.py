@@ -101,6 +101,53 @@ def test_first_step_has_no_attention_yet() -> None:
     torch.testing.assert_close(tiam(top, torch.randn(1, 8, 2, 2), torch.randn(1, 8, 2, 2)), tiam.up(top))
 
 
+def test_one_branch_asks_and_answers() -> None:
+    torch.manual_seed(0)
+    tiam = TripleAggregation(8, feature_channels=8)
+    torch.nn.init.constant_(tiam.gamma, 0.5)
+    top, features = torch.randn(2, 8, 3, 4), torch.randn(2, 8, 3, 4)
+    wanted = tiam(top, features, features)
+    assert torch.equal(tiam(top, features, None), wanted) and torch.equal(tiam(top, None, features), wanted)
+    with pytest.raises(AssertionError, match="needs a branch"):
+        tiam(top, None, None)
+
+
+def test_without_aggregation_the_gate_stays_closed() -> None:
+    whole, part = (reference.small_network(name).eval() for name in ("diia", "diia-no-aggregation"))
+    state = {name: value for name, value in whole.state_dict().items() if name in part.state_dict()}
+    left_out = {name.rpartition(".")[0] for name in whole.state_dict().keys() - state.keys()}
+    assert left_out == {"aggregate", "aggregate.query", "aggregate.key", "aggregate.value"}
+    part.load_state_dict(state)
+    images, _, _ = reference.sample()
+    with torch.no_grad():
+        for found, wanted in zip(part(images)[:-1], whole(images)[:-1], strict=True):
+            torch.testing.assert_close(found, wanted)
+        torch.testing.assert_close(part.predict(images), whole.predict(images))
+
+
+@pytest.mark.parametrize(
+    ("method", "scored", "empty"),
+    [
+        ("diia-no-edge", {"coarse", "layout.encoder", "aggregate", "fused"}, {"edge", "edge_logits"}),
+        ("diia-no-layout", {"coarse", "edge.encoder", "aggregate", "fused"}, {"layout", "layout_logits"}),
+        ("diia-no-aggregation", {"coarse", "aggregate", "fused"}, set()),
+        ("diia-coarse", {"coarse"}, {"coarse", "layout", "layout_logits", "edge", "edge_logits"}),
+    ],
+)
+def test_without_a_part_only_the_others_run(method: str, scored: set[str], empty: set[str]) -> None:
+    network, calls = reference.small_network(method).eval(), set()
+    children = {name for name, _ in network.named_modules()}
+    for name in children & {"coarse", "layout.encoder", "edge.encoder", "aggregate", "fused", "aux"}:
+        network.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.add(name))
+    images, _, _ = reference.sample()
+    with torch.no_grad():
+        predicted, ran = network.predict(images), set(calls)
+        output = network(images)
+    assert ran == scored and calls >= scored | {"aux"}
+    assert {name for name, value in output._asdict().items() if value is None} == empty
+    assert torch.equal(predicted, output.fused if output.coarse is None else 0.5 * output.coarse + output.fused)
+
+
 def test_outputs_have_their_shapes_and_predict_skips_the_training_heads() -> None:
     network = reference.small_network().eval()
     images, _, _ = reference.sample()

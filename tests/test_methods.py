@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from loss import build_criterion
+from network import build_network
 from network.methods import METHODS, method_for, resolve_method
 from tests import reference
 from utils.errors import UserError
 
 
 def test_rows_say_what_was_published() -> None:
-    assert list(METHODS) == ["base", "ibn", "is", "iw", "irw", "isw", "diia"]
-    assert {name: row.whitening for name, row in METHODS.items() if row.whitening} == {
+    published = ["base", "ibn", "is", "iw", "irw", "isw", "sw", "diia"]
+    parts_off = ["no-edge", "no-layout", "no-aggregation", "no-whitening", "coarse"]
+    assert list(METHODS) == [*published, *(f"diia-{part}" for part in parts_off)]
+    assert {name: row.whitening for name, row in METHODS.items() if row.whitening and "-" not in name} == {
         "iw": "irw",
         "irw": "irw",
         "isw": "isw",
         "diia": "isw",
     }
+    assert METHODS["sw"].codes == (0, 0, 5, 5, 5, 0, 0)
     assert METHODS["irw"].relax_denom == 64 and METHODS["iw"].relax_denom == 0
     assert METHODS["diia"].head == "diia" and METHODS["diia"].recipe_batch == 32 and METHODS["diia"].jitter == "diia"
+
+
+def test_a_row_without_a_part_differs_from_diia_in_that_alone() -> None:
+    whole = METHODS["diia"]
+    for name, row in METHODS.items():
+        if name.startswith("diia-") and name not in ("diia-no-whitening", "diia-coarse"):
+            missing = name.removeprefix("diia-no-")
+            assert [part for part in whole.parts if part not in row.parts] == [missing]
+            assert dataclasses.replace(row, name="diia", parts=whole.parts) == whole
+            assert f"{name} (DIIA head without {missing}, wt_layer 0 0 2 2 2 0 0, ISW whitening)" == str(row)
+    bare = METHODS["diia-no-whitening"]
+    assert dataclasses.replace(bare, name="diia", codes=whole.codes, whitening="isw") == whole
+    assert not METHODS["diia-coarse"].parts and METHODS["diia-coarse"].whitening == "isw"
 
 
 def test_codes_override_the_row() -> None:
@@ -29,6 +48,10 @@ def test_codes_override_the_row() -> None:
     assert resolve_method("diia", [0, 0, 1, 1, 1, 0, 0]).whitening == "irw"
     assert resolve_method("isw", [0, 0, 2, 0, 2, 0, 4]).codes == (0, 0, 2, 0, 2, 0, 4)
     assert resolve_method("ibn") is METHODS["ibn"]
+    mixed = resolve_method("diia-no-edge", [0, 0, 5, 2, 3, 4, 0])
+    assert mixed.parts == METHODS["diia-no-edge"].parts and mixed.whitening == "isw"
+    assert resolve_method("sw", [0, 0, 5, 5, 4, 3, 0]).whitening is None
+    assert resolve_method("diia", [0, 0, 5, 5, 5, 0, 0]).whitening is None
 
 
 @pytest.mark.parametrize(
@@ -40,7 +63,10 @@ def test_codes_override_the_row() -> None:
         ("isw", [0, 0, 1, 1, 1, 0, 0], "use --method irw"),
         ("ibn", [0, 0, 3, 3, 3, 0, 0], "use --method is"),
         ("diia", [0, 0, 1, 2, 0, 0, 0], "cannot be mixed"),
-        ("diia", [0, 0, 5, 5, 5, 0, 0], "not available yet"),
+        ("sw", [0, 0, 4, 4, 4, 0, 0], "use --method ibn"),
+        ("base", [0, 0, 5, 0, 4, 0, 0], "use --method sw"),
+        ("diia-no-edges", None, "did you mean 'diia-no-edge'"),
+        ("diia-no-whitening", [0, 0, 2, 2, 2, 0, 0], "use --method diia"),
     ],
 )
 def test_contradictions_are_refused(name: str, codes: list[int] | None, words: str) -> None:
@@ -51,26 +77,60 @@ def test_contradictions_are_refused(name: str, codes: list[int] | None, words: s
 def test_method_of_a_weight_file() -> None:
     assert method_for(head="plain", codes=[0, 0, 4, 4, 4, 0, 0]).name == "ibn"
     assert method_for(head="plain", codes=[0] * 7).name == "base"
-    assert method_for(head="diia", codes=[0] * 7).head == "diia"
+    assert method_for(head="plain", codes=[0, 0, 5, 5, 5, 0, 0]).name == "sw"
+    assert method_for(head="plain", codes=[0, 0, 5, 2, 2, 0, 0]).name == "isw"
+    assert method_for(head="diia", codes=[0] * 7).parts == METHODS["diia"].parts
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_parameter_receives_a_gradient(name: str) -> None:
+TERMS = {
+    "base": {"fused", "aux"},
+    "iw": {"fused", "aux", "whitening"},
+    "diia": {"coarse", "aux", "fused", "layout", "edge_logits", "edge", "whitening"},
+    "diia-no-edge": {"coarse", "aux", "fused", "layout", "whitening"},
+    "diia-no-layout": {"coarse", "aux", "fused", "edge_logits", "edge", "whitening"},
+    "diia-no-aggregation": {"coarse", "aux", "fused", "layout", "edge_logits", "edge", "whitening"},
+    "diia-no-whitening": {"coarse", "aux", "fused", "layout", "edge_logits", "edge"},
+    "diia-coarse": {"fused", "aux", "whitening"},
+}
+TERMS |= dict.fromkeys(("ibn", "is", "sw"), TERMS["base"]) | dict.fromkeys(("irw", "isw"), TERMS["iw"])
+CASES: list[tuple[str, tuple[int, ...] | None]] = [
+    *((name, None) for name in METHODS),
+    ("isw", (0, 0, 2, 5, 4, 3, 0)),
+    ("irw", (0, 0, 5, 1, 0, 1, 4)),
+    ("sw", (0, 0, 0, 5, 3, 5, 5)),
+    ("diia-no-whitening", (0, 0, 4, 3, 4, 0, 0)),
+    ("diia", (0, 0, 5, 5, 2, 0, 0)),
+    ("diia-no-layout", (0, 0, 4, 1, 5, 0, 0)),
+]
+
+
+@pytest.mark.parametrize(("name", "codes"), CASES)
+def test_every_parameter_receives_a_gradient(name: str, codes: tuple[int, ...] | None) -> None:
+    """A ResNet-50 at a small crop: forward, backward, what is scored, and its weights in a second network."""
     torch.manual_seed(0)
-    cfg, network = reference.options(name), reference.small_network(name)
+    cfg = reference.options(name, codes=codes)
+    network = build_network(cfg)
     criterion = build_criterion(cfg, method=network.method, style_channels=network.style_channels)
     if network.method.whitening == "isw":
         criterion.intersect_masks([torch.ones(c, c, dtype=torch.bool).triu(1) for c in network.style_channels])
     images, labels, edges = reference.sample()
     terms = criterion(network(images), labels, edges, whiten=criterion.has_masks)
     criterion.total(terms).backward()
-    assert terms.keys() == criterion.weights.keys()
+    assert terms.keys() == TERMS[name]
     bad = [key for key, value in network.named_parameters() if value.grad is None or not value.grad.isfinite().all()]
     assert not bad
-    still = {key for key, value in network.named_parameters() if not value.grad.any()}
+    still = {key for key, value in network.named_parameters() if not value.grad.any()}  # type: ignore[union-attr]
     # The attention's gate starts at zero, so its three inputs wait for it.
     waiting = {f"aggregate.{part}.{leaf}" for part in ("query", "key", "value") for leaf in ("weight", "bias")}
-    assert still == (waiting if name == "diia" else set())
+    assert still == (waiting if "aggregation" in network.method.parts else set())
+    with torch.no_grad():
+        predicted = network.eval().predict(images)
+    assert predicted.shape == (2, 19, 48, 64) and predicted.isfinite().all()
+    with torch.device("meta"):
+        second = build_network(cfg)
+    second.load_state_dict(network.state_dict(), assign=True)
+    with torch.no_grad():
+        assert torch.equal(second.eval().predict(images), predicted)
 
 
 @pytest.mark.parametrize("name", ["base", "diia"])

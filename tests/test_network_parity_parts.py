@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from loss import build_criterion, covariance, whitening_loss
 from network.diia import TripleAggregation, coarse_layout
-from network.resnet import Bottleneck, Stage
+from network.resnet import BasicBlock, Bottleneck, Stage
 from tests import reference
 from tests.reference import gap
 
@@ -91,21 +91,25 @@ def test_attention_alone(golden: Path) -> None:
         assert gap(tiam(*maps), np.load(golden / "parts.npz")["pam"]) < OUTPUT
 
 
+@pytest.mark.parametrize(
+    ("name", "block", "channels", "width"), [("bottleneck", Bottleneck, 64, 16), ("basic", BasicBlock, 32, 32)]
+)
 @pytest.mark.parametrize("code", range(5))
-def test_bottleneck_with_a_style_site(code: int, golden: Path) -> None:
+def test_block_with_a_style_site(
+    code: int, name: str, block: type[Bottleneck] | type[BasicBlock], channels: int, width: int, golden: Path
+) -> None:
     wanted = np.load(golden / "parts.npz")
     kind = {0: None, 1: "whiten", 2: "whiten", 3: "instance", 4: "instance_affine"}[code]
-    stage = Stage(64, 16, num_blocks=1, stride=1, dilation=1, kind=kind).eval()
-    assert isinstance(stage.blocks[0], Bottleneck)
+    stage = Stage(channels, width, num_blocks=1, stride=1, dilation=1, kind=kind, block=block).eval()
     state = OrderedDict(stage.state_dict())
-    for name, value in state.items():
-        original = name.replace("blocks.0.", "").replace("norm", "bn").replace("site.", "instance_norm_layer.")
-        state[name] = reference.fill(f"bottleneck.iw{code}.{original}", value.shape)
+    for ours, value in state.items():
+        original = ours.replace("blocks.0.", "").replace("norm", "bn").replace("site.", "instance_norm_layer.")
+        state[ours] = reference.fill(f"{name}.iw{code}.{original}", value.shape)
     stage.load_state_dict(state)
-    values = reference.stream("block/bottleneck").standard_normal((2, 64, 10, 14))
+    values = reference.stream(f"block/{name}").standard_normal((2, channels, 10, 14))
     with torch.no_grad():
         out, captured = stage(torch.from_numpy(values.astype(np.float32)))
-    assert gap(out, wanted[f"bottleneck_iw{code}"]) < OUTPUT
-    assert len(captured) == wanted[f"bottleneck_iw{code}_nw"]
+    assert gap(out, wanted[f"{name}_iw{code}"]) < OUTPUT
+    assert len(captured) == wanted[f"{name}_iw{code}_nw"]
     if captured:
-        assert gap(captured[0], wanted[f"bottleneck_iw{code}_w"]) < OUTPUT
+        assert gap(captured[0], wanted[f"{name}_iw{code}_w"]) < OUTPUT

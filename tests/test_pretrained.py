@@ -41,7 +41,7 @@ def save(path: Path, content: object) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("method", ["base", "isw", "ibn"])
+@pytest.mark.parametrize("method", ["base", "isw", "ibn", "sw"])
 def test_file_with_torchvision_names(method: str, tmp_path: Path, torchvision_names: dict[str, Tensor]) -> None:
     network = reference.small_network(method)
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -51,7 +51,8 @@ def test_file_with_torchvision_names(method: str, tmp_path: Path, torchvision_na
     assert torch.equal(after["backbone.stage2.blocks.0.norm3.bias"], torchvision_names["layer2.0.bn3.bias"])
     same = {name for name in before if torch.equal(before[name], after[name])}
     # Only the heads and the sites behind a stage keep their own weights; an affine stem norm takes the batch norm's.
-    assert same == {name for name in before if not name.startswith("backbone.") or ".site." in name}
+    own = (".site.", ".sw_", ".running_cov") + ((".stem.norms.0.running_mean",) if method == "sw" else ())
+    assert same == {name for name in before if not name.startswith("backbone.") or any(part in name for part in own)}
 
 
 def test_csail_file_wrapped_for_the_deep_stem(tmp_path: Path) -> None:
@@ -86,10 +87,10 @@ def test_every_difference_is_listed(tmp_path: Path, torchvision_names: dict[str,
 def test_the_other_stem_is_one_sentence(tmp_path: Path, torchvision_names: dict[str, Tensor]) -> None:
     deep = reference.small_network("base", deep_stem=True)
     for source in (save(tmp_path / "r50.pth", torchvision_names), "torchvision"):
-        with pytest.raises(UserError, match="stem of one 7x7 convolution, but ResNet-101 here has three 3x3"):
+        with pytest.raises(UserError, match="one 7x7 .*, but ResNet-101 with .* has three 3x3 .*--backbone resnet101"):
             load_pretrained(deep, source)
     state = published_names(deep.backbone)
-    with pytest.raises(UserError, match="stem of three 3x3 convolutions, but ResNet-50 here has one 7x7"):
+    with pytest.raises(UserError, match="stem of three 3x3 convolutions, but ResNet-50 has one 7x7"):
         load_pretrained(reference.small_network("base"), save(tmp_path / "deep.pth", state))
 
 

@@ -7,7 +7,8 @@ import torch
 
 from network.methods import resolve_method
 from network.resnet import RESNET50, RESNET101
-from network.style import StyleSite, read_codes
+from network.style import build_site, read_codes
+from network.switch_whitening import SyncSwitchWhiten2d
 from tests import reference
 from utils.errors import UserError
 
@@ -24,6 +25,11 @@ def test_codes_become_sites() -> None:
         "stem3": "whiten",
         "stage4": "whiten",
     }
+    assert read_codes((0, 0, 5, 0, 2, 0, 4), positions=RESNET50.positions) == {
+        "stem1": "switchable",
+        "stage2": "whiten",
+        "stage4": "instance_affine",
+    }
 
 
 @pytest.mark.parametrize(
@@ -31,7 +37,6 @@ def test_codes_become_sites() -> None:
     [
         ((0, 0, 2, 2, 2, 0), "6 codes given, 7 needed"),
         ((0, 0, 9, 0, 0, 0, 0), "unknown code 9"),
-        ((0, 0, 5, 5, 5, 0, 0), "switchable whitening"),
         ((0, 0, 1, 2, 0, 0, 0), "cannot be mixed"),
         ((0, 2, 0, 0, 0, 0, 0), r"position 1 \(stem2\) does not exist"),
         ((4, 4, 0, 4, 4, 0, 0), r"position 0 \(stem1\) does not exist"),
@@ -45,11 +50,13 @@ def test_codes_that_cannot_be_are_refused(codes: tuple[int, ...], words: str) ->
 def test_site_standardises_each_image_and_channel() -> None:
     maps = 3 + 2 * torch.randn(2, 4, 8, 9)
     for kind in ("whiten", "instance", "instance_affine"):
-        out = StyleSite(4, kind=kind)(maps)
+        out = build_site(4, kind=kind)(maps)
         torch.testing.assert_close(out.mean((2, 3)), torch.zeros(2, 4), atol=1e-5, rtol=0)
         torch.testing.assert_close(out.var((2, 3), correction=0), torch.ones(2, 4), atol=1e-4, rtol=0)
     with pytest.raises(ValueError, match="style site kind"):
-        StyleSite(4, kind="unknown")
+        build_site(4, kind="unknown")
+    with pytest.raises(UserError, match="multiple of 16 channels, not 116"):
+        build_site(116, kind="switchable")
 
 
 @pytest.mark.parametrize(
@@ -61,6 +68,8 @@ def test_site_standardises_each_image_and_channel() -> None:
         ("irw", (0, 0, 0, 0, 1, 1, 1), False, (512, 1024, 2048)),
         ("isw", (2, 2, 0, 2, 2, 0, 0), True, (64, 64, 256, 512)),
         ("isw", (0, 0, 2, 0, 4, 3, 0), True, (128,)),
+        ("sw", None, False, ()),
+        ("isw", (5, 0, 2, 5, 2, 0, 0), True, (128, 512)),
     ],
 )
 def test_captured_maps(method: str, codes: tuple[int, ...] | None, deep: bool, channels: tuple[int, ...]) -> None:
@@ -93,6 +102,13 @@ def test_stem_site_replaces_the_batch_norm_and_stage_site_is_added() -> None:
     affine = reference.small_network("ibn").backbone.state_dict()
     assert {"stem.norms.0.weight", "stage1.site.bias", "stage2.site.weight"} <= affine.keys()
     assert "stem.norms.0.running_mean" not in affine
+    switchable = reference.small_network("sw").backbone
+    for name in ("stem.norms.0", "stage1.site", "stage2.site"):
+        site = switchable.get_submodule(name)
+        assert isinstance(site, SyncSwitchWhiten2d)
+        assert (site.group, site.kind, site.iterations, site.momentum) == (16, 2, 5, 0.99)
+        assert site.weight is not None and site.sw_var_weight is not None
+    assert "stem.norms.0.running_var" not in switchable.state_dict()
 
 
 def test_codes_one_two_and_three_compute_the_same() -> None:

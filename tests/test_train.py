@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 import config
 import train
+import valid
 from tests.runs import launch, read_weights, run_folder, train_arguments
 from utils.errors import UserError
 from utils.logs import TermLog
@@ -183,6 +185,18 @@ def test_a_batch_of_one_trains(small_camvid: Path, tmp_path: Path) -> None:
     assert (run_folder(tmp_path) / "pictures" / "first_batch.png").exists()
 
 
+@pytest.mark.parametrize("method", ["sw", "diia-no-edge"])
+def test_other_rows_train_and_are_known_again(method: str, small_camvid: Path, tmp_path: Path) -> None:
+    train.main(train_arguments(small_camvid, tmp_path, "--method", method, "--max_iter", "2", "--val_limit", "1"))
+    file = str(run_folder(tmp_path) / "last.pth")
+    network, _, about = valid.load_network(config.parse(["--snapshot", file], program="valid"), file)
+    assert f"method {method} (" in about["network"]
+    state = network.state_dict()
+    if method == "sw":
+        assert state["backbone.stem.norms.0.running_cov"].any()
+    assert not any(name.startswith("edge.") for name in state)
+
+
 def test_mixed_precision_trains(small_camvid: Path, tmp_path: Path) -> None:
     train.main(train_arguments(small_camvid, tmp_path, "--fp16", "--max_iter", "2"))
     lines = [json.loads(line) for line in (run_folder(tmp_path) / "history.jsonl").read_text().splitlines()]
@@ -210,14 +224,13 @@ def test_bad_input_is_one_line_and_exit_code_2(small_camvid: Path, tmp_path: Pat
     assert not (tmp_path / "d").exists()
 
 
-def test_an_undecodable_file_is_one_line_also_from_a_worker(small_camvid: Path, tmp_path: Path) -> None:
-    import shutil
-
+@pytest.mark.parametrize("flags", [(), ("--no_quick_check",)], ids=["before the start", "from a worker"])
+def test_an_undecodable_file_is_one_line(small_camvid: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
     data = tmp_path / "data"
     shutil.copytree(small_camvid, data)
     for path in (data / "train").iterdir():
         path.write_bytes(path.read_bytes()[:100])
-    done = launch("train.py", train_arguments(data, tmp_path / "out", "--num_workers", "1"), check=False)
+    done = launch("train.py", train_arguments(data, tmp_path / "out", "--num_workers", "1", *flags), check=False)
     assert done.returncode == 2, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ")

@@ -112,7 +112,10 @@ def load_weights(network: nn.Module, content: dict[str, Any], *, path: str | Pat
     Raises:
         UserError: entries are missing, unexpected or of another shape; every one is listed.
     """
-    state = content["network"] if is_ours(content) else legacy.convert_state_dict(legacy.unwrap_state(content))
+    if is_ours(content):
+        state = content["network"]
+    else:
+        state = legacy.convert_state_dict(legacy.unwrap_state(content), wanted=network.state_dict())
     load_strictly(network, state, path=path)
 
 

@@ -106,6 +106,23 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+class _MeanOverProcesses(torch.autograd.Function):
+    """The mean over the processes; it is its own backward, because every process's loss depends on every input."""
+
+    @staticmethod
+    def forward(_: Any, tensor: torch.Tensor) -> torch.Tensor:
+        return all_reduce_sum(tensor.clone(memory_format=torch.contiguous_format)) / world_size()
+
+    @staticmethod
+    def backward(_: Any, *gradients: torch.Tensor) -> Any:
+        return all_reduce_mean(gradients[0])
+
+
+def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the mean of a tensor over the processes, through which gradients flow back to all of them."""
+    return _MeanOverProcesses.apply(tensor) if world_size() > 1 else tensor  # type: ignore[no-untyped-call]
+
+
 def all_reduce_min(value: int, device: torch.device) -> int:
     """Return the smallest of the processes' numbers."""
     if world_size() == 1:

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, TypeVar
 
 from utils.errors import UserError
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 _NORM_LEAF = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
+_SITE_LEAF = r"(weight|bias|sw_mean_weight|sw_var_weight|running_mean|running_cov)"
 _BACKBONE_RULES: tuple[tuple[str, str], ...] = (
     (r"layer([1-4])\.(\d+)\.conv([123])\.weight", r"stage\1.blocks.\2.conv\3.weight"),
     (rf"layer([1-4])\.(\d+)\.bn([123])\.{_NORM_LEAF}", r"stage\1.blocks.\2.norm\3.\4"),
     (r"layer([1-4])\.(\d+)\.downsample\.0\.weight", r"stage\1.blocks.\2.shortcut.conv.weight"),
     (rf"layer([1-4])\.(\d+)\.downsample\.1\.{_NORM_LEAF}", r"stage\1.blocks.\2.shortcut.norm.\3"),
-    (r"layer([1-4])\.\d+\.instance_norm_layer\.(weight|bias)", r"stage\1.site.\2"),
+    (rf"layer([1-4])\.\d+\.instance_norm_layer\.{_SITE_LEAF}", r"stage\1.site.\2"),
+    # MobileNetV2 and ShuffleNetV2: torchvision's names inside a block
+    (r"layer0\.([01])\.((?:\d|conv)\..+)", r"stem.blocks.\1.\2"),
+    (r"layer([1-4])\.(\d+)\.((?:\d|conv|branch[12])\..+)", r"stage\1.blocks.\2.\3"),
+    (rf"layer0\.(?:1\.)?instance_norm_layer\.{_SITE_LEAF}", r"stem.site.\1"),
+    (rf"layer4\.instance_norm_layer\.{_SITE_LEAF}", r"stage4.site.\1"),
+    (r"layer0\.layer\.0\.0\.weight", "stem.conv.weight"),
+    (rf"layer0\.layer\.0\.1\.{_NORM_LEAF}", r"stem.norm.\1"),
+    (r"layer4\.layer\.0\.weight", "stage4.conv.weight"),
+    (rf"layer4\.layer\.1\.{_NORM_LEAF}", r"stage4.norm.\1"),
 )
+# Parameters that the original stores but never uses: ShuffleNetV2's batch norms beside a style site that bypasses them,
+# and a site on MobileNetV2's last convolution.
+_DEAD = re.compile(r"layer0\.layer\.0\.1\..+|layer4\.layer\.1\..+|layer4\.0\.instance_norm_layer\..+")
 _STEM_RULE = re.compile(r"layer0\.([0-8])\.(\w+)")
 
 # Beginnings of the original's names -> ours. A head's parts are shared by both networks, its place is not.
@@ -94,8 +109,13 @@ def convert_backbone_name(name: str) -> str | None:
     return None
 
 
-def convert_state_dict(state: Mapping[str, T]) -> dict[str, T]:
+def convert_state_dict(state: Mapping[str, T], *, wanted: Container[str] | None = None) -> dict[str, T]:
     """Turn RobustNet's or DIIA's names (with or without `module.`) into ours; the values stay untouched.
+
+    Args:
+        state: original name -> value.
+        wanted: names of the network that is to be filled; what it lacks because the original never uses it is left
+            out, and named in the log.
 
     Raises:
         UserError: names that the original does not have, all of them listed.
@@ -103,11 +123,15 @@ def convert_state_dict(state: Mapping[str, T]) -> dict[str, T]:
     rules = _rules(detect_head(state))
     converted: dict[str, T] = {}
     unknown: list[str] = []
+    dead: list[str] = []
     for full_name, value in state.items():
         name = full_name.removeprefix("module.")
         ours = convert_backbone_name(name)
         if ours is not None:
-            converted[f"backbone.{ours}"] = value
+            if wanted is not None and _DEAD.fullmatch(name) and f"backbone.{ours}" not in wanted:
+                dead.append(name)
+            else:
+                converted[f"backbone.{ours}"] = value
             continue
         match, target = next(((m, ours) for pattern, ours in rules if (m := pattern.match(name))), (None, ""))
         if match is None:
@@ -116,4 +140,6 @@ def convert_state_dict(state: Mapping[str, T]) -> dict[str, T]:
             converted[match.expand(target) + name[match.end() :]] = value
     if unknown:
         raise UserError(f"weights: {len(unknown)} names are not those of RobustNet or DIIA: {', '.join(unknown)}")
+    if dead:
+        log.info("weights: %d entries are never used by the original and left out: %s", len(dead), ", ".join(dead))
     return converted

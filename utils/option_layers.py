@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -80,6 +81,13 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message.removeprefix('argument ')}; see --help")
 
 
+class _Help(argparse.HelpFormatter):
+    """Breaks lines at spaces alone: names with hyphens stay whole."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
 class _Record(argparse.Action):
     """Appends what a flag says to `namespace.settings`, in the order of the command line."""
 
@@ -118,7 +126,9 @@ def build_parser(
     aliases: Mapping[str, str],
 ) -> argparse.ArgumentParser:
     """Return the parser of all rows with a flag, in groups; only keys that begin like one of `shown` are in --help."""
-    parser = _Parser(prog=prog, usage="%(prog)s [flags]", description=description, allow_abbrev=False)
+    parser = _Parser(
+        prog=prog, usage="%(prog)s [flags]", description=description, allow_abbrev=False, formatter_class=_Help
+    )
     top = parser.add_argument_group(
         "settings", "config.py < --config < environment DIIA__SECTION__NAME < flags, --opts"
     )
