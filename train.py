@@ -289,6 +289,7 @@ class Trainer:
             "epoch": self.progress.epoch,
             "seed": self.cfg.RUN.SEED,
             "source": " ".join(self.cfg.DATASET.TRAIN),
+            "method": self.method.label,
             "network": self.network.describe(),
         }
         report = Report(about, rows)

@@ -16,7 +16,7 @@ import config
 from datasets.domains import get_domain, load_domains
 from datasets.labels import CLASS_NAMES, IGNORE, PALETTE
 from datasets.loaders import build_evaluation_loader
-from network import METHODS, build_network, method_for
+from network import METHODS, Segmentor, build_network, method_for
 from transforms.recipes import build_normalisation
 from utils import checkpoint, distributed, legacy, logs, pictures
 from utils.errors import UserError, run_entry_point
@@ -27,7 +27,7 @@ from utils.scoring import Scorer, mixed_dtype
 logger = logging.getLogger("valid")
 
 
-def load_network(cfg: Any, path: str) -> tuple[torch.nn.Module, Any, dict[str, Any]]:
+def load_network(cfg: Any, path: str) -> tuple[Segmentor, Any, dict[str, Any]]:
     """Build the network of a weight file and load it.
 
     Returns:
@@ -53,7 +53,7 @@ def load_network(cfg: Any, path: str) -> tuple[torch.nn.Module, Any, dict[str, A
         about.update(checkpoint="published weights without a config", epoch=content.get("epoch"))
         network = build_network(saved)
     checkpoint.load_weights(network, content, path=path)
-    about["network"] = network.describe()
+    about.update(method=network.method.label, network=network.describe())
     return network, saved, about
 
 

@@ -28,6 +28,12 @@ class Method:
     jitter: Literal["diia", "robustnet"] = "robustnet"  # strengths of the colour jitter
     recipe_batch: int = 16  # images per step of the published recipe (all GPUs together)
 
+    @property
+    def label(self) -> str:
+        """The row's name, with the style codes where they are not the row's own."""
+        own = METHODS[self.name].codes == self.codes
+        return self.name if own else f"{self.name} {''.join(map(str, self.codes))}"
+
     def __str__(self) -> str:
         head = "DIIA head" if self.head == "diia" else "plain DeepLabV3+ head"
         missing = [part for part in PARTS if part not in self.parts] if self.head == "diia" else []

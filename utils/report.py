@@ -105,7 +105,8 @@ class Report:
 
     def weights_line(self) -> str:
         """Return one sentence on the weights."""
-        return ", ".join(f"{key} {value}" for key, value in self.weights.items() if value not in ("", None))
+        said = {key: value for key, value in self.weights.items() if key != "method"}  # the network's text names it
+        return ", ".join(f"{key} {value}" for key, value in said.items() if value not in ("", None))
 
     def to_text(self) -> str:
         """Return both tables for a terminal."""

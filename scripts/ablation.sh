@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Trains DIIA, DIIA without each of its parts, and plain methods, with the published settings for GTAV, one after the
+# other, and prints one table of their scores: mean and deviation over seeds, and differences from the first method.
+# Usage: CUDA_VISIBLE_DEVICES=0,1,2,3 ./scripts/ablation.sh [flags of train.py that win over those below, for all runs]
+#   METHODS="base diia" SEEDS="304 305 306" ABLATION_DIR=/runs/ablation ./scripts/ablation.sh --max_iter 10000
+# A second call with the same flags skips what is finished and continues what was interrupted.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+folder=${ABLATION_DIR:-./logs/ablation}
+read -ra methods <<<"${METHODS:-base ibn isw diia-coarse diia-no-edge diia-no-layout diia-no-aggregation diia-no-whitening diia}"
+read -ra seeds <<<"${SEEDS:-304}"
+cd "$here/.."
+
+for seed in "${seeds[@]}"; do
+  for method in "${methods[@]}"; do
+    if grep -qs "finished at step" "$folder/ablation/${method}_$seed"/*/log.txt; then
+      continue
+    fi
+    "$here/launch.sh" train.py \
+      --dataset gtav \
+      --covstat_val_dataset gtav \
+      --val_dataset bdd100k cityscapes synthia mapillary \
+      --clusters 3 \
+      --max_cu_epoch 10000 \
+      --class_uniform_pct 0.5 \
+      --class_uniform_tile 1024 \
+      --crop_size 768 \
+      --gblur \
+      --color_aug 0.5 \
+      --jitter diia \
+      --max_iter 40000 \
+      --bs_mult 8 \
+      --val_interval 0 \
+      "$@" \
+      --method "$method" \
+      --seed "$seed" \
+      --ckpt "$folder" \
+      --tb_path "$folder" \
+      --date ablation \
+      --exp "${method}_$seed" \
+      --resume auto
+  done
+done
+
+PET_NPROC_PER_NODE=1 PET_NNODES='' "$here/launch.sh" -m utils.compare \
+  --against "${methods[0]}" --out "$folder/ablation.md" "$folder"/ablation/*/
