@@ -640,7 +640,7 @@ def test_json_is_one_object(two_sets: Path, capsys: pytest.CaptureFixture[str]) 
             "count": 1,
             "examples": ["train/00003.png without trainannot/00003.png"],
             "advice": "unpack the labels again, or remove the images that have none",
-                "root": "./data/camvid",
+            "root": "./data/camvid",
         }
     ]
     assert bdd["splits"][0]["published"] == [7000] and "road" in bdd["splits"][0]["shares"]

@@ -1,0 +1,97 @@
+"""The table of several methods and seeds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from utils import compare
+from utils.errors import UserError
+
+
+def write_scores(folder: Path, method: str, seed: int, *, checkpoint: str = "last", **scores: float | None) -> Path:
+    """Write what a report holds of a run: mean IoU by domain; `own` is the source, and `own_test` its other split."""
+    rows: list[dict[str, Any]] = []
+    for name, value in scores.items():
+        domain, _, split = name.partition("_")
+        for subset in ("", "16 classes"):
+            protocol = {"split": split or "val", "list_hash": f"of {name}", "transform": "native size"}
+            found = {"mean_iou": value if not subset else 0.99}
+            rows.append(
+                {"domain": domain, "subset": subset, "is_source": domain == "own", "scores": found}
+                | {"protocol": protocol}
+            )
+    path = folder / f"{method}_{seed}_{checkpoint}" / "scores" / "scores.json"
+    path.parent.mkdir(parents=True)
+    about = {"method": method, "seed": seed, "checkpoint": checkpoint}
+    path.write_text(json.dumps({"weights": about, "domains": rows}))
+    return path
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    for seed, (base, diia) in enumerate([(0.10, 0.16), (0.20, 0.24), (0.30, 0.31)]):
+        write_scores(tmp_path, "base", seed, own=0.5, far=base, night=base + 0.1)
+        write_scores(tmp_path, "diia", seed, own=0.6, own_test=0.4, far=diia, night=diia + 0.12)
+        write_scores(tmp_path, "diia", seed, checkpoint="best_source", own=0.9, far=0.9, night=0.9)
+    return tmp_path
+
+
+def test_means_spreads_and_paired_differences(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compare.main([str(runs), "--out", str(runs / "new" / "table.md")])
+    text = capsys.readouterr().out
+    lines = {line.split("  ")[0]: line for line in text.splitlines()}
+    heading = text.splitlines()[0]
+    assert heading.split()[:2] == ["method", "seeds"] and "own test (source)" in heading and "night" in heading
+    assert lines["base"].split("  ")[-1].strip() == "25.00 ± 10.00"  # (0.15 + 0.25 + 0.35) / 3
+    difference = text.split("difference from base")[1].splitlines()[2].split()
+    # +6 +4 +1 on far, +8 +6 +3 on night: mean 4.67, deviation 2.50; six positive ones have p = 2 / 2^6
+    assert difference == ["diia", "6", "+4.67", "±", "2.50", "6", "0.031"]
+    written = (runs / "new" / "table.md").read_text()
+    assert "| diia | 3 | 60.00 ± 0.00 |" in written.replace("40.00 ± 0.00 | ", "") and "Wilcoxon" in written
+
+
+def test_another_kind_of_checkpoint(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compare.main([str(runs), "--checkpoint", "best_source"])
+    text = capsys.readouterr().out
+    assert "90.00 ± 0.00" in text and "base" not in text and "difference" not in text
+
+
+def test_one_seed_has_no_spread_and_a_missing_number_is_a_dash(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_scores(tmp_path, "base", 1, own=0.5, far=0.25, night=0.35)
+    write_scores(tmp_path, "isw", 1, own=0.5, far=0.25)
+    compare.main([str(tmp_path / "base_1_last"), str(tmp_path / "isw_1_last" / "scores" / "scores.json")])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["base", "1", "50.00", "25.00", "35.00", "30.00"] in rows
+    assert ["isw", "1", "50.00", "25.00", "-", "-"] in rows
+    assert ["isw", "1", "+0.00", "0", "-"] in rows
+
+
+def test_what_cannot_be_compared_is_said(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("other")
+    again = write_scores(other, "base", 0, far=0.77)
+    for arguments, words in (
+        ([str(runs), str(again)], "both score base, seed 0, on far"),
+        ([str(runs / "none")], "no scores.json there"),
+        ([str(runs), "--checkpoint", "best_far"], "--checkpoint best_far: none of the 9 score files"),
+        ([str(runs), "--against", "dia"], "did you mean 'diia'"),
+        ([str(again), "--against", "diia"], "there is one method only, base"),
+        ([str(write_scores(other / "empty", "is", 0, far=None))], "far has no labelled pixel"),
+    ):
+        with pytest.raises(UserError, match=words):
+            compare.main(arguments)
+    for content in ("{", '{"weights": {}}', '{"weights": {"checkpoint": "last"}, "domains": [{"subset": ""}]}'):
+        again.write_text(content)
+        with pytest.raises(UserError, match="not a score file"):
+            compare.main([str(again)])
+    changed = json.loads((runs / "base_0_last" / "scores" / "scores.json").read_text())
+    changed["weights"]["method"] = "ibn"
+    changed["domains"][0]["protocol"]["list_hash"] = "shorter"
+    again.write_text(json.dumps(changed))
+    with pytest.raises(UserError, match="own .source. was scored on list shorter"):
+        compare.main([str(runs), str(again)])
