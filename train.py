@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +25,12 @@ from datasets.labels import CLASS_NAMES, IGNORE, PALETTE
 from datasets.loaders import (
     EvaluationLoader,
     TrainingBatch,
-    build_evaluation_loader,
+    build_evaluation_loaders,
     build_statistics_loader,
     build_training_loader,
 )
 from datasets.prefetch import DeviceBatches
-from loss import build_criterion
-from loss.whitening import MaskStatistics
+from loss import build_criterion, collect_masks
 from network import build_network, load_pretrained
 from optimizer import apply_settings, build_optimizer, build_scheduler
 from transforms.edges import edge_target
@@ -41,23 +38,14 @@ from transforms.recipes import build_appearance, build_normalisation, statistics
 from utils import checkpoint, distributed, logs, pictures
 from utils.errors import UserError, run_entry_point
 from utils.evaluation import varying_sizes
-from utils.metrics import nan_mean
 from utils.report import Report
 from utils.runs import Start, changed_keys, find_start, open_folder, record_start
-from utils.scoring import Scorer, mixed_dtype
+from utils.scoring import Scorer, candidates, mixed_dtype
+from utils.state import RunState
 
 SLOW_DATA = 0.2  # share of the time waiting for data from which the log says what to do
 REPOSITORY = Path(__file__).resolve().parent
 logger = logging.getLogger("train")
-
-
-@dataclass
-class Progress:
-    """Where a run is: `step` optimizer steps in all, `step_in_epoch` of them in epoch `epoch`."""
-
-    epoch: int = 0
-    step_in_epoch: int = 0
-    step: int = 0
 
 
 class Trainer:
@@ -67,8 +55,6 @@ class Trainer:
         """Build everything and restore what the run continues from; nothing is trained or written yet."""
         self.cfg, self.device, self.start = cfg, device, start
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
-        self.progress = Progress()
-        self.best: dict[str, float] = {}
         self.terms = logs.TermLog()
         self.scored_at = -1
         self.to_device = DeviceBatches(device)
@@ -104,7 +90,9 @@ class Trainer:
             num_pictures=cfg.EVAL.PICTURES,
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_dtype == torch.float16)
+        self.state = RunState(self.network, self.criterion, self.optimizer, self.scheduler, self.scaler)
         self._restore()
+        self.progress = self.state.progress
         self.model: nn.Module = self.network
         if self.world_size > 1:
             self.model = DistributedDataParallel(self.network, device_ids=[device] if device.type == "cuda" else None)
@@ -215,33 +203,19 @@ class Trainer:
     def collect_masks(self) -> None:
         """Find the style-sensitive covariances from pairs of a training image and its photometric copy (SPEC: ISW)."""
         cfg = self.cfg.WHITENING
-        distributed.broadcast_buffers(self.network)
-        self.criterion.reset_masks()
-        self.network.eval()
-        with torch.inference_mode():
-            for trial in range(cfg.TRIALS):
-                for domain in self.whitened:
-                    self.criterion.intersect_masks(self._masks_of(domain, trial))
+        passes = (self._pairs(domain, trial) for trial in range(cfg.TRIALS) for domain in self.whitened)
+        collect_masks(self.criterion, self.network, passes, clusters=cfg.CLUSTERS, device=self.device)
         sensitive = self.criterion.num_sensitive()
         logger.info("epoch %d: whitening masks keep %s entries", self.progress.epoch, sensitive)
         self.board.scalars({f"whitening/sensitive_{i}": float(n) for i, n in enumerate(sensitive)}, self.progress.step)
 
-    def _masks_of(self, domain: Domain, trial: int) -> list[Tensor]:
-        cfg = self.cfg.WHITENING
-        statistics = MaskStatistics(
-            self.network.style_channels,
-            clusters=cfg.CLUSTERS,
-            relax_denom=self.criterion.relax_denom,
-            device=self.device,
-        )
+    def _pairs(self, domain: Domain, trial: int) -> Iterator[Tensor]:
+        """Yield the photometric copy and the original (2, 3, H, W) of this process's share of the images."""
+        title = f"covariances of {domain.name}, trial {trial + 1}/{self.cfg.WHITENING.TRIALS}"
         loader = self._statistics_loader(domain, trial)
-        title = f"covariances of {domain.name}, trial {trial + 1}/{cfg.TRIALS}"
         bar = tqdm(loader, desc=title, unit="image", leave=False, disable=not distributed.is_main())
         for image, draws in varying_sizes(bar):
-            statistics.update(self.network.style_features(self._pair(image, draws)))
-        for tensor in statistics.tensors():
-            distributed.all_reduce_sum(tensor)
-        return statistics.masks()
+            yield statistics_pair(image.to(self.device), draws, appearance=self.appearance)
 
     def _whitened_domains(self) -> list[Domain]:
         if self.method.whitening != "isw":
@@ -260,27 +234,21 @@ class Trainer:
     def _statistics_loader(self, domain: Domain, trial: int) -> Any:
         return build_statistics_loader(self.cfg, domain, trial=trial, rank=self.rank, world_size=self.world_size)
 
-    def _pair(self, image: Tensor, draws: Tensor) -> Tensor:
-        return statistics_pair(image.to(self.device), draws, appearance=self.appearance)
-
     # ---------------------------------------------------------------------------------------------------- scoring
 
     def score(self, *, keep_best: bool = True) -> None:
         """Score the sources' val split and the targets, keep the best, write tables, scalars and pictures."""
         distributed.broadcast_buffers(self.network)
-        step, rows = self.progress.step, []
-        for name, (domain, samples) in self.scored.items():
-            scores, picture = self.scorer(
-                self.network, domain, samples, split="val", is_source=name in self.cfg.DATASET.TRAIN
-            )
-            main = scores[0].scores
-            values = {"mean_iu": main.mean_iou, "acc": main.accuracy, "acc_cls": main.mean_class_accuracy}
-            values["val_loss"] = scores[0].loss
-            self.board.scalars({f"{name}/{key}": value for key, value in values.items()}, step)
-            if picture is not None:
-                pictures.save_png(picture, self.folder / "pictures" / f"{name}.png")
-                self.board.picture(f"{name}/predictions", picture, step)
-            rows += scores
+        step, sources = self.progress.step, self.cfg.DATASET.TRAIN
+        rows, drawn = self.scorer(self.network, self.scored, split="val", sources=sources)
+        for row in rows:
+            if not row.subset:
+                values = {"mean_iu": row.scores.mean_iou, "acc": row.scores.accuracy, "val_loss": row.loss}
+                values["acc_cls"] = row.scores.mean_class_accuracy
+                self.board.scalars({f"{row.domain}/{key}": value for key, value in values.items()}, step)
+        for name, picture in drawn.items():
+            pictures.save_png(picture, self.folder / "pictures" / f"{name}.png")
+            self.board.picture(f"{name}/predictions", picture, step)
         self.scored_at = step
         about = {
             "file": str(self.folder / "last.pth"),
@@ -288,7 +256,7 @@ class Trainer:
             "step": step,
             "epoch": self.progress.epoch,
             "seed": self.cfg.RUN.SEED,
-            "source": " ".join(self.cfg.DATASET.TRAIN),
+            "source": " ".join(sources),
             "method": self.method.label,
             "network": self.network.describe(),
         }
@@ -296,32 +264,16 @@ class Trainer:
         if distributed.is_main():
             report.write(self.folder / "scores")
         logger.info("step %d\n%s", step, report.to_text())
-        if keep_best:
-            self._keep_best({row.domain: row.scores.mean_iou for row in rows if not row.subset})
-
-    def _keep_best(self, mean_iou: dict[str, float]) -> None:
-        candidates = {name: mean_iou[name] for name in self.cfg.DATASET.VAL if name in mean_iou}
-        sources = [mean_iou[name] for name in self.cfg.DATASET.TRAIN if name in mean_iou]
-        if sources:
-            candidates["source"] = nan_mean(sources)
-        for name, value in candidates.items():
-            if not math.isnan(value) and value > self.best.get(name, -1.0):
-                self.best[name] = value
+        best = candidates(rows, sources=sources, targets=self.cfg.DATASET.VAL) if keep_best else {}
+        for name, value in best.items():
+            if value > self.state.best.get(name, -1.0):  # never where it is nan
+                self.state.best[name] = value
                 self.save(f"best_{name}")
 
-    def _scored_domains(self, *, limit: int) -> dict[str, tuple[Domain, EvaluationLoader]]:
-        cfg = self.cfg
-        names = [*(cfg.DATASET.TRAIN if cfg.EVAL.SOURCE else []), *cfg.DATASET.VAL]
-        found = {}
-        for name in dict.fromkeys(names):
-            domain = get_domain(self.domains, name)
-            found[name] = (
-                domain,
-                build_evaluation_loader(
-                    cfg, domain, split="val", rank=self.rank, world_size=self.world_size, limit=limit
-                ),
-            )
-        return found
+    def _scored_domains(self, *, limit: int) -> list[tuple[Domain, EvaluationLoader]]:
+        names = [*(self.cfg.DATASET.TRAIN if self.cfg.EVAL.SOURCE else []), *self.cfg.DATASET.VAL]
+        share = {"rank": self.rank, "world_size": self.world_size}
+        return build_evaluation_loaders(self.cfg, names, split="val", limit=limit, **share)
 
     # ---------------------------------------------------------------------------------------------------- records
 
@@ -346,48 +298,23 @@ class Trainer:
         """Draw a batch as the network sees it: image, label, edge target."""
         if not distributed.is_main():
             return
-        images = batch.images.to(self.device)
-        plain = build_normalisation(self.cfg)
-        shown = self.appearance(images, batch.draws)
-        low, high = plain(torch.zeros_like(images)), plain(torch.full_like(images, 255))
-        frames = (
-            ((shown - low) / (high - low)).clamp(0, 1).mul(255).round().byte()
-            if not self.cfg.AUGMENT.IMAGE_IN
-            else images
-        )
-        edges = edge_target(images).byte()[:, None].expand(-1, 3, -1, -1)
+        shown, edges = self.appearance.colours(batch.images, batch.draws), edge_target(batch.images).byte().cpu()
         tiles: list[np.ndarray] = []
-        for frame, label, edge in zip(frames, batch.labels, edges, strict=True):
-            tiles.append(frame.permute(1, 2, 0).cpu().numpy())
+        for frame, label, edge in zip(shown, batch.labels.cpu(), edges, strict=True):
+            tiles.append(frame.permute(1, 2, 0).numpy())
             tiles.append(pictures.colorize(label.numpy(), palette=PALETTE))
-            tiles.append(edge.permute(1, 2, 0).cpu().numpy())
+            tiles.append(edge[..., None].expand(-1, -1, 3).numpy())
         pictures.save_png(pictures.contact_sheet(tiles, columns=3), self.folder / "pictures" / "first_batch.png")
 
     def save(self, kind: str) -> None:
         """Write the checkpoint `kind`.pth with everything that the next step depends on; never with broken weights."""
-        if not distributed.is_main():
-            return
-        if not torch.stack([parameter.isfinite().all() for parameter in self.network.parameters()]).all():
-            raise UserError(
-                f"step {self.progress.step}: the weights are not finite; {kind}.pth stays as it was: lower --lr and "
-                "continue with --resume auto"
+        if distributed.is_main():
+            self.state.save(
+                self.folder / f"{kind}.pth",
+                config=config.to_dict(self.cfg),
+                versions=self.versions,
+                world_size=self.world_size,
             )
-        checkpoint.save(
-            self.folder / f"{kind}.pth",
-            {
-                "kind": kind,
-                "network": self.network.state_dict(),
-                "criterion": self.criterion.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "progress": asdict(self.progress),
-                "best": dict(self.best),
-                "config": config.to_dict(self.cfg),
-                "versions": self.versions,
-                "world_size": self.world_size,
-            },
-        )
 
     def _restore(self) -> None:
         cfg, path = self.cfg, self.start.checkpoint
@@ -396,25 +323,19 @@ class Trainer:
                 checkpoint.load_weights(self.network, checkpoint.read(cfg.RUN.SNAPSHOT), path=cfg.RUN.SNAPSHOT)
             return
         content = checkpoint.read_checkpoint(path)
-        checkpoint.load_weights(self.network, content, path=path)
-        checkpoint.load_strictly(self.criterion, content["criterion"], path=path)
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.scheduler.load_state_dict(content["scheduler"])
+        self.state.load(content, path=path)
         apply_settings(cfg, self.optimizer, self.scheduler)
-        if content["scaler"] and self.scaler.is_enabled():  # both runs in mixed precision on a GPU
-            self.scaler.load_state_dict(content["scaler"])
-        self.progress = Progress(**content["progress"])
-        self.best = dict(content["best"])
         for key in changed_keys(content["config"], config.to_dict(cfg)):
             logger.warning("continuing with another %s", key)
-        if self.progress.step_in_epoch > self.steps_per_epoch:
+        step = self.state.progress.step_in_epoch
+        if step > self.steps_per_epoch:
             raise UserError(
-                f"{path} was saved at step {self.progress.step_in_epoch} of an epoch, but an epoch has only "
-                f"{self.steps_per_epoch} steps now; continue with the same images and batch"
+                f"{path} was saved at step {step} of an epoch, but an epoch has only {self.steps_per_epoch} steps "
+                "now; continue with the same images and batch"
             )
         saved = content["config"]["OPTIM"]
         before = saved["BATCH_SIZE"] * saved["ACCUMULATE"] * content["world_size"]
-        if self.progress.step_in_epoch and before != self.global_batch:
+        if step and before != self.global_batch:
             raise UserError(
                 f"{path} was saved in the middle of an epoch at {before} images per step, now there are "
                 f"{self.global_batch}; continue with the same --bs_mult x --accumulate x processes"

@@ -13,15 +13,14 @@ from typing import Any
 import torch
 
 import config
-from datasets.domains import get_domain, load_domains
 from datasets.labels import CLASS_NAMES, IGNORE, PALETTE
-from datasets.loaders import build_evaluation_loader
+from datasets.loaders import build_evaluation_loaders
 from network import METHODS, Segmentor, build_network, method_for
 from transforms.recipes import build_normalisation
 from utils import checkpoint, distributed, legacy, logs, pictures
 from utils.errors import UserError, run_entry_point
 from utils.files import make_folder
-from utils.report import DomainScore, Report
+from utils.report import Report
 from utils.scoring import Scorer, mixed_dtype
 
 logger = logging.getLogger("valid")
@@ -79,11 +78,8 @@ def score(cfg: Any, device: torch.device) -> Report:
     if not cfg.RUN.SNAPSHOT:
         raise UserError("no weights to score: give --snapshot FILE")
     network, saved, about = load_network(cfg, cfg.RUN.SNAPSHOT)
-    domains = load_domains(cfg)
     share = {"rank": distributed.rank(), "world_size": distributed.world_size(), "limit": cfg.EVAL.LIMIT}
-    chosen = [get_domain(domains, name) for name in dict.fromkeys(cfg.DATASET.VAL)]
-    # all of them before the first is scored: a missing folder shows at once
-    loaders = [build_evaluation_loader(cfg, domain, split=cfg.DATASET.SPLIT, **share) for domain in chosen]
+    chosen = build_evaluation_loaders(cfg, cfg.DATASET.VAL, split=cfg.DATASET.SPLIT, **share)
     network.to(device)
     logger.info("built %s", about["network"])
     scorer = Scorer(
@@ -98,12 +94,9 @@ def score(cfg: Any, device: torch.device) -> Report:
     )
     sources = saved.DATASET.TRAIN if "source" in about else ()  # published files do not say what they were trained on
     make_folder(result_folder(cfg))  # where nothing can be written, nothing is scored
-    rows: list[DomainScore] = []
-    for domain, samples in zip(chosen, loaders, strict=True):
-        scores, picture = scorer(network, domain, samples, split=cfg.DATASET.SPLIT, is_source=domain.name in sources)
-        rows += scores
-        if picture is not None:
-            pictures.save_png(picture, result_folder(cfg) / f"{domain.name}.png")
+    rows, drawn = scorer(network, chosen, split=cfg.DATASET.SPLIT, sources=sources)
+    for name, picture in drawn.items():
+        pictures.save_png(picture, result_folder(cfg) / f"{name}.png")
     return Report(about, rows)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from datasets.labels import CLASS_NAMES, NUM_CLASSES, PALETTE
 from datasets.plan import sample_rng
 from datasets.segmentation import read_pair, to_tensor
 from datasets.tools import chosen_domains, data_config, data_parser
-from transforms.appearance import MEAN, STD, Appearance, AppearanceDraws, Normalisation
+from transforms.appearance import Appearance, AppearanceDraws
 from transforms.edges import edge_target
 from transforms.geometry import Geometry, RandomFlip, RandomScale
 from transforms.recipes import build_appearance, build_draws, build_geometry
@@ -75,10 +75,8 @@ class Pipeline:
 
     def seen(self, image: Array, draws: Array) -> Array:
         """Return the (h, w, 3) uint8 colours that the network receives, with the normalisation undone."""
-        appearance = replace(self.appearance, normalisation=Normalisation())  # the image's own could not be undone
-        inputs = appearance(to_tensor(image)[None], torch.from_numpy(draws)[None])[0]  # (3, h, w)
-        mean, std = (torch.tensor(values).reshape(3, 1, 1) * 255 for values in (MEAN, STD))
-        return (inputs * std + mean).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+        colours = self.appearance.colours(to_tensor(image)[None], torch.from_numpy(draws)[None])[0]  # (3, h, w)
+        return colours.permute(1, 2, 0).numpy()
 
 
 class Cell(NamedTuple):

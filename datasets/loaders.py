@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -247,6 +247,18 @@ def build_evaluation_loader(
     share = range(rank, len(pairs), world_size)
     loader = _loader(dataset, cfg=cfg, collate=_single, batch_size=1, sampler=share)
     return EvaluationLoader(loader, len(pairs), list_hash(pairs), protocol.text)
+
+
+def build_evaluation_loaders(
+    cfg: Any, names: Iterable[str], *, split: str, rank: int, world_size: int, limit: int = 0
+) -> list[tuple[Domain, EvaluationLoader]]:
+    """Return the named domains, each once, with their loaders; a missing folder shows before anything is scored."""
+    domains = load_domains(cfg)
+    chosen = [get_domain(domains, name) for name in dict.fromkeys(names)]
+    return [
+        (domain, build_evaluation_loader(cfg, domain, split=split, rank=rank, world_size=world_size, limit=limit))
+        for domain in chosen
+    ]
 
 
 def _protocol(name: str, domain: Domain) -> Protocol:

@@ -7,9 +7,10 @@ from typing import Any
 
 from loss.borders import ImageTargets
 from loss.criterion import CLASS_WEIGHTS, Criterion
-from loss.whitening import MaskStatistics, Whitening, covariance, whitening_loss
+from loss.masks import MaskStatistics, collect_masks
+from loss.whitening import Whitening, covariance, whitening_loss
 
-__all__ = ["Criterion", "MaskStatistics", "build_criterion", "covariance", "whitening_loss"]
+__all__ = ["Criterion", "MaskStatistics", "build_criterion", "collect_masks", "covariance", "whitening_loss"]
 
 
 def build_criterion(cfg: Any, *, method: Any, style_channels: Sequence[int]) -> Criterion:

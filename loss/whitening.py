@@ -1,4 +1,4 @@
-"""Whitening losses on captured maps and the statistics that choose what ISW whitens.
+"""Whitening losses on captured maps (masks.py has the statistics that choose what ISW whitens).
 
 B batch, C channels, h x w size of a map. RobustNet (Choi et al., CVPR 2021): IW, IRW, ISW.
 """
@@ -6,10 +6,8 @@ B batch, C channels, h x w size of a map. RobustNet (Choi et al., CVPR 2021): IW
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -117,67 +115,8 @@ class Whitening(nn.Module):
 
     def forward(self, style: Sequence[Tensor]) -> Tensor:
         """Average the losses of the captured maps (B, C, h, w)."""
-        assert self._ready, "ISW has no masks yet: collect statistics (MaskStatistics) and intersect_masks first"
+        assert self._ready, "ISW has no masks yet: call collect_masks first"
         assert len(style) == len(self.channels), f"{len(style)} captured maps, {len(self.channels)} expected"
         rows = zip(style, self.masks, self.margins, strict=True)
         losses = [whitening_loss(maps, mask=mask, margin=margin) for maps, mask, margin in rows]
         return torch.stack(losses).mean()
-
-
-class MaskStatistics:
-    """Sums, over images, how much each covariance changes when only the appearance of the image changes.
-
-    Several processes each see a part of the images; summing `tensors()` over them gives all the same masks.
-    """
-
-    def __init__(
-        self,
-        channels: Sequence[int],
-        *,
-        clusters: int,
-        relax_denom: float = 0.0,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.clusters, self.relax_denom = clusters, relax_denom
-        self._sums = [torch.zeros(width, width, dtype=torch.float64, device=device) for width in channels]
-        self._count = torch.zeros(1, dtype=torch.float64, device=device)
-
-    @torch.no_grad()
-    def update(self, style: Sequence[Tensor]) -> None:
-        """Add the captured maps (2, C, h, w) of one image: its photometric copy and the original."""
-        assert len(style) == len(self._sums)
-        for total, maps in zip(self._sums, style, strict=True):
-            assert len(maps) == 2, "a batch of the photometric copy and the original"
-            total += covariance(maps).triu(1).var(dim=0)  # unbiased: (a - b)^2 / 2
-        self._count += 1
-
-    def tensors(self) -> list[Tensor]:
-        """Return the running sums (C, C) and the number of images, to be summed over processes in place."""
-        return [*self._sums, self._count]
-
-    def variances(self) -> list[Tensor]:
-        """Return each map's mean variance matrix (C, C) on the CPU, zero on and below the diagonal."""
-        return [(total / self._count.clamp(min=1)).cpu() for total in self._sums]
-
-    def masks(self) -> list[Tensor]:
-        """Return the (C, C) boolean masks of the covariances that appearance changes most."""
-        return [self._mask(variance) for variance in self.variances()]
-
-    def _mask(self, variance: Tensor) -> Tensor:
-        values = variance.flatten()  # Parity: with the zeros on and below the diagonal
-        if self.relax_denom:
-            channels = len(variance)
-            count = channels * (channels - 1) // 2 - int(relaxation(channels, self.relax_denom))
-        else:
-            count = _num_outside_lowest_cluster(values.numpy(), clusters=self.clusters)
-        mask = torch.zeros_like(values, dtype=torch.bool)
-        mask[values.topk(count).indices] = True
-        return mask.view_as(variance)
-
-
-def _num_outside_lowest_cluster(values: np.ndarray, *, clusters: int) -> int:
-    import kmeans1d  # only ISW needs it
-
-    assert math.isfinite(values.sum()), "a covariance is not finite"
-    labels, _ = kmeans1d.cluster(values, clusters)
-    return int(np.count_nonzero(labels))

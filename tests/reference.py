@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from loss.whitening import MaskStatistics
+from loss.masks import MaskStatistics
 from network import resolve_method
 from network.deeplab import PlainSegmentor
 from network.diia import DIIASegmentor

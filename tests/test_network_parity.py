@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from loss import build_criterion
 from loss.criterion import Criterion
-from loss.whitening import MaskStatistics
+from loss.masks import MaskStatistics
 from network import build_network
 from tests import reference
 from tests.reference import gap

@@ -6,7 +6,7 @@ Letters: B samples, H and W image sides, D numbers drawn per sample (`NUM_DRAWS`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -186,6 +186,12 @@ class Appearance:
             for row in draws.tolist()
         ]
         return (self._with_opencv if images.device.type == "cpu" else self._with_torch)(images, rows)
+
+    def colours(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Return (B, 3, H, W) uint8 on the CPU: what a network is shown, with the normalisation undone."""
+        shown = replace(self, normalisation=Normalisation())(images, draws).cpu()  # an image's own could not be undone
+        mean, std = (torch.tensor(values).reshape(3, 1, 1) * 255 for values in (MEAN, STD))
+        return (shown * std + mean).round().clamp(0, 255).byte()
 
     def _with_torch(self, images: Tensor, rows: Sequence[_Draws]) -> Tensor:
         colours = images.float() / 255

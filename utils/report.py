@@ -162,7 +162,7 @@ class Report:
             "mean_over_targets": self.mean_over_targets,
             "domains": [asdict(row) for row in self.rows],
         }
-        return json.dumps(_no_nan(content), indent=1) + "\n"
+        return json.dumps(_finite(content), indent=1) + "\n"
 
     def write(self, folder: Path) -> None:
         """Write scores.json, scores.csv and scores.md into a folder."""
@@ -213,12 +213,12 @@ def domain_scores(
     ]
 
 
-def _no_nan(value: Any) -> Any:
+def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _no_nan(item) for key, item in value.items()}
+        return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_no_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def percent(value: float) -> str:

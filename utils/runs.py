@@ -46,13 +46,16 @@ def find_start(cfg: Any) -> Start:
 def _find_start(cfg: Any) -> Start | str:
     if cfg.RUN.RESUME == "auto":
         newest = checkpoint.latest(_root(cfg))
-        return Start(newest, newest.parent) if newest is not None else Start()
-    if cfg.RUN.RESUME:
+        if newest is not None:
+            return Start(newest, newest.parent)
+    elif cfg.RUN.RESUME:
         file = Path(cfg.RUN.RESUME)
-        return Start(file, file.parent) if file.is_file() else f"--resume {file}: there is no such file"
-    if not cfg.RUN.RESTORE_OPTIMIZER:
-        return Start()
-    return Start(Path(cfg.RUN.SNAPSHOT))
+        if not file.is_file():
+            return f"--resume {file}: there is no such file"
+        # from an older or foreign checkpoint a run goes on elsewhere, so that it overwrites nothing
+        own = file.name == "last.pth" and (file.parent / "config.yaml").is_file()
+        return Start(file, file.parent if own else None)
+    return Start(Path(cfg.RUN.SNAPSHOT)) if cfg.RUN.RESTORE_OPTIMIZER and cfg.RUN.SNAPSHOT else Start()
 
 
 def _root(cfg: Any) -> Path:

@@ -1,8 +1,8 @@
-"""One domain scored: its counts, its scores, a picture of a few predictions."""
+"""Domains scored: their counts, their scores, a picture of a few predictions of each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from utils import pictures
 from utils.evaluation import evaluate
+from utils.metrics import nan_mean
 from utils.report import DomainScore, domain_scores
 
 
@@ -35,14 +36,26 @@ class Scorer:
     num_pictures: int
 
     def __call__(
-        self, network: nn.Module, domain: Any, samples: Any, *, split: str, is_source: bool
-    ) -> tuple[list[DomainScore], np.ndarray | None]:
-        """Return the scores of a domain, the main counting first, and a picture (h,w,3) uint8 on rank 0.
+        self, network: nn.Module, domains: Iterable[tuple[Any, Any]], *, split: str, sources: Sequence[str]
+    ) -> tuple[list[DomainScore], dict[str, np.ndarray]]:
+        """Return the scores of all domains, of each its main counting first, and rank 0's pictures (h,w,3) by domain.
 
         Args:
-            domain: anything with `name`, `merge`, `classes` and `subsets`.
-            samples: this process's share of the split, with `num_images`, `list_hash` and `protocol`.
+            domains: anything with `name`, `merge`, `classes` and `subsets`, each with this process's share of the
+                split: samples with `num_images`, `list_hash` and `protocol`.
+            sources: names of the domains that the network was trained on.
         """
+        rows, drawn = [], {}
+        for domain, samples in domains:
+            scores, picture = self._score(network, domain, samples, split=split, is_source=domain.name in sources)
+            rows += scores
+            if picture is not None:
+                drawn[domain.name] = picture
+        return rows, drawn
+
+    def _score(
+        self, network: nn.Module, domain: Any, samples: Any, *, split: str, is_source: bool
+    ) -> tuple[list[DomainScore], np.ndarray | None]:
         found = evaluate(
             network,
             samples,
@@ -71,6 +84,13 @@ class Scorer:
             merged[source] = target
         shown = [(image, merged[truth], merged[prediction]) for image, truth, prediction in found.pictures]
         return rows, pictures.comparison(shown, palette=self.palette, class_names=self.class_names, ignore=self.ignore)
+
+
+def candidates(rows: Iterable[DomainScore], *, sources: Sequence[str], targets: Sequence[str]) -> Mapping[str, float]:
+    """Return the mean IoU by which the best checkpoints are chosen: of each target, and the sources' mean."""
+    mean_iou = {row.domain: row.scores.mean_iou for row in rows if not row.subset}
+    found = {name: mean_iou[name] for name in targets}
+    return {**found, "source": nan_mean([mean_iou[name] for name in sources if name in mean_iou])}
 
 
 def mixed_dtype(device: torch.device, *, wanted: bool) -> torch.dtype | None:

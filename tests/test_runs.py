@@ -1,0 +1,49 @@
+"""Where a run starts from and which folder it goes on in."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+import config
+from utils.errors import UserError
+from utils.runs import Start, find_start
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Folder of an earlier run with two checkpoints."""
+    folder = tmp_path / "date" / "exp" / "time"
+    folder.mkdir(parents=True)
+    for name in ("last.pth", "best_source.pth", "config.yaml"):
+        (folder / name).touch()
+    return folder
+
+
+def start(tmp_path: Path, line: str) -> Start:
+    return find_start(config.parse(shlex.split(f"--ckpt {tmp_path} --date date {line}"), program="train"))
+
+
+def test_auto_goes_on_where_there_is_something(run: Path, tmp_path: Path) -> None:
+    assert start(tmp_path, "--exp exp --resume auto") == Start(run / "last.pth", run)
+    assert start(tmp_path, "--exp other --resume auto") == Start()
+    assert start(tmp_path, "--exp exp") == Start()
+
+
+def test_auto_falls_back_to_the_snapshot_that_is_to_be_restored(run: Path, tmp_path: Path) -> None:
+    snapshot = f"--resume auto --restore_optimizer --snapshot {run}/best_source.pth"
+    assert start(tmp_path, f"--exp other {snapshot}") == Start(run / "best_source.pth")
+    assert start(tmp_path, f"--exp exp {snapshot}") == Start(run / "last.pth", run)
+    assert start(tmp_path, "--exp other --resume auto --restore_optimizer") == Start()
+
+
+def test_only_the_last_checkpoint_of_a_run_is_continued_in_place(run: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "last.pth"
+    foreign.touch()
+    assert start(tmp_path, f"--resume {run}/last.pth") == Start(run / "last.pth", run)
+    assert start(tmp_path, f"--resume {run}/best_source.pth") == Start(run / "best_source.pth")
+    assert start(tmp_path, f"--resume {foreign}") == Start(foreign)
+    with pytest.raises(UserError, match="there is no such file"):
+        start(tmp_path, "--resume none.pth")
