@@ -362,10 +362,12 @@ class Trainer:
             self.world_size, self.device.type, cfg.OPTIM.BATCH_SIZE, cfg.OPTIM.ACCUMULATE, self.global_batch,
             self.steps_per_epoch,
         )  # fmt: skip
-        if self.global_batch != self.method.recipe_batch:
+        published = self.method.recipe_batch(cfg.DATASET.TRAIN)
+        if self.global_batch != published:
             logger.warning(
-                "%d images per step, the published recipe of %s has %d: raise --accumulate or expect other numbers",
-                self.global_batch, self.method.name, self.method.recipe_batch,
+                "%d images per step, the published recipe of %s on %s has %d: change --accumulate or expect other "
+                "numbers",
+                self.global_batch, self.method.name, " ".join(cfg.DATASET.TRAIN), published,
             )  # fmt: skip
 
 

@@ -26,7 +26,12 @@ class Method:
     parts: tuple[Part, ...] = ()  # which parts of the DIIA head are there (network.diia says what is left without one)
     relax_denom: float = 0.0  # irw: the mean absolute covariance is pushed down to 1 / relax_denom; 0 = to zero
     jitter: Literal["diia", "robustnet"] = "robustnet"  # strengths of the colour jitter
-    recipe_batch: int = 16  # images per step of the published recipe (all GPUs together)
+
+    def recipe_batch(self, sources: Sequence[str]) -> int:
+        """Return the images per step, on all GPUs together, of the published recipe for these source domains."""
+        if self.head == "diia":
+            return 32
+        return 8 if list(sources) == ["cityscapes"] else 16
 
     @property
     def label(self) -> str:
@@ -43,7 +48,7 @@ class Method:
 
 
 _NONE = (0, 0, 0, 0, 0, 0, 0)
-_DIIA = Method("diia", "diia", (0, 0, 2, 2, 2, 0, 0), "isw", parts=PARTS, jitter="diia", recipe_batch=32)
+_DIIA = Method("diia", "diia", (0, 0, 2, 2, 2, 0, 0), "isw", parts=PARTS, jitter="diia")
 METHODS: dict[str, Method] = {
     row.name: row
     for row in (

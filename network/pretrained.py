@@ -6,6 +6,7 @@ import logging
 import pickle
 from collections.abc import Mapping, Sequence
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ def load_pretrained(network: Segmentor, source: str) -> None:
         log.info("backbone: random weights (--pretrained none)")
         return
     backbone = network.backbone
+    if source != "torchvision" and not Path(source).is_file():
+        raise UserError(f"--pretrained {source}: there is no such file; {_way_out(backbone)}")
     state = _download(backbone) if source == "torchvision" else unwrap_state(checkpoint.read(source))
     origin = f"--pretrained {source}"
     renamed = _to_backbone(state, backbone, origin=origin)
@@ -52,13 +55,19 @@ def _weights_url(backbone: Backbone) -> str:
 
 
 def _stem_sentence(backbone: Backbone, origin: str) -> str:
-    convs, files = ("one 7x7 convolution", "three 3x3 convolutions"), ("torchvision's", "MIT CSAIL's")
-    deep = _has_deep_stem(backbone)
-    other = " (or take --backbone resnet101, which has theirs)" if deep else ""
+    convs, deep = ("one 7x7 convolution", "three 3x3 convolutions"), _has_deep_stem(backbone)
     return (
         f"{origin}: these weights have a stem of {convs[not deep]}, but {backbone.spec.title} has {convs[deep]}; "
-        f"give a file of {files[deep]} by --pretrained FILE{other}, or use --pretrained none"
+        f"{_way_out(backbone)}"
     )
+
+
+def _way_out(backbone: Backbone) -> str:
+    file, other = "torchvision's weights", ""
+    if _has_deep_stem(backbone):
+        file = "MIT CSAIL's resnet101-imagenet.pth"
+        other = " (or take --backbone resnet101 in place of --arch, which has torchvision's)"
+    return f"give {file} for {backbone.spec.title} by --pretrained FILE{other}, or use --pretrained none"
 
 
 def _has_deep_stem(backbone: Backbone) -> bool:

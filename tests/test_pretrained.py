@@ -99,9 +99,13 @@ def test_unreadable_files_name_their_path(tmp_path: Path) -> None:
     broken = tmp_path / "broken.pth"
     broken.write_bytes(b"no weights")
     code = save(tmp_path / "code.pth", {"conv1.weight": SimpleNamespace(a=1)})  # would run a constructor
-    for path in (str(tmp_path / "missing.pth"), str(broken), code):
+    for path in (str(broken), code):
         with pytest.raises(UserError, match=re.escape(path)):
             load_pretrained(network, path)
+    missing = str(tmp_path / "missing.pth")
+    for deep, words in ((False, "torchvision's weights for ResNet-50"), (True, "MIT CSAIL's resnet101-imagenet.pth")):
+        with pytest.raises(UserError, match=f"{re.escape(missing)}: there is no such file; give {words}"):
+            load_pretrained(reference.small_network("base", deep_stem=deep), missing)
 
 
 def test_none_changes_nothing() -> None:

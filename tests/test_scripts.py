@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import config
+from network import resolve_method
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
@@ -71,10 +72,6 @@ def test_scripts_are_sound(path: Path) -> None:
     assert "set -euo pipefail" in text or path.name == "setup.sh"  # setup.sh is sourced: it sets nothing for others
 
 
-def test_the_published_scripts_are_there() -> None:
-    assert {"train_r50os16_gtav_isw.sh", "train_r50os16_cty_isw.sh", "valid_r50os16_gtav_isw.sh"} <= set(RUNS)
-
-
 @pytest.mark.parametrize("name", RUNS)
 def test_the_flags_of_a_script_parse_and_further_ones_win(name: str, stub: Path) -> None:
     launcher, program, flags = started(stub, *run_arguments(name, "--seed", "7", "--val_dataset", "camvid"))
@@ -83,45 +80,117 @@ def test_the_flags_of_a_script_parse_and_further_ones_win(name: str, stub: Path)
     assert cfg.RUN.SEED == 7 and cfg.DATASET.VAL == ("camvid",)
 
 
-@pytest.mark.parametrize(
-    ("name", "source", "target", "tile", "clusters", "exp"),
-    [
-        ("train_r50os16_gtav_isw.sh", "gtav", "cityscapes", 1024, 3, "r50os16_gtav_isw"),
-        ("train_r50os16_cty_isw.sh", "cityscapes", "bdd100k", 512, 2, "r50os16_city_isw"),
-    ],
-)
-def test_training_scripts_hold_the_published_values(
-    name: str, source: str, target: str, tile: int, clusters: int, exp: str, stub: Path
-) -> None:
-    cfg = config.parse(started(stub, *run_arguments(name))[2], program="train")
+# The published training scripts: backbone_source_method -> what differs between them. DIIA's README has two scripts of
+# RobustNet's names; those names are DIIA's here, and RobustNet's two end in _plain.
+R50, R101_OS8 = "R50V3PlusD", "R101V3PlusD_OS8"
+MOBILE, SHUFFLE = "MobileNetV3PlusD", "ShuffleNetV3PlusD"
+OTHERS = {
+    "gtav": ("bdd100k", "cityscapes", "synthia", "mapillary"),
+    "cityscapes": ("bdd100k", "gtav", "synthia", "mapillary"),
+}
+# name: arch, method, codes, images per GPU, GPUs, (weight, relax_denom, clusters) where there is a whitening loss
+PUBLISHED: dict[str, tuple[str, str, str, int, int, tuple[float, float, int] | None]] = {
+    "r50os16_gtav_isw": (R50, "diia", "0022200", 8, 4, (0.6, 0, 3)),
+    "r50os16_cty_isw": (R50, "diia", "0022200", 8, 4, (0.6, 0, 2)),
+    "r50os16_gtav_base": (R50, "base", "0000000", 4, 4, None),
+    "r50os16_gtav_ibn": (R50, "ibn", "0044400", 4, 4, None),
+    "r50os16_gtav_iw": (R50, "iw", "0011100", 4, 4, (0.8, 0, 0)),
+    "r50os16_gtav_irw": (R50, "irw", "0011100", 4, 4, (0.6, 64, 0)),
+    "r50os16_gtav_isw_plain": (R50, "isw", "0022200", 4, 4, (0.6, 0, 3)),
+    "r50os16_gtav_switchable": (R50, "sw", "0055500", 4, 4, None),
+    "r50os16_cty_base": (R50, "base", "0000000", 4, 2, None),
+    "r50os16_cty_ibn": (R50, "ibn", "0044400", 4, 2, None),
+    "r50os16_cty_iw": (R50, "iw", "0011100", 4, 2, (0.6, 0, 0)),
+    "r50os16_cty_irw": (R50, "irw", "0011100", 4, 2, (0.6, 32, 0)),
+    "r50os16_cty_isw_plain": (R50, "isw", "0022200", 4, 2, (0.6, 0, 2)),
+    "r50os16_cty_switchable": (R50, "sw", "0055500", 4, 2, None),
+    "r101os8_gtav_base": (R101_OS8, "base", "0000000", 4, 4, None),
+    "r101os8_gtav_ibn": (R101_OS8, "ibn", "4404400", 4, 4, None),
+    "r101os8_gtav_isw": (R101_OS8, "isw", "2202200", 4, 4, (0.6, 0, 3)),
+    "r101os8_cty_base": (R101_OS8, "base", "0000000", 4, 2, None),
+    "r101os8_cty_isw": (R101_OS8, "isw", "0022200", 4, 2, (0.6, 0, 2)),
+    "mobile_gtav_base": (MOBILE, "base", "0000000", 8, 2, None),
+    "mobile_gtav_ibn": (MOBILE, "ibn", "0044400", 8, 2, None),
+    "mobile_gtav_isw": (MOBILE, "isw", "0022200", 4, 4, (1.0, 0, 20)),
+    "shuffle_gtav_base": (SHUFFLE, "base", "0000000", 8, 2, None),
+    "shuffle_gtav_ibn": (SHUFFLE, "ibn", "0044400", 8, 2, None),
+    "shuffle_gtav_isw": (SHUFFLE, "isw", "0022200", 8, 2, (0.8, 0, 2)),
+}
+PUBLISHED_VALID = {
+    "mobile_gtav_base": (MOBILE, "0000000"),
+    "mobile_gtav_ibn": (MOBILE, "0044400"),
+    "mobile_gtav_isw": (MOBILE, "0022200"),
+    "r50os16_gtav_isw": (R50, "0022200"),
+}
+
+
+def test_the_published_scripts_are_there() -> None:
+    ours = {"train_r50os16_gtav_synthia_isw.sh"}
+    published = {f"train_{name}.sh" for name in PUBLISHED} | {f"valid_{name}.sh" for name in PUBLISHED_VALID}
+    assert set(RUNS) == published | ours
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_training_scripts_hold_the_published_values(name: str, stub: Path) -> None:
+    arch, method, codes, images, gpus, whitening = PUBLISHED[name]
+    source = "cityscapes" if "_cty_" in name else "gtav"
+    script = f"train_{name}.sh"
+    cfg = config.parse(started(stub, *run_arguments(script))[2], program="train")
     data, optim, white, augment = cfg.DATASET, cfg.OPTIM, cfg.WHITENING, cfg.AUGMENT
-    assert ((source,), (source,), (target,), "train") == (data.TRAIN, data.COVSTAT, data.VAL, data.CITY_MODE)
+
+    row = resolve_method(cfg.NETWORK.METHOD, cfg.NETWORK.WT_LAYER)
+    assert (row.name, "".join(map(str, row.codes))) == (method, codes)
+    assert (cfg.NETWORK.ARCH, cfg.NETWORK.SYNCBN) == (f"network.deepv3.Deep{arch}", True)
+    if whitening is not None:
+        relax_denom = row.relax_denom if white.RELAX_DENOM is None else white.RELAX_DENOM
+        assert (white.REG_WEIGHT, relax_denom) == whitening[:2]
+    if row.whitening == "isw":
+        assert white.CLUSTERS == whitening[2]
+        assert (white.COV_STAT_EPOCH, white.TRIALS, white.STAT_IMAGES, white.DYNAMIC) == (5, 10, 500, False)
+
+    targets = OTHERS[source] if row.head == "plain" else ("cityscapes",) if source == "gtav" else ("bdd100k",)
+    assert ((source,), (source,), targets, "train") == (data.TRAIN, data.COVSTAT, data.VAL, data.CITY_MODE)
+    tile = 512 if (row.head, source) == ("diia", "cityscapes") else 1024
     assert (0.5, tile, 10000) == (data.CLASS_UNIFORM_PCT, data.CLASS_UNIFORM_TILE, data.MAX_CU_EPOCH)
-    assert (cfg.NETWORK.ARCH, cfg.NETWORK.WT_LAYER) == ("network.deepv3.DeepR50V3PlusD", (0, 0, 2, 2, 2, 0, 0))
-    assert (cfg.NETWORK.METHOD, cfg.NETWORK.SYNCBN) == ("diia", True)
-    assert (optim.LR, optim.LR_SCHEDULE, optim.POLY_EXP, optim.MAX_ITER, optim.BATCH_SIZE) == (
-        0.01,
-        "poly",
-        0.9,
-        40000,
-        8,
-    )
-    assert (optim.MOMENTUM, optim.WEIGHT_DECAY) == (0.9, 5e-4)
-    assert (0.6, 0.0, clusters) == (white.REG_WEIGHT, white.RELAX_DENOM, white.CLUSTERS)
-    assert (white.COV_STAT_EPOCH, white.TRIALS, white.STAT_IMAGES) == (5, 10, 500)
+    schedule = (optim.LR, optim.LR_SCHEDULE, optim.POLY_EXP, optim.MOMENTUM, optim.WEIGHT_DECAY, optim.MAX_ITER)
+    assert schedule == (0.01, "poly", 0.9, 0.9, 5e-4, 40000)
     assert (augment.CROP_SIZE, augment.SCALE_MIN, augment.SCALE_MAX, augment.RROTATE) == (768, 0.5, 2.0, 0.0)
-    assert (augment.GBLUR, augment.COLOR_AUG) == (True, 0.5)
-    assert ("0101", exp, "./logs/", "./logs/") == (cfg.RUN.DATE, cfg.RUN.EXP, cfg.RUN.CKPT, cfg.RUN.TB_PATH)
+    assert (augment.GBLUR, augment.COLOR_AUG, augment.JITTER, row.jitter) == (
+        *(True, 0.5, "method"),
+        "diia" if row.head == "diia" else "robustnet",
+    )
+
+    # With as many GPUs as published, no warning about the batch; the script's first lines name both.
+    assert (optim.BATCH_SIZE, optim.ACCUMULATE, row.recipe_batch(data.TRAIN)) == (images, 1, images * gpus)
+    text = (ROOT / "scripts" / script).read_text()
+    assert f"{gpus} GPUs x {images} images" in text and f"CUDA_VISIBLE_DEVICES={'0,1,2,3'[: 2 * gpus - 1]} " in text
+
+    date = "0201" if name in ("mobile_gtav_base", "mobile_gtav_ibn") else "0101"
+    assert (date, "./logs/", "./logs/") == (cfg.RUN.DATE, cfg.RUN.CKPT, cfg.RUN.TB_PATH)
+    assert name.replace("cty", "city") == cfg.RUN.EXP
+    # The stem of three convolutions has other ImageNet weights, and no default may leave it at random.
+    assert cfg.NETWORK.PRETRAINED == ("pretrained/resnet101-imagenet.pth" if arch == R101_OS8 else "torchvision")
 
 
-def test_the_validation_script_scores_the_four_unseen_domains(stub: Path) -> None:
-    script = str(ROOT / "scripts" / "valid_r50os16_gtav_isw.sh")
+def test_the_recipe_names_the_domains_it_knows(stub: Path) -> None:
+    for arguments in ([], ["synthia"]):
+        result = call(stub, str(ROOT / "scripts" / "robustnet_recipe.sh"), *arguments)
+        assert result.returncode == 2 and "gtav or cityscapes" in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED_VALID, None])
+def test_validation_scripts_score_the_four_unseen_domains(name: str | None, stub: Path) -> None:
+    script = str(ROOT / "scripts" / (f"valid_{name}.sh" if name else "score_weights.sh"))
     weights = stub.parent / "my weights.pth"
     weights.touch()
     flags = started(stub, script, weights.name, "--bs_mult_val", "2")[2]  # named as seen from the caller's folder
     cfg = config.parse(flags, program="valid")
     assert str(weights) == cfg.RUN.SNAPSHOT and cfg.EVAL.BATCH_SIZE == 2
     assert cfg.DATASET.VAL == ("cityscapes", "synthia", "bdd100k", "mapillary")
+    if name:
+        arch, codes = PUBLISHED_VALID[name]
+        assert f"network.deepv3.Deep{arch}" == cfg.NETWORK.ARCH
+        assert codes == "".join(map(str, cfg.NETWORK.WT_LAYER))
     for arguments in ([], ["--bs_mult_val", "2"]):
         result = call(stub, script, *arguments)
         assert result.returncode == 2 and "WEIGHTS" in result.stderr and result.stderr.count("\n") == 1

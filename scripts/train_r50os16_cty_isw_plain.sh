@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Trains ISW (ResNet-50 at stride 16, plain head) on Cityscapes with RobustNet's settings: 2 GPUs x 4 images.
+# Usage: CUDA_VISIBLE_DEVICES=0,1 ./scripts/train_r50os16_cty_isw_plain.sh [flags that win over those below]
+# RobustNet calls this script train_r50os16_cty_isw.sh; here that one trains DIIA.
+set -euo pipefail
+exec "$(dirname "${BASH_SOURCE[0]}")/robustnet_recipe.sh" cityscapes \
+  --arch network.deepv3.DeepR50V3PlusD \
+  --method isw \
+  --wt_reg_weight 0.6 \
+  --clusters 2 \
+  --bs_mult 4 \
+  --exp r50os16_city_isw_plain \
+  "$@"
