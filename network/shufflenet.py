@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from network.backbone import Backbone, BackboneSpec, BlockStage, Captured, at_si
 from network.mobilenet import DILATIONS
 from network.style import build_site
 
+log = logging.getLogger(__name__)
 CHANNELS = (24, 116, 232, 464, 1024)  # of stem and stages
 SHUFFLENET_V2 = BackboneSpec(
     name="shufflenet_v2",
@@ -33,6 +36,8 @@ class ConvStage(nn.Module):
         self.conv, self.pools = conv, pools
         self.norm = norm if kind is None else None
         self.site = build_site(conv.out_channels, kind=kind) if kind else None
+        if kind:
+            self.register_load_state_dict_pre_hook(_leave_out_norm)
 
     def forward(self, maps: Tensor) -> tuple[Tensor, Captured]:
         """Map (B, C, h, w) to the stage's output and the map captured at its site (none or one)."""
@@ -42,6 +47,15 @@ class ConvStage(nn.Module):
         maps, captured = at_site(self.site, maps)
         maps = F.relu(maps, inplace=self.site is None)
         return F.max_pool2d(maps, 3, stride=2, padding=1) if self.pools else maps, captured
+
+
+def _leave_out_norm(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
+    """Drop the batch norm that published weights hold beside a style site: the site bypasses it."""
+    dead = [name for name in state if name.startswith(f"{prefix}norm.")]
+    for name in dead:
+        del state[name]
+    if dead:
+        log.info("weights: a style site bypasses the batch norm of %s; left out", ", ".join(dead))
 
 
 class ShuffleNetV2(Backbone):

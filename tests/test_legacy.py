@@ -42,6 +42,27 @@ def test_names_and_shapes_of_every_configuration(key: str, test_data: Path, capl
     assert parameters + DEAD.get(key, 0) == reference.shapes(test_data, f"{key}/params")
     assert ("5 entries are never used" in caplog.text and "layer0.layer.0.1.weight" in caplog.text) == (key in DEAD)
     assert detect_head(wanted) == network.method.head
+    caplog.clear()
+    with caplog.at_level("INFO"), torch.device("meta"):  # without the network's names: the network itself knows
+        network.load_state_dict(convert_state_dict({n: torch.empty(s) for n, s in wanted.items()}), assign=True)
+    assert ("left out" in caplog.text) == (key in DEAD)
+
+
+def test_entries_that_the_file_shows_to_be_dead(caplog: pytest.LogCaptureFixture) -> None:
+    state = dict.fromkeys(("layer0.layer.0.1.weight", "layer4.layer.1.bias", "layer4.layer.0.weight"), 0)
+    assert list(convert_state_dict(state)) == [
+        f"backbone.{n}" for n in ("stem.norm.weight", "stage4.norm.bias", "stage4.conv.weight")
+    ]
+    state |= dict.fromkeys(("module.layer0.instance_norm_layer.weight", "layer4.instance_norm_layer.weight"), 0)
+    with caplog.at_level("INFO", logger="utils.legacy"):
+        kept = convert_state_dict(state)
+    assert list(kept) == [f"backbone.{n}" for n in ("stage4.conv.weight", "stem.site.weight", "stage4.site.weight")]
+    assert (
+        "2 entries are never used by the original and left out: layer0.layer.0.1.weight, layer4.layer.1.bias"
+        in caplog.text
+    )
+    mobile = dict.fromkeys(("layer4.0.0.weight", "layer4.0.instance_norm_layer.weight"), 0)
+    assert list(convert_state_dict(mobile)) == ["backbone.stage4.blocks.0.0.weight"]
 
 
 def test_conversion_without_reference_files() -> None:

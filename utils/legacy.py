@@ -30,9 +30,13 @@ _BACKBONE_RULES: tuple[tuple[str, str], ...] = (
     (r"layer4\.layer\.0\.weight", "stage4.conv.weight"),
     (rf"layer4\.layer\.1\.{_NORM_LEAF}", r"stage4.norm.\1"),
 )
-# Parameters that the original stores but never uses: ShuffleNetV2's batch norms beside a style site that bypasses them,
-# and a site on MobileNetV2's last convolution.
-_DEAD = re.compile(r"layer0\.layer\.0\.1\..+|layer4\.layer\.1\..+|layer4\.0\.instance_norm_layer\..+")
+# Parameters that the original stores but never uses, and the entry beside which they are so: ShuffleNetV2's batch norms
+# that a style site bypasses, a site on MobileNetV2's last convolution.
+_DEAD: tuple[tuple[str, str], ...] = (
+    (r"layer0\.layer\.0\.1\..+", "layer0.instance_norm_layer.weight"),
+    (r"layer4\.layer\.1\..+", "layer4.instance_norm_layer.weight"),
+    (r"layer4\.0\.instance_norm_layer\..+", "layer4.0.0.weight"),
+)
 _STEM_RULE = re.compile(r"layer0\.([0-8])\.(\w+)")
 
 # Beginnings of the original's names -> ours. A head's parts are shared by both networks, its place is not.
@@ -114,13 +118,15 @@ def convert_state_dict(state: Mapping[str, T], *, wanted: Container[str] | None 
 
     Args:
         state: original name -> value.
-        wanted: names of the network that is to be filled; what it lacks because the original never uses it is left
-            out, and named in the log.
+        wanted: names of the network that is to be filled. What the original stores but never uses is left out, and
+            named in the log; only a batch norm beside a site without parameters cannot be told without these names
+            (the network leaves it out when it loads).
 
     Raises:
         UserError: names that the original does not have, all of them listed.
     """
     rules = _rules(detect_head(state))
+    names = {name.removeprefix("module.") for name in state}
     converted: dict[str, T] = {}
     unknown: list[str] = []
     dead: list[str] = []
@@ -128,7 +134,8 @@ def convert_state_dict(state: Mapping[str, T], *, wanted: Container[str] | None 
         name = full_name.removeprefix("module.")
         ours = convert_backbone_name(name)
         if ours is not None:
-            if wanted is not None and _DEAD.fullmatch(name) and f"backbone.{ours}" not in wanted:
+            beside = next((beside for pattern, beside in _DEAD if re.fullmatch(pattern, name)), None)
+            if beside and (beside in names if wanted is None else f"backbone.{ours}" not in wanted):
                 dead.append(name)
             else:
                 converted[f"backbone.{ours}"] = value
