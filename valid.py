@@ -38,7 +38,6 @@ def load_network(cfg: Any, path: str) -> tuple[Segmentor, Any, dict[str, Any]]:
     content = checkpoint.read(path)
     about: dict[str, Any] = {"file": path}
     if checkpoint.is_ours(content):
-        checkpoint.check(content, path=path)
         saved = config.from_dict(content["config"])
         about.update(checkpoint=content["kind"], step=content["progress"]["step"], seed=saved.RUN.SEED)
         about.update(source=" ".join(saved.DATASET.TRAIN), epoch=content["progress"]["epoch"])
@@ -77,6 +76,8 @@ def score(cfg: Any, device: torch.device) -> Report:
     """Score the weight file on every domain of --val_dataset; every process returns the same report."""
     if not cfg.RUN.SNAPSHOT:
         raise UserError("no weights to score: give --snapshot FILE")
+    if not cfg.DATASET.VAL:
+        raise UserError("no domain to score: give --val_dataset NAME ...")
     network, saved, about = load_network(cfg, cfg.RUN.SNAPSHOT)
     share = {"rank": distributed.rank(), "world_size": distributed.world_size(), "limit": cfg.EVAL.LIMIT}
     chosen = build_evaluation_loaders(cfg, cfg.DATASET.VAL, split=cfg.DATASET.SPLIT, **share)

@@ -51,6 +51,8 @@ class Fault:
         if not self.examples:
             return f"{self.where}: {self.name}: {self.advice}"
         first = self.examples[0] if self.examples[0] == self.root else os.path.join(self.root, self.examples[0])
+        if self.count == 1 and first in self.advice:
+            return f"{self.where}: {self.advice}"
         return f"{self.where}: {self.name} ({self.count}, the first: {first}): {self.advice}"
 
 

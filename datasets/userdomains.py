@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,13 @@ def read_domains(path: Path, *, taken: Container[str] = ()) -> dict[str, Domain]
         raise UserError(f"{path}: must map names of domains to their fields; see docs/domains.example.yaml")
     domains = {}
     for name, fields in content.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name == "source":
+            raise UserError(
+                f"{path}: {name!r} cannot name a domain: use letters, digits, '-', '_' and '.' (but not 'source')"
+            )
         if name in taken:
             raise UserError(f"{path}: {name!r} is the name of a built-in domain; choose another")
-        domains[str(name)] = _Fields(fields, path, str(name)).domain()
+        domains[name] = _Fields(fields, path, name).domain()
     return domains
 
 
@@ -97,7 +102,7 @@ class _Fields:
     def _splits(self, in_path: bool) -> tuple[tuple[str, tuple[str, ...]], ...]:
         splits = self.fields["splits"]
         if isinstance(splits, list):
-            splits = {split: split for split in splits}
+            splits = {str(split): str(split) for split in splits}
         if not isinstance(splits, dict) or not splits:
             raise UserError(f"{self.where}: splits must be a list of train, val, test or map them to folder names")
         rows = []

@@ -16,7 +16,7 @@ from utils.errors import UserError
 
 
 def content(**changes: Any) -> dict[str, Any]:
-    entries: dict[str, Any] = dict.fromkeys(checkpoint.KEYS - {"schema"}, None)
+    entries: dict[str, Any] = {name: {} for name in checkpoint.KEYS - {"schema"}}
     return {**entries, "network": {"weight": torch.ones(2)}, **changes}
 
 
@@ -83,9 +83,22 @@ def test_a_missing_file_and_a_foreign_one_are_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "published.pth")
     with pytest.raises(UserError, match="no run to continue"):
         checkpoint.read_checkpoint(tmp_path / "published.pth")
-    torch.save({"schema": 99}, tmp_path / "future.pth")
-    with pytest.raises(UserError, match="schema 99"):
-        checkpoint.read_checkpoint(tmp_path / "future.pth")
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"schema": 99}, "schema 99"),
+        ({"schema": 1, "network": {}}, "not a whole checkpoint, best, .* missing"),
+        ({"schema": 1, **content(config=3)}, "its config is a int"),
+        ({1: 2}, "a dictionary of names"),
+        ([1], "this one a list"),
+    ],
+)
+def test_what_is_no_whole_checkpoint_is_refused(tmp_path: Path, entries: Any, message: str) -> None:
+    torch.save(entries, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=rf"other\.pth: .*{message}"):
+        checkpoint.read(tmp_path / "other.pth")
 
 
 def test_weights_that_do_not_fit_are_listed() -> None:

@@ -203,6 +203,7 @@ def test_declared_splits_ids_and_classes(tmp_path: Path) -> None:
         ({"splits": "[validation]"}, "unknown split 'validation'"),
         ({"splits": "{val: validation}"}, "images holds no {split}"),
         ({"splits": "3"}, "splits must be a list"),
+        ({"splits": "[[train]]"}, "unknown split"),
         ({"root": None}, "the field 'root' is missing"),
         ({"root": "7"}, "root must be text, not 7"),
         ({"label": "labels"}, "label must be a mapping, not 'labels'"),
@@ -232,6 +233,9 @@ def test_declared_mistakes_are_one_sentence(tmp_path: Path, fields: dict[str, st
         ("- a", "must map names of domains"),
         ("mine: 3", "mine: must be a mapping"),
         ("gtav: {root: x}", "'gtav' is the name of a built-in domain"),
+        ("../mine: {root: x}", "'../mine' cannot name a domain"),
+        ("source: {root: x}", "'source' cannot name a domain"),
+        ("5: {root: x}", "5 cannot name a domain"),
     ],
 )
 def test_broken_files(tmp_path: Path, text: str, message: str) -> None:

@@ -6,10 +6,12 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 import config
+from utils import distributed
 from utils.errors import UserError
-from utils.runs import Start, find_start
+from utils.runs import Start, find_start, open_folder
 
 
 @pytest.fixture
@@ -24,6 +26,15 @@ def run(tmp_path: Path) -> Path:
 
 def start(tmp_path: Path, line: str) -> Start:
     return find_start(config.parse(shlex.split(f"--ckpt {tmp_path} --date date {line}"), program="train"))
+
+
+def test_a_refused_folder_leaves_no_other(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folders in ("--ckpt {0}/runs --tb_path {0}/file/tb", "--ckpt {0}/file/runs --tb_path {0}"):
+        cfg = config.parse(shlex.split(folders.format(tmp_path)), program="train")
+        with pytest.raises(UserError, match="file/.*cannot be made"):
+            open_folder(cfg, Start())
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_auto_goes_on_where_there_is_something(run: Path, tmp_path: Path) -> None:
@@ -47,3 +58,8 @@ def test_only_the_last_checkpoint_of_a_run_is_continued_in_place(run: Path, tmp_
     assert start(tmp_path, f"--resume {foreign}") == Start(foreign)
     with pytest.raises(UserError, match="there is no such file"):
         start(tmp_path, "--resume none.pth")
+
+
+def test_a_full_gpu_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="lower --bs_mult"), distributed.process_group(torch.device("cpu")):
+        raise torch.OutOfMemoryError("CUDA out of memory")

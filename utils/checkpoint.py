@@ -62,7 +62,8 @@ def read(path: str | Path) -> dict[str, Any]:
     """Read a weight file of ours or of others onto the CPU with `weights_only=True`.
 
     Raises:
-        UserError: the file is missing, is no weight file, or holds anything but tensors and plain values.
+        UserError: the file is missing, is no weight file, holds anything but tensors and plain values, or is a
+            checkpoint of ours that is not complete or of another schema.
     """
     path = Path(path)
     if not path.is_file():
@@ -73,8 +74,10 @@ def read(path: str | Path) -> dict[str, Any]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
         reason = re.sub(r"\x1b\[\d*m", "", str(error)).split("\n")[0].split(". ")[0] or type(error).__name__
         raise UserError(f"{path}: not a readable weight file of tensors and plain values ({reason})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a weight file holds a dictionary, this one holds a {type(content).__name__}")
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise UserError(f"{path}: a weight file holds a dictionary of names, this one a {type(content).__name__}")
+    if is_ours(content):
+        _check(content, path=path)
     return content
 
 
@@ -87,23 +90,26 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint of our own schema.
 
     Raises:
-        UserError: as `read`, or the file is not a complete checkpoint of this schema.
+        UserError: as `read`, or the file was published by others.
     """
-    return check(read(path), path=path)
-
-
-def check(content: dict[str, Any], *, path: str | Path) -> dict[str, Any]:
-    """Return what was read if it is a complete checkpoint of this schema, else raise `UserError`."""
+    content = read(path)
     if not is_ours(content):
         raise UserError(
             f"{path}: holds weights but no run to continue; give it to --snapshot without --restore_optimizer"
         )
+    return content
+
+
+def _check(content: dict[str, Any], *, path: str | Path) -> None:
+    """Raise `UserError` unless what was read is a complete checkpoint of this schema."""
     if content["schema"] != SCHEMA:
         raise UserError(f"{path}: checkpoint schema {content['schema']}, this program reads schema {SCHEMA}")
     missing = sorted(KEYS - content.keys())
     if missing:
         raise UserError(f"{path}: not a whole checkpoint, {', '.join(missing)} missing")
-    return content
+    for name in sorted(KEYS - {"schema", "kind", "world_size"}):
+        if not isinstance(content[name], dict):
+            raise UserError(f"{path}: not a checkpoint of a run, its {name} is a {type(content[name]).__name__}")
 
 
 def load_weights(network: nn.Module, content: dict[str, Any], *, path: str | Path) -> None:

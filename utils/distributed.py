@@ -83,9 +83,18 @@ def process_group(device: torch.device, dist_url: str = "env://") -> Iterator[No
     """Hold the process group of a run and leave it in order at the end.
 
     After an error it is left as it is: the others may be waiting in it, and the launcher ends them when this one exits.
+
+    Raises:
+        UserError: the GPU's memory did not suffice.
     """
     init(device, dist_url)
-    yield
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "the memory of the GPU is used up: lower --bs_mult (and raise --accumulate), --crop_size or --bs_mult_val, "
+            "or use --fp16"
+        ) from error
     if is_initialized():
         dist.destroy_process_group()
 

@@ -69,7 +69,7 @@ class Option:
             return "one of " + ", ".join(self.choices)
         text = KIND_NAMES[self.base]
         if self.low is not None and self.high is not None:
-            text += f" from {self.low:g} to {self.high:g}"
+            text += f" from {self.low:.10g} to {self.high:.10g}"
         elif self.low is not None:
             text += f" of at least {self.low:g}"
         elif self.above is not None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from utils import checkpoint, distributed, logs
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import make_folder, write_text
 
 # Sections whose keys decide what a step computes; a resumed run should agree on them.
 SEQUENCE_SECTIONS = ("DATASET", "NETWORK", "WHITENING", "LOSS", "AUGMENT", "OPTIM")
@@ -66,8 +66,10 @@ def open_folder(cfg: Any, start: Start) -> Path:
     """Return the run folder: the one to go on in, or a new `{ckpt}/{date}/{exp}/{time}`, made by rank 0.
 
     Raises:
-        UserError: the folder cannot be made.
+        UserError: this folder or that of --tb_path cannot be made.
     """
+    if distributed.is_main():
+        make_folder(Path(cfg.RUN.TB_PATH))  # before the run's, so that a refusal leaves no empty one
     if start.folder is not None:
         if distributed.is_main():
             for file in start.folder.glob(".*.tmp"):  # what a kill in the middle of a save left behind
