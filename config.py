@@ -129,6 +129,12 @@ _ROWS = (
     Option("LOSS.STRICT_CLASSES", [], "--strict_bdr_cls",
            "Classes (train ids) whose own pixels --jointwtborder does not relax.",
            kind=int, lengths=(0, 19), low=0, high=18),
+    Option("LOSS.OHEM_THRESH", 0.0, "--ohem_thresh",
+           "Take the cross entropy over hard pixels alone (OHEM): those whose true class has less than this "
+           "probability, 0.7 say; 0 for all pixels.", low=0, high=1),
+    Option("LOSS.OHEM_MIN_KEPT", 100000, "--ohem_min_kept",
+           "Pixels per crop that --ohem_thresh keeps at least, on average over a process's batch, the hardest first.",
+           low=0),
     Option("LOSS.LAYOUT_CONFIDENCE", "logits", "--layout_confidence",
            "What the thresholds of DIIA's coarse layout compare.", choices=("logits", "softmax")),
 
@@ -152,7 +158,7 @@ _ROWS = (
     Option("OPTIM.RESCALE", 1.0, "--rescale", "Factor of the second part of scl-poly.", above=0),
     Option("OPTIM.REPOLY", 1.5, "--repoly", "Exponent of the second part of scl-poly.", low=0),
     Option("OPTIM.RLX_OFF_ITER", -1, "--rlx_off_iter",
-           "Step at which --jointwtborder gives way to the plain cross entropy and the second part of scl-poly starts.",
+           "Step at which --jointwtborder stops relaxing (its weights stay) and the second part of scl-poly starts.",
            low=-1),
     Option("OPTIM.MAX_ITER", 30000, "--max_iter", "Optimiser steps of the run.", low=1),
     Option("OPTIM.MAX_EPOCH", 0, "--max_epoch", "Stop after this many epochs, 0 for no limit.", low=0),
@@ -323,3 +329,7 @@ def _check_loss(values: Mapping[str, Any]) -> None:
             raise UserError(f"{KEYS[key].flag} belongs to --img_wt_loss or --jointwtborder; add one of them")
     if values["LOSS.STRICT_CLASSES"] and asked != ["--jointwtborder"]:
         raise UserError("--strict_bdr_cls belongs to --jointwtborder; add it or leave the classes out")
+    if values["LOSS.OHEM_THRESH"] and asked not in ([], ["--cls_wt_loss"]):
+        raise UserError(f"--ohem_thresh and {asked[0]} each choose which pixels count how much; give one of them")
+    if not values["LOSS.OHEM_THRESH"] and values["LOSS.OHEM_MIN_KEPT"] != KEYS["LOSS.OHEM_MIN_KEPT"].default:
+        raise UserError("--ohem_min_kept belongs to --ohem_thresh; add it, 0.7 say")

@@ -14,7 +14,7 @@ __all__ = ["Criterion", "MaskStatistics", "build_criterion", "collect_masks", "c
 
 
 def build_criterion(cfg: Any, *, method: Any, style_channels: Sequence[int]) -> Criterion:
-    """Build the criterion of a method from `cfg.WHITENING` (REG_WEIGHT, RELAX_DENOM) and `cfg.LOSS`.
+    """Build the criterion of a method from `cfg.WHITENING`, `cfg.LOSS` and the crop of `cfg.AUGMENT`.
 
     Args:
         method: anything with `head`, `whitening` and `relax_denom`.
@@ -38,4 +38,5 @@ def build_criterion(cfg: Any, *, method: Any, style_channels: Sequence[int]) -> 
         whitening_weight=cfg.WHITENING.REG_WEIGHT,
         class_weights=CLASS_WEIGHTS if options.CLASS_WEIGHTS else None,
         targets=targets,
+        ohem=(options.OHEM_THRESH, options.OHEM_MIN_KEPT / cfg.AUGMENT.CROP_SIZE**2) if options.OHEM_THRESH else None,
     )

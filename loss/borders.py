@@ -60,9 +60,9 @@ class ImageTargets:
     relaxed: bool
     strict: tuple[int, ...] = ()
 
-    def sets(self, labels: Tensor, *, num_classes: int) -> Tensor:
-        """Map labels (B, H, W) to sets; those of ignored pixels are empty."""
-        if self.relaxed:
+    def sets(self, labels: Tensor, *, num_classes: int, relax: bool = True) -> Tensor:
+        """Map labels (B, H, W) to sets; those of ignored pixels are empty. `relax` False switches `relaxed` off."""
+        if self.relaxed and relax:
             found = neighbour_classes(labels, num_classes=num_classes, strict=self.strict)
         else:
             found = own_class(labels, num_classes=num_classes)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from loss.borders import ClassSets, ImageTargets
-from loss.terms import cross_entropy, edge_distance, set_entropy, shrink_labels
+from loss.terms import cross_entropy, edge_distance, hard_labels, set_entropy, shrink_labels
 from loss.whitening import Whitening
 from network.outputs import SegmentorOutput
 
@@ -39,13 +39,16 @@ class Criterion(nn.Module):
         whitening_weight: float,
         class_weights: Sequence[float] | None = None,
         targets: ImageTargets | None = None,
+        ohem: tuple[float, float] | None = None,
     ) -> None:
+        """Keep the parts; `ohem` holds threshold and least share of `hard_labels`."""
         super().__init__()
         if head not in WEIGHTS:
             raise ValueError(f"head {head!r}: one of {', '.join(WEIGHTS)}")
         self.head = head
         self.whitening = whitening
         self.targets = targets
+        self.ohem = ohem
         self.weights: dict[str, float] = dict(WEIGHTS[head])
         if whitening is not None:
             self.weights["whitening"] = whitening_weight
@@ -62,7 +65,7 @@ class Criterion(nn.Module):
             labels: (B, H, W) int64, 255 = ignored.
             edges: (B, H, W) Sobel target 0..255; DIIA's edge branch needs it.
             whiten: whether the whitening term is computed; ISW must have masks then.
-            relax: whether borders are relaxed where the run asks for it; without it the cross entropy is a plain one.
+            relax: whether borders are relaxed where the run asks for it; the image weights stay without it.
         """
         aux = output.aux
         assert aux is not None, "the auxiliary head belongs to every training output"
@@ -79,9 +82,9 @@ class Criterion(nn.Module):
     def _truth(self, labels: Tensor, *, size: tuple[int, int], num_classes: int, relax: bool) -> tuple[Truth, Truth]:
         """Return what logits at full size and at the auxiliary head's size are compared with."""
         targets = self.targets
-        if targets is None or (targets.relaxed and not relax):
+        if targets is None:
             return labels, shrink_labels(labels, size=size)
-        sets = targets.sets(labels, num_classes=num_classes)
+        sets = targets.sets(labels, num_classes=num_classes, relax=relax)
         small = shrink_labels(sets, size=size)  # what is around a pixel of the full size
         return targets.weigh(sets, num_classes=num_classes), targets.weigh(small, num_classes=num_classes)
 
@@ -92,7 +95,7 @@ class Criterion(nn.Module):
             terms["coarse"] = self._entropy(output.coarse, truth)
         if output.layout_logits is not None:
             assert output.layout is not None
-            terms["layout"] = self._entropy(output.layout_logits, output.layout)
+            terms["layout"] = cross_entropy(output.layout_logits, output.layout, weight=self.class_weights)
         if output.edge is not None:
             assert edges is not None and output.edge_logits is not None
             terms["edge_logits"] = self._entropy(output.edge_logits, truth)
@@ -102,6 +105,8 @@ class Criterion(nn.Module):
     def _entropy(self, logits: Tensor, truth: Truth) -> Tensor:
         if isinstance(truth, ClassSets):
             return set_entropy(logits, truth)
+        if self.ohem is not None:
+            truth = hard_labels(logits, truth, threshold=self.ohem[0], min_share=self.ohem[1])
         return cross_entropy(logits, truth, weight=self.class_weights)
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:

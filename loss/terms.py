@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,6 +27,25 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, weight: Tensor | None = Non
         return total / valid.sum().clamp(min=1)
     share = (weight[labels.where(valid, 0)] * valid).sum()
     return total / share.where(share > 0, 1.0)
+
+
+@torch.no_grad()
+def hard_labels(logits: Tensor, labels: Tensor, *, threshold: float, min_share: float) -> Tensor:
+    """Return labels with 255 for easy pixels, so that the cross entropy is over the hard ones alone (OHEM).
+
+    Hard is whose true class has less than the probability `threshold`; Shrivastava et al., CVPR 2016.
+
+    Args:
+        logits: (B, classes, H, W).
+        labels: (B, H, W).
+        min_share: pixels that are kept in any case, the hardest, as a share of B * H * W.
+    """
+    losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="none")  # (B, H, W), 0 if ignored
+    bound, count = -math.log(threshold), min(round(min_share * losses.numel()), losses.numel())
+    if not count:
+        return labels.where(losses > bound, IGNORE)
+    last = losses.flatten().topk(count, sorted=False).values.amin()
+    return labels.where(losses >= last.clamp(max=bound), IGNORE)
 
 
 def set_entropy(logits: Tensor, target: ClassSets) -> Tensor:

@@ -60,6 +60,7 @@ def options(
 ) -> SimpleNamespace:
     """The options that the builders of network and loss read; `loss` are keys of the section LOSS."""
     plain = {"IMAGE_WEIGHTS": False, "BATCH_WEIGHTS": False, "WEIGHT_BOUND": 1.0, "RELAX_BORDERS": False}
+    plain |= {"OHEM_THRESH": 0.0, "OHEM_MIN_KEPT": 0}
     return SimpleNamespace(
         NETWORK=SimpleNamespace(
             ARCH=arch,
@@ -73,6 +74,7 @@ def options(
             **{**plain, "STRICT_CLASSES": [], "LAYOUT_CONFIDENCE": confidence, "CLASS_WEIGHTS": class_weights, **loss}
         ),
         WHITENING=SimpleNamespace(REG_WEIGHT=0.6, RELAX_DENOM=relax_denom),
+        AUGMENT=SimpleNamespace(CROP_SIZE=8),
     )
 
 

@@ -144,8 +144,10 @@ def test_terms_of_diia_with_borders() -> None:
     small = targets.sets(labels, num_classes=19)[:, ::4, ::4]
     torch.testing.assert_close(terms["aux"], set_entropy(output.aux, targets.weigh(small, num_classes=19)))
     torch.testing.assert_close(terms["layout"], plain["layout"])  # the network's own labels are no borders to relax
-    for name, value in criterion(output, labels, edges, whiten=False, relax=False).items():
-        assert torch.equal(value, plain[name]), name
+    unrelaxed = criterion(output, labels, edges, whiten=False, relax=False)
+    weighted = build("diia", IMAGE_WEIGHTS=True)(output, labels, edges, whiten=False)
+    for name, value in unrelaxed.items():
+        assert torch.equal(value, weighted[name]), name  # the weights by image stay
 
 
 def test_image_weights_stay_where_borders_are_switched_off() -> None:
@@ -168,10 +170,14 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("switch", ["RELAX_BORDERS", "IMAGE_WEIGHTS"])
-def test_a_step_does_not_wait_for_the_device(switch: str) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [{"RELAX_BORDERS": True, "STRICT_CLASSES": (1, 2)}, {"IMAGE_WEIGHTS": True}, {"OHEM_THRESH": 0.7}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_step_does_not_wait_for_the_device(changes: dict[str, Any]) -> None:
     output, labels = made_up_output(), some_labels()
-    criterion = build("diia", **{switch: True}, STRICT_CLASSES=(1, 2))
+    criterion = build("diia", **changes, OHEM_MIN_KEPT=5)
     with NoWaiting():
         terms = criterion(output, labels, torch.zeros(2, 8, 8), whiten=False)
         criterion.total(terms).backward()

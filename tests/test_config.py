@@ -28,11 +28,11 @@ FLAGS = """
 --domains --dump_augmentation_images --dynamic --eval_protocol --exp --fp16 --freeze_bn --gblur --help --image_in
 --image_uniform_sampling --img_wt_loss --jitter --jointwtborder --layout_confidence --local-rank --local_rank
 --log_interval --lr --lr_schedule --max_cu_epoch --max_epoch --max_iter --method --momentum --no_quick_check
---no_syncbn --no_val_source --num_workers --opts --out --output_stride --pictures --poly_exp --pre_size --pretrained
---quick_check --relax_denom --repoly --rescale --restore_optimizer --resume --rlx_off_iter --rrotate --save_interval
---scale_max --scale_min --seed --sgd --snapshot --split --stat_images --strict_bdr_cls --syncbn --tb_path --tb_tag
---test_mode --trials --val_dataset --val_interval --val_limit --val_source --weight_decay --wt_bound --wt_layer
---wt_reg_weight -wb
+--no_syncbn --no_val_source --num_workers --ohem_min_kept --ohem_thresh --opts --out --output_stride --pictures
+--poly_exp --pre_size --pretrained --quick_check --relax_denom --repoly --rescale --restore_optimizer --resume
+--rlx_off_iter --rrotate --save_interval --scale_max --scale_min --seed --sgd --snapshot --split --stat_images
+--strict_bdr_cls --syncbn --tb_path --tb_tag --test_mode --trials --val_dataset --val_interval --val_limit
+--val_source --weight_decay --wt_bound --wt_layer --wt_reg_weight -wb
 """.split()
 
 PUBLISHED_COMMON = """
@@ -172,6 +172,9 @@ def test_values_are_typed() -> None:
         ("--img_wt_loss --wt_bound -1", "--wt_bound must be a number of at least 0, got -1"),
         ("--img_wt_loss --strict_bdr_cls 5", "--strict_bdr_cls belongs to --jointwtborder"),
         ("--jointwtborder --strict_bdr_cls 19", "--strict_bdr_cls must be a list of values, each .* from 0 to 18"),
+        ("--ohem_thresh 0.7 --img_wt_loss", "--ohem_thresh and --img_wt_loss each choose which pixels count"),
+        ("--ohem_thresh 0.7 --jointwtborder", "--ohem_thresh and --jointwtborder each choose"),
+        ("--ohem_min_kept 5", "--ohem_min_kept belongs to --ohem_thresh"),
         ("--restore_optimizer", "--restore_optimizer needs the checkpoint .* --snapshot FILE"),
         ("--opts DATASET.GTA_DIR=/x", "--opts: there is no option 'DATASET.GTA_DIR'; did you mean 'DATASET.GTAV_DIR'"),
         ("--opts optim.lr=1", "there is no option 'optim.lr'; did you mean 'OPTIM.LR'"),

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from loss import build_criterion
 from loss.criterion import CLASS_WEIGHTS, Criterion
-from loss.terms import cross_entropy, shrink_labels
+from loss.terms import cross_entropy, hard_labels, shrink_labels
 from network.methods import METHODS
 from network.outputs import SegmentorOutput
 from tests import reference
@@ -121,6 +121,50 @@ def test_class_weights_weigh_the_mean() -> None:
     wanted = F.cross_entropy(output.fused, labels, weight=torch.tensor(CLASS_WEIGHTS), ignore_index=255)
     torch.testing.assert_close(criterion(output, labels, whiten=False)["fused"], wanted)
     assert not criterion.state_dict(), "fixed weights are no state"
+
+
+def hard_pixels(logits: torch.Tensor, labels: torch.Tensor, *, threshold: float, least: int) -> torch.Tensor:
+    """The definition: below the threshold, or among the `least` lowest probabilities of the labelled pixels."""
+    probabilities = logits.double().softmax(1).gather(1, labels.where(labels < 19, 0)[:, None])[:, 0]
+    valid = labels != 255
+    lowest = probabilities[valid].sort().values[: max(least, 0)]
+    hard = probabilities < threshold
+    return valid & (hard | (probabilities <= lowest[-1]) if len(lowest) else hard)
+
+
+@pytest.mark.parametrize(("threshold", "least"), [(0.1, 0), (0.02, 60), (0.7, 10), (1.0, 0), (1e-9, 500), (1e-9, 1)])
+def test_hard_pixels_follow_the_definition(threshold: float, least: int) -> None:
+    logits, labels = made_up_output().fused, some_labels()
+    wanted = labels.where(hard_pixels(logits, labels, threshold=threshold, least=least), 255)
+    assert torch.equal(hard_labels(logits, labels, threshold=threshold, min_share=least / labels.numel()), wanted)
+    assert (threshold, least) == (1e-9, 1) or 1 < (wanted != 255).sum() < 97
+
+
+def test_certain_pixels_are_kept_where_so_many_are_asked_for() -> None:
+    labels = torch.zeros(1, 4, 4, dtype=torch.int64)
+    labels[0, 0] = 255
+    logits = torch.nn.functional.one_hot(labels.clamp(max=18), 19).movedim(-1, 1) * 1000.0  # probability 1
+    kept = hard_labels(logits, labels, threshold=0.7, min_share=0.25)
+    assert torch.equal(kept, labels), "ties are all kept"
+    assert (hard_labels(logits, labels, threshold=0.7, min_share=0.0) == 255).all()
+
+
+@pytest.mark.parametrize("class_weights", [False, True])
+def test_terms_of_diia_over_hard_pixels(class_weights: bool) -> None:
+    output, labels, edges = made_up_output(), some_labels(), torch.zeros(2, 8, 8)
+    options: Any = {"class_weights": class_weights}
+    criterion = build(**options, OHEM_THRESH=0.02, OHEM_MIN_KEPT=16)  # of the 64 pixels of a crop
+    terms, plain = (some(output, labels, edges, whiten=False) for some in (criterion, build(**options)))
+    truths = dict.fromkeys(("fused", "coarse", "edge_logits"), labels) | {"aux": shrink_labels(labels, size=(2, 2))}
+    for name, truth in truths.items():
+        logits = getattr(output, name)
+        kept = hard_pixels(logits, truth, threshold=0.02, least=truth.numel() // 4)
+        weight = torch.tensor(CLASS_WEIGHTS) if class_weights else None
+        wanted = F.cross_entropy(logits, truth.where(kept, 255), weight=weight, ignore_index=255)
+        torch.testing.assert_close(terms[name], wanted)
+        assert terms[name] > plain[name] or name == "aux"  # which is small here
+    for name in ("layout", "edge"):  # the network's own labels are no truth to be mined
+        assert torch.equal(terms[name], plain[name])
 
 
 def test_labels_shrink_by_nearest_pixel() -> None:
