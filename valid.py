@@ -15,9 +15,10 @@ import torch
 import config
 from datasets.labels import CLASS_NAMES, IGNORE, PALETTE
 from datasets.loaders import build_evaluation_loaders
-from network import METHODS, Segmentor, build_network, method_for
+from network import Method, Segmentor, architecture_of, build_network
+from network.published import build_published
 from transforms.recipes import build_normalisation
-from utils import checkpoint, distributed, legacy, logs, pictures
+from utils import checkpoint, distributed, logs, pictures
 from utils.errors import UserError, run_entry_point
 from utils.files import make_folder
 from utils.report import Report
@@ -39,37 +40,36 @@ def load_network(cfg: Any, path: str) -> tuple[Segmentor, Any, dict[str, Any]]:
     about: dict[str, Any] = {"file": path}
     if checkpoint.is_ours(content):
         saved = config.from_dict(content["config"])
-        about.update(checkpoint=content["kind"], step=content["progress"]["step"], seed=saved.RUN.SEED)
-        about.update(source=" ".join(saved.DATASET.TRAIN), epoch=content["progress"]["epoch"])
+        about.update(checkpoint=content["kind"], epoch=content["progress"]["epoch"])
+        if content["kind"] != checkpoint.CONVERTED:  # published weights do not say how they were trained
+            about.update(step=content["progress"]["step"], seed=saved.RUN.SEED, source=" ".join(saved.DATASET.TRAIN))
         network = build_network(saved)
-        for key in ("ARCH", "METHOD"):
-            asked, trained = cfg.NETWORK[key], saved.NETWORK[key]
-            if asked not in (config.KEYS[f"NETWORK.{key}"].default, trained):
-                logger.warning("--%s %s is not used: %s was trained with %s", key.lower(), asked, path, trained)
+        checkpoint.load_weights(network, content, path=path)
+        _warn_of_unused(cfg, saved, network.method, path)
     else:
-        saved = _config_of_published(cfg, content, path)
+        saved, network = cfg, build_published(cfg, content, path=path)
         about.update(checkpoint="published weights without a config", epoch=content.get("epoch"))
-        network = build_network(saved)
-    checkpoint.load_weights(network, content, path=path)
     about.update(method=network.method.label, network=network.describe())
     return network, saved, about
 
 
-def _config_of_published(cfg: Any, content: dict[str, Any], path: str) -> Any:
-    """Return the config with the method that the file's names and --wt_layer (or --method) say."""
-    head: Any = legacy.detect_head(legacy.unwrap_state(content))
-    asked, codes = METHODS.get(cfg.NETWORK.METHOD), cfg.NETWORK.WT_LAYER
-    if asked is not None and asked.head == head:
-        return cfg
-    if cfg.NETWORK.METHOD != config.KEYS["NETWORK.METHOD"].default:
-        raise UserError(f"{path}: has the {head} head, which --method {cfg.NETWORK.METHOD} does not")
-    if codes is None:
-        raise UserError(
-            f"{path}: has the {head} head and no config; give --method or --wt_layer as it was trained with"
-        )
-    plain = config.to_dict(cfg)
-    plain["NETWORK"]["METHOD"] = method_for(head=head, codes=codes).name
-    return config.from_dict(plain)
+def _warn_of_unused(cfg: Any, saved: Any, method: Method, path: str) -> None:
+    """Name the flags that ask for another network than the one that a checkpoint was trained with."""
+    asked = cfg.NETWORK
+    named: dict[str, tuple[str, str]] = {}  # flags -> what they ask for, what the checkpoint holds
+    if any(asked[key] != _default(key) for key in ("ARCH", "BACKBONE", "OUTPUT_STRIDE")):
+        named["--arch, --backbone, --output_stride"] = str(architecture_of(cfg)), str(architecture_of(saved))
+    if asked.METHOD != _default("METHOD"):
+        named["--method"] = asked.METHOD, method.name
+    if asked.WT_LAYER is not None:
+        named["--wt_layer"] = " ".join(map(str, asked.WT_LAYER)), " ".join(map(str, method.codes))
+    for flags, (wanted, own) in named.items():
+        if wanted != own:
+            logger.warning("%s: %s is not used, %s was trained with %s", flags, wanted, path, own)
+
+
+def _default(key: str) -> Any:
+    return config.KEYS[f"NETWORK.{key}"].default
 
 
 def score(cfg: Any, device: torch.device) -> Report:

@@ -21,6 +21,7 @@ __all__ = [
     "Method",
     "Segmentor",
     "SegmentorOutput",
+    "architecture_of",
     "assemble",
     "build_network",
     "load_pretrained",
@@ -30,18 +31,28 @@ __all__ = [
 ]
 
 
-def build_network(cfg: Any, *, num_classes: int = 19) -> Segmentor:
+def architecture_of(cfg: Any) -> Architecture:
+    """Return what --arch, --backbone and --output_stride name together; raises `UserError` where they do not fit."""
+    network = cfg.NETWORK
+    return resolve_architecture(network.ARCH, backbone=network.BACKBONE, output_stride=network.OUTPUT_STRIDE)
+
+
+def build_network(cfg: Any, *, method: Method | None = None, num_classes: int = 19) -> Segmentor:
     """Build the network of `cfg.NETWORK` and the layout's thresholds of `cfg.LOSS`, freshly initialised.
+
+    Args:
+        cfg: the configuration.
+        method: in place of the one that `cfg.NETWORK` names.
+        num_classes: channels of the logits.
 
     Raises:
         UserError: an unknown architecture or method, or style codes that do not fit.
     """
-    network = cfg.NETWORK
     return assemble(
-        resolve_architecture(network.ARCH, backbone=network.BACKBONE, output_stride=network.OUTPUT_STRIDE),
-        method=resolve_method(network.METHOD, network.WT_LAYER),
+        architecture_of(cfg),
+        method=method or resolve_method(cfg.NETWORK.METHOD, cfg.NETWORK.WT_LAYER),
         num_classes=num_classes,
-        freeze_bn=bool(network.FREEZE_BN),
+        freeze_bn=bool(cfg.NETWORK.FREEZE_BN),
         layout_confidence=cfg.LOSS.LAYOUT_CONFIDENCE,
     )
 

@@ -12,6 +12,7 @@ from utils.errors import UserError, did_you_mean
 Head = Literal["plain", "diia"]
 Whitening = Literal["irw", "isw"]
 Part = Literal["edge", "layout", "aggregation", "fused"]
+DEFAULT_METHOD = "diia"
 PARTS: tuple[Part, ...] = get_args(Part)  # of the DIIA head, beside its coarse and auxiliary classifiers
 
 

@@ -42,6 +42,13 @@ ROBUSTNET: dict[str, tuple[str, str, tuple[int, ...] | None]] = {
     "shuffleos8_base": ("ShuffleNetV3PlusD_OS8", "base", None),
     "shuffleos32_base": ("ShuffleNetV3PlusD_OS32", "base", None),
 }
+# DIIA's networks: key -> --arch, codes.
+DIIA = {
+    "r50_isw": (R50, (0, 0, 2, 2, 2, 0, 0)),
+    "r50_base": (R50, (0, 0, 0, 0, 0, 0, 0)),
+    "r50_ibn": (R50, (0, 0, 4, 4, 4, 0, 0)),
+    "r101_isw": (R101, (2, 2, 2, 2, 2, 0, 0)),
+}
 VALUES = Path(__file__).with_name("reference_values.json")
 
 
@@ -163,6 +170,19 @@ def trial_masks(trial: int, channels: Iterable[int] = (64, 256, 512), *, cluster
             total += variance(f"t{trial}_r{image}", width)
         count += 1
     return statistics.masks()
+
+
+def published(test_data: Path, key: str, path: Path) -> list[str]:
+    """Write one of the original's checkpoints, every entry the rule's; returns the flags that name its network."""
+    if key.startswith("rn/"):
+        ending, method, codes = ROBUSTNET[key.removeprefix("rn/")]
+        arch, codes = f"network.deepv3.Deep{ending}", codes or resolve_method(method).codes
+    else:
+        arch, codes = DIIA[key]
+    state = {f"module.{name}": fill(name, shape) for name, shape in shapes(test_data, key).items()}
+    content = {"state_dict": state, "optimizer": {"state": {}}, "scheduler": {"last_epoch": 9}, "epoch": 103}
+    torch.save(content | {"mean_iu": np.float64(0.3), "command": "python train.py"}, path)
+    return ["--arch", arch, "--wt_layer", *map(str, codes)]
 
 
 def shapes(test_data: Path, key: str) -> Mapping[str, list[int]]:

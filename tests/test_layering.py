@@ -15,7 +15,7 @@ import config
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("datasets", "loss", "network", "transforms", "utils")
-PROGRAMS = ("train", "valid", "predict")
+PROGRAMS = ("train", "valid", "convert", "predict")
 OWN = {*PACKAGES, *PROGRAMS, "config", "optimizer"}
 ALLOWED = {  # part of the project -> what of the project it may import besides itself
     "utils": {"utils"},

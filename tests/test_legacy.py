@@ -12,24 +12,16 @@ from tests import reference
 from utils.errors import UserError
 from utils.legacy import convert_state_dict, detect_head, unwrap_state
 
-OURS = {
-    "r50_isw": ("diia", None, reference.R50),
-    "r50_base": ("diia", [0] * 7, reference.R50),
-    "r50_ibn": ("diia", [0, 0, 4, 4, 4, 0, 0], reference.R50),
-    "r101_isw": ("diia", [2, 2, 2, 2, 2, 0, 0], reference.R101),
-}
-
-
 # Batch norms that a style site bypasses: the published file has them, nothing reads them.
 DEAD = {"rn/shuffle_ibn": 48, "rn/shuffle_isw": 48, "rn/shuffle_isw_fixed": 48}
 
 
-@pytest.mark.parametrize("key", [*OURS, *(f"rn/{key}" for key in reference.ROBUSTNET)])
+@pytest.mark.parametrize("key", [*reference.DIIA, *(f"rn/{key}" for key in reference.ROBUSTNET)])
 def test_names_and_shapes_of_every_configuration(key: str, test_data: Path, caplog: pytest.LogCaptureFixture) -> None:
     with torch.device("meta"):
-        if key in OURS:
-            method, codes, arch = OURS[key]
-            network = build_network(reference.options(method, codes=codes, arch=arch))
+        if key in reference.DIIA:
+            arch, codes = reference.DIIA[key]
+            network = build_network(reference.options("diia", codes=codes, arch=arch))
         else:
             network = build_network(reference.robustnet(key.removeprefix("rn/")))
     wanted = reference.shapes(test_data, key)

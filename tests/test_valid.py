@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import config
 import train
 import valid
 from tests.runs import launch, run_folder, train_arguments
@@ -63,6 +64,30 @@ def test_a_checkpoint_needs_nothing_but_itself(
 def test_the_score_is_the_one_that_training_wrote(weights: Path, small_camvid: Path, tmp_path: Path) -> None:
     expected = json.loads((weights / "scores" / "scores.json").read_text())
     assert score(weights / "last.pth", small_camvid, tmp_path)["domains"] == expected["domains"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--arch network.deepv3.DeepR50V3PlusD --method ibn --wt_layer 0 0 4 4 4 0 0", ""),
+        ("--backbone resnet50 --output_stride 16", ""),
+        (
+            "--backbone resnet18 --output_stride 32",
+            "--backbone, --output_stride: ResNet-18, output stride 32 is not used",
+        ),
+        ("--output_stride 8", "was trained with ResNet-50, output stride 16"),
+        ("--method isw", "--method: isw is not used"),
+        ("--wt_layer 0 0 2 2 2 0 0", "was trained with 0 0 4 4 4 0 0"),
+    ],
+)
+def test_flags_that_a_checkpoint_does_not_follow_are_named(
+    flags: str, words: str, weights: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = str(weights / "last.pth")
+    network, _, _ = valid.load_network(config.parse(["--snapshot", file, *flags.split()], program="valid"), file)
+    assert "ResNet-50, output stride 16, method ibn" in network.describe()
+    found = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(found) == bool(words) and all(words in message for message in found), found
 
 
 def test_another_split_and_a_limit_are_said(weights: Path, small_camvid: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ SCHEMA = 1
 KEYS = frozenset(
     "schema kind network criterion optimizer scheduler scaler progress best config versions world_size".split()
 )
+CONVERTED = "converted"  # kind of a checkpoint that holds weights alone
 
 
 # Published files hold their mean IoU as a numpy number, under numpy 1's or numpy 2's name.
@@ -52,7 +53,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"{path}: the checkpoint could not be written ({error}); free space or choose another --ckpt"
+            f"{path}: the checkpoint could not be written ({error}); free space or choose another folder"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -87,13 +88,13 @@ def is_ours(content: dict[str, Any]) -> bool:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of our own schema.
+    """Read a checkpoint of our own schema to continue its run.
 
     Raises:
-        UserError: as `read`, or the file was published by others.
+        UserError: as `read`, or the file holds weights alone.
     """
     content = read(path)
-    if not is_ours(content):
+    if not is_ours(content) or content["kind"] == CONVERTED:
         raise UserError(
             f"{path}: holds weights but no run to continue; give it to --snapshot without --restore_optimizer"
         )
@@ -121,7 +122,7 @@ def load_weights(network: nn.Module, content: dict[str, Any], *, path: str | Pat
     if is_ours(content):
         state = content["network"]
     else:
-        state = legacy.convert_state_dict(legacy.unwrap_state(content), wanted=network.state_dict())
+        state = legacy.convert_state_dict(legacy.unwrap_state(content), wanted=network.state_dict(), origin=str(path))
     load_strictly(network, state, path=path)
 
 

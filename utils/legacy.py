@@ -92,7 +92,7 @@ def unwrap_state(loaded: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
             break
-    return {name.removeprefix("module."): value for name, value in loaded.items()}
+    return {str(name).removeprefix("module."): value for name, value in loaded.items()}
 
 
 def detect_head(state: Mapping[str, Any]) -> str:
@@ -113,7 +113,9 @@ def convert_backbone_name(name: str) -> str | None:
     return None
 
 
-def convert_state_dict(state: Mapping[str, T], *, wanted: Container[str] | None = None) -> dict[str, T]:
+def convert_state_dict(
+    state: Mapping[str, T], *, wanted: Container[str] | None = None, origin: str = "weights"
+) -> dict[str, T]:
     """Turn RobustNet's or DIIA's names (with or without `module.`) into ours; the values stay untouched.
 
     Args:
@@ -121,6 +123,7 @@ def convert_state_dict(state: Mapping[str, T], *, wanted: Container[str] | None 
         wanted: names of the network that is to be filled. What the original stores but never uses is left out, and
             named in the log; only a batch norm beside a site without parameters cannot be told without these names
             (the network leaves it out when it loads).
+        origin: file to name in messages.
 
     Raises:
         UserError: names that the original does not have, all of them listed.
@@ -146,7 +149,7 @@ def convert_state_dict(state: Mapping[str, T], *, wanted: Container[str] | None 
         else:
             converted[match.expand(target) + name[match.end() :]] = value
     if unknown:
-        raise UserError(f"weights: {len(unknown)} names are not those of RobustNet or DIIA: {', '.join(unknown)}")
+        raise UserError(f"{origin}: {len(unknown)} names are not those of RobustNet or DIIA: {', '.join(unknown)}")
     if dead:
-        log.info("weights: %d entries are never used by the original and left out: %s", len(dead), ", ".join(dead))
+        log.info("%s: %d entries are never used by the original and left out: %s", origin, len(dead), ", ".join(dead))
     return converted
