@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,10 +23,9 @@ from datasets import labels
 from datasets.codec import decode_label
 from datasets.demo import Frame, Summary, draw_frame, write, write_domains
 from datasets.demo.__main__ import main
-from datasets.demo.looks import GTAV, LOOKS
-from datasets.demo.painter import OVERSAMPLING, Painter, draw
-from datasets.demo.scene import build_scene
-from datasets.demo.street import FEATURES
+from datasets.demo.looks import GTAV
+from datasets.demo.painter import OVERSAMPLING, Camera, Painter, draw
+from datasets.demo.street import FEATURES, Street
 from datasets.domains import BUILTIN, find_pairs
 from utils.errors import UserError
 
@@ -140,11 +140,12 @@ def test_all_classes_occur_in_every_split_of_eight_frames_with_a_long_tail(made:
     assert shares[-3:].sum() > 0.5 and shares[9] < 0.02
 
 
-@pytest.mark.parametrize(("name", "number"), [("gtav", 1), ("cityscapes", 4), ("synthia", 2)])
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("name", DOMAINS)
 def test_labels_agree_with_what_is_drawn(name: str, number: int) -> None:
-    painter = build_scene(
-        np.random.default_rng(number), look=LOOKS[name][0], height=SIZE[0], width=SIZE[1], feature=FEATURES[number]
-    )
+    """The same scene in label colours, anti-aliased, shows each pixel's label."""
+    painter, _, _ = write.lay_out(Frame(name, "val", number), size=SIZE, seed=0)
+    label = drawn(name, number)[1]
     colours = np.zeros((256, 3))
     colours[:19] = labels.PALETTE
     in_label_colours = Painter(
@@ -155,28 +156,51 @@ def test_labels_agree_with_what_is_drawn(name: str, number: int) -> None:
         ],
     )
     drawing = draw(in_label_colours, sky_label=write.SKY, sky_colour=tuple(colours[write.SKY]))
-    shown = colours[drawing.label]
+    shown = colours[label]
     pure = np.isin(_packed(drawing.image), _packed(colours))  # every other pixel mixes several classes
     assert pure.mean() > 0.8
     assert np.array_equal(drawing.image[pure], shown[pure])
     assert np.abs(drawing.image - shown).mean() < 12  # mixed ones hold their label's colour too
+    for shift in ((0, 1), (1, 0)):
+        assert np.abs(drawing.image - np.roll(shown, shift, (0, 1))).mean() > 1.5 * np.abs(drawing.image - shown).mean()
 
 
 def _packed(colours: np.ndarray) -> np.ndarray:
     return np.asarray(colours.astype(int) @ (65536, 256, 1))
 
 
-def test_another_rasteriser_gives_the_same_labels() -> None:
-    height, width = SIZE
-    painter = build_scene(np.random.default_rng(5), look=GTAV, height=height, width=width, feature="bus")
-    drawing = draw(painter, sky_label=write.SKY, sky_colour=(0, 0, 0))
+@pytest.mark.parametrize("name", DOMAINS)
+def test_another_rasteriser_gives_the_same_labels(name: str) -> None:
+    painter, _, _ = write.lay_out(Frame(name, "val", 5), size=SIZE, seed=0)
+    label = drawn(name, 5)[1]
+    height, width = label.shape
     canvas = Image.new("L", (width * OVERSAMPLING, height * OVERSAMPLING), write.SKY)
     pen = ImageDraw.Draw(canvas)
     for shape in painter.shapes():
         for contour in shape.contours:
             pen.polygon([tuple(point) for point in np.floor(contour * OVERSAMPLING)], fill=shape.label)
     middle = OVERSAMPLING // 2
-    assert (np.asarray(canvas)[middle::OVERSAMPLING, middle::OVERSAMPLING] == drawing.label).mean() > 0.99
+    assert (np.asarray(canvas)[middle::OVERSAMPLING, middle::OVERSAMPLING] == label).mean() > 0.99
+
+
+def test_roads_bend_climb_fall_and_meet() -> None:
+    streets = [
+        Street(np.random.default_rng(number), look=GTAV, height=64, width=128, feature="bus") for number in range(40)
+    ]
+    cameras = [street.painter.camera for street in streets]
+    for values in ([camera.bend for camera in cameras], [camera.rise for camera in cameras]):
+        assert min(values) < 0 < max(values) and 0 in values
+    meeting = [street.junction[0] for street in streets if len(street.blocks) == 2]
+    assert 8 < len(meeting) < 32 and max(meeting) < 45
+
+
+@pytest.mark.parametrize("rise", [-0.05, 0.0, 0.1])
+def test_the_depth_of_the_ground_is_that_of_the_points_projected_there(rise: float) -> None:
+    camera = Camera(height=200, width=300, focal=250, horizon=90, centre=150, x=0, y=1.5, bend=0.002, rise=rise)
+    depths = np.array((4.0, 9.0, 30.0, 50.0))
+    rows = camera.project(np.stack((np.zeros(4), np.zeros(4), depths), axis=-1))[:, 1]
+    found = np.interp(rows, np.arange(200) + 0.5, camera.floor())
+    assert np.allclose(found, depths, rtol=0.05)
 
 
 @pytest.mark.parametrize("name", DOMAINS)
@@ -256,14 +280,59 @@ def test_own_folders_are_kept_or_replaced_unless_something_was_added(
     assert (out / "notes.txt").read_text() == "keep"
 
 
-def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_an_interrupted_call_goes_on_with_what_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    options = {"train": 2, "val": 1, "size": (64, 128)}
+    whole = write_domains(tmp_path / "whole", **options, workers=2)  # type: ignore[arg-type]
+    calls: list[Frame] = []
 
-    monkeypatch.setattr(write, "draw_frame", fail)
-    with pytest.raises(KeyboardInterrupt):
-        write_domains(tmp_path / "set", train=1, val=1, size=(64, 128), workers=0)
-    assert list(tmp_path.iterdir()) == []
+    def fail_at_the_eighth(frame: Frame, **given: Any) -> tuple[np.ndarray, np.ndarray]:
+        calls.append(frame)
+        if len(calls) == 8:
+            raise error
+        return draw_frame(frame, **given)
+
+    monkeypatch.setattr(write, "draw_frame", fail_at_the_eighth)
+    with pytest.raises((KeyboardInterrupt, UserError), match="No space.*goes on" if error.args else ""):
+        write_domains(tmp_path / "set", **options, workers=0)  # type: ignore[arg-type]
+    assert not (tmp_path / "set").exists()
+    left = sorted((tmp_path / ".set-unfinished").rglob("*.png"))
+    left[0].write_bytes(left[0].read_bytes()[:-40])  # cut off
+    left[-1].unlink()
+    summary = write_domains(tmp_path / "set", **options, workers=0)  # type: ignore[arg-type]
+    assert len(calls) == 8 + 15 - 7 + 2
+    assert _bytes(tmp_path / "set") == _bytes(tmp_path / "whole")
+    assert all(np.array_equal(summary.pixels[name], whole.pixels[name]) for name in DOMAINS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "whole"]
+
+
+def test_an_unfinished_set_of_other_options_is_not_mixed_in(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 2)):
+        write_domains(tmp_path / name, train=1, val=1, size=(64, 128), seed=seed, workers=0)
+    (tmp_path / "a").rename(tmp_path / ".c-unfinished")
+    write_domains(tmp_path / "c", train=1, val=1, size=(64, 128), seed=2, workers=0)
+    assert _bytes(tmp_path / "b") == _bytes(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("flags", "frames"),
+    [([], (60, 20, (256, 512))), (["--size", "large"], (3000, 500, (512, 1024))),
+     (["--size", "medium", "--val", "7"], (600, 7, (256, 512))), (["--size", "96x128"], (60, 20, (96, 128)))],
+)  # fmt: skip
+def test_sizes_have_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], frames: tuple[int, int, tuple[int, int]]
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def note(_: Path, **given: Any) -> Summary:
+        asked.update(given)
+        return Summary({}, 0, 0, {})
+
+    monkeypatch.setattr("datasets.demo.__main__.write_domains", note)
+    main(["--out", str(tmp_path / "set"), *flags])
+    assert (asked["train"], asked["val"], asked["size"]) == frames
 
 
 @pytest.mark.parametrize("flags", [["--size", "big"], ["--size", "8x8"], ["--train", "0"], ["--seed", "-1"]])

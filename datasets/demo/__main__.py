@@ -12,26 +12,41 @@ from datasets.labels import CLASS_NAMES
 from utils.errors import UserError, run_entry_point
 from utils.pictures import contact_sheet, save_png
 
+SIZES = {  # training and validation frames per domain, height and width of the cityscapes frames
+    "small": (60, 20, (256, 512)),
+    "medium": (600, 150, (256, 512)),
+    "large": (3000, 500, (512, 1024)),
+}
 
-def _size(text: str) -> tuple[int, int]:
+
+def _size(text: str) -> tuple[int, int, tuple[int, int]]:
+    """Return frames and their size for a name of `SIZES`, or for HEIGHTxWIDTH with the frames of "small"."""
     height, _, width = text.lower().partition("x")
+    if text in SIZES:
+        return SIZES[text]
     if not (height.isdecimal() and width.isdecimal()):
-        raise UserError(f"--size {text}: must be HEIGHTxWIDTH in pixels, such as 256x512")
-    return int(height), int(width)
+        raise UserError(f"--size {text}: must be {', '.join(SIZES)}, or HEIGHTxWIDTH in pixels, such as 256x512")
+    return (*SIZES["small"][:2], (int(height), int(width)))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m datasets.demo",
-        description="Draw a small five-domain street-scene set in the on-disk layouts of GTAV, Cityscapes, BDD-100K, "
-        "SYNTHIA and Mapillary.",
+        description="Draw a five-domain street-scene set in the on-disk layouts of GTAV, Cityscapes, BDD-100K, "
+        "SYNTHIA and Mapillary. The same command goes on after an interruption.",
     )
     parser.add_argument(
         "--out", required=True, help="folder to make: a new one, an empty one, or one made by this command"
     )
-    parser.add_argument("--train", type=int, default=40, help="training frames per domain (%(default)s)")
-    parser.add_argument("--val", type=int, default=8, help="validation frames per domain (%(default)s)")
-    parser.add_argument("--size", default="256x512", metavar="HxW", help="size of the cityscapes frames (%(default)s)")
+    sizes = ", ".join(f"{name} {train}+{val} of {high}x{wide}" for name, (train, val, (high, wide)) in SIZES.items())
+    parser.add_argument(
+        "--size",
+        default="small",
+        metavar="NAME|HxW",
+        help=f"training + validation frames per domain, size of the cityscapes frames: {sizes}; or HxW (%(default)s)",
+    )
+    parser.add_argument("--train", type=int, help="training frames per domain, instead of those of --size")
+    parser.add_argument("--val", type=int, help="validation frames per domain, instead of those of --size")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (%(default)s)")
     parser.add_argument("--sheet", default="", metavar="FILE.png", help="draw a sheet of four frames per domain too")
     return parser
@@ -58,12 +73,13 @@ def _draw_sheet(path: str, *, size: tuple[int, int], seed: int) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the set that the command line asks for, unless it is there already."""
     given = _parser().parse_args(argv)
-    out, size = Path(given.out), _size(given.size)
-    if already_there(out, train=given.train, val=given.val, size=size, seed=given.seed):
+    out, (train, val, size) = Path(given.out), _size(given.size)
+    train, val = train if given.train is None else given.train, val if given.val is None else given.val
+    if already_there(out, train=train, val=val, size=size, seed=given.seed):
         sys.stdout.write(f"{out}: the set of these options is there already\n")
     else:
-        summary = write_domains(out, train=given.train, val=given.val, size=size, seed=given.seed, progress=True)
-        sys.stdout.write(f"{_table(summary)}\n{given.train} train and {given.val} val frames per domain in {out}\n")
+        summary = write_domains(out, train=train, val=val, size=size, seed=given.seed, progress=True)
+        sys.stdout.write(f"{_table(summary)}\n{train} train and {val} val frames per domain in {out}\n")
     if given.sheet:
         _draw_sheet(given.sheet, size=size, seed=given.seed)
 

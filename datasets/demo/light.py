@@ -61,7 +61,7 @@ def _sky(rng: np.random.Generator, look: Look, camera: Camera) -> Array:
 
 
 def _weather(image: Array, drawing: Drawing, rng: np.random.Generator, look: Look, camera: Camera) -> Array:
-    """Add wet mirrors, fog, darkness and lamps, and rain to an image (H, W, 3)."""
+    """Add wet mirrors, fog, darkness and lamps, rain and snow to an image (H, W, 3)."""
     import cv2
 
     rows = np.arange(camera.height)
@@ -86,11 +86,12 @@ def _weather(image: Array, drawing: Drawing, rng: np.random.Generator, look: Loo
         halo += 1.6 * cv2.GaussianBlur(lamps, (0, 0), 0.07 * camera.height)
         dark = image * ambient[..., None].astype(np.float32) * np.array((1.0, 0.92, 0.86), np.float32)
         image = np.where(drawing.sky[..., None] > 0.5, image, dark * (1 - shine) + 1.1 * lamps) + halo
-    if look.rain:
-        streaks = np.zeros(image.shape[:2], np.float32)
-        for x, y, long in rng.integers((0, 0, 6), (camera.width, camera.height, 18), (130, 3)).tolist():
-            cv2.line(streaks, (x, y), (x - long // 5, y + long), 1.0, 1, cv2.LINE_AA)
-        image = image + 34 * cv2.GaussianBlur(streaks, (0, 0), 0.7)[..., None]
+    if look.rain or look.snow:
+        falling = np.zeros(image.shape[:2], np.float32)
+        shortest, longest, thick, bright = (6, 18, 1, 34) if look.rain else (0, 2, 2, 110)
+        for x, y, long in rng.integers((0, 0, shortest), (camera.width, camera.height, longest), (130, 3)).tolist():
+            cv2.line(falling, (x, y), (x - long // 5, y + long), 1.0, thick, cv2.LINE_AA)
+        image = image + bright * cv2.GaussianBlur(falling, (0, 0), 0.7)[..., None]
     return np.asarray(image)
 
 

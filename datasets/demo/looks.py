@@ -43,6 +43,9 @@ class Look:
     gables: float
     green: float
     crowd: float
+    lanes: tuple[int, ...] = (2, 2, 3, 4)
+    models: tuple[float, float, float, float] = (0.35, 0.35, 0.2, 0.1)  # odds of sedan, hatch, suv, van
+    trees: tuple[float, float, float] = (1.0, 0.0, 0.0)  # odds of broad, conifer, palm
     hood: bool = False
     rare: bool = True  # whether terrain, truck and train exist
     # Light, weather, sensor
@@ -61,6 +64,7 @@ class Look:
     fog_colour: Colour = (200, 204, 208)
     night: float = 0.0
     rain: float = 0.0
+    snow: float = 0.0
     vignette: float = 0.0
     sharpen: float = 0.0
     levels: int = 256
@@ -102,6 +106,9 @@ GTAV = Look(
     gables=0.25,
     green=0.5,
     crowd=1.0,
+    lanes=(2, 3, 4, 4),
+    models=(0.6, 0.1, 0.25, 0.05),
+    trees=(0.55, 0.0, 0.45),
     clouds=0.35,
     shadows=True,
     texture=0.8,
@@ -138,6 +145,8 @@ CITYSCAPES = Look(
     gables=0.5,
     green=0.35,
     crowd=1.5,
+    lanes=(2, 2, 2, 3),
+    models=(0.2, 0.5, 0.1, 0.2),
     hood=True,
     clouds=0.1,
     texture=0.6,
@@ -179,6 +188,8 @@ BDD100K = Look(
     gables=0.15,
     green=0.55,
     crowd=0.9,
+    models=(0.35, 0.1, 0.45, 0.1),
+    trees=(0.75, 0.2, 0.05),
     clouds=0.6,
     texture=0.9,
     contrast=0.95,
@@ -215,6 +226,7 @@ SYNTHIA = Look(
     gables=0.35,
     green=0.3,
     crowd=2.4,
+    models=(0.3, 0.3, 0.1, 0.3),
     rare=False,
     clouds=0.8,
     shadows=True,
@@ -247,6 +259,8 @@ MAPILLARY = replace(
     gables=0.4,
     green=0.6,
     crowd=1.1,
+    models=(0.3, 0.3, 0.2, 0.2),
+    trees=(0.6, 0.3, 0.1),
     sky=((96, 150, 214), (214, 226, 236)),
     contrast=1.05,
     saturation=1.05,
@@ -277,6 +291,9 @@ _FOG = {
 }
 _SUN = {"shadows": True, "gain": 1.12, "saturation": 1.2}
 _SNOW = {
+    "snow": 1.0,
+    "fog": 0.006,
+    "fog_colour": (214, 218, 224),
     "grass": (226, 230, 236),
     "walk": (214, 218, 226),
     "road": (140, 144, 150),

@@ -16,6 +16,8 @@ from datasets.labels import IGNORE
 OVERSAMPLING = 3  # odd, so that a pixel has a centre sample: that one is its label
 TINY = 0.8 / OVERSAMPLING  # pixels
 NEAR = 0.6  # metres; what lies nearer is moved here
+FLAT = 60.0  # metres: where a slope has reached half its steepness
+GROUND_END = 156.0  # metres; just before the skyline
 SKY_DEPTH = 1000.0
 GROUND_DEPTH = -1.0  # marks shapes whose depth follows from the image row
 
@@ -32,7 +34,10 @@ def shade(colour: Colour, factor: float) -> Colour:
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera looking along the road; `bend` shifts what is z metres ahead sideways by bend * z * z metres."""
+    """A pinhole camera looking along the road.
+
+    What is z metres ahead lies bend * z * z metres to the side, and higher by rise * z * z / (z + FLAT) metres.
+    """
 
     height: int
     width: int
@@ -42,6 +47,7 @@ class Camera:
     x: float
     y: float
     bend: float
+    rise: float  # the slope far ahead, where the road is straight
 
     def project(self, points: Array) -> Array:
         """Map world points (..., 3) to (..., 2) columns and rows in pixels."""
@@ -49,8 +55,17 @@ class Camera:
         scale = self.focal / depth
         pixels = np.empty((*points.shape[:-1], 2))
         pixels[..., 0] = self.centre + scale * (points[..., 0] - self.x + self.bend * depth * depth)
-        pixels[..., 1] = self.horizon + scale * (self.y - points[..., 1])
+        pixels[..., 1] = (
+            self.horizon + scale * (self.y - points[..., 1]) - self.focal * self.rise * depth / (depth + FLAT)
+        )
         return pixels
+
+    def floor(self) -> Array:
+        """Return the depth of the ground in every row (H,), metres."""
+        depths = np.geomspace(NEAR, SKY_DEPTH, 400)
+        rows = self.horizon + self.focal * (self.y / depths - self.rise * depths / (depths + FLAT))
+        rows = np.minimum.accumulate(rows)  # nothing shows behind a crest
+        return np.interp(np.arange(self.height) + 0.5, rows[::-1], depths[::-1])
 
 
 class Shape(NamedTuple):
@@ -71,7 +86,7 @@ class Painter:
     groups: list[tuple[int, float, list[Shape]]] = field(default_factory=list)
 
     def group(self, depth: float, *, layer: int = 1) -> None:
-        """Start a group at a depth in metres; lower layers are painted first, whatever their depth."""
+        """Start a group whose far end is at a depth in metres; lower layers are painted first, whatever their depth."""
         self.groups.append((layer, -depth, []))
 
     def add(self, label: int, colour: Colour, points: Array, *, glow: float = 0.0) -> None:
@@ -102,61 +117,10 @@ class Painter:
         """Add a polygon (N, 2) given in pixels to the current group."""
         self.groups[-1][2].append(Shape(outline[None], label, colour, 1.0, 0.0))
 
-    def flat(
-        self,
-        label: int,
-        colour: Colour,
-        x: float,
-        z: float,
-        points: Sequence[tuple[float, float]],
-        *,
-        turn: float = 1.0,
-        glow: float = 0.0,
-    ) -> None:
-        """Add a polygon of (dx, y) metres that faces the camera at (x, z), narrowed by `turn` (1: square on)."""
-        self.add(label, colour, np.array([(x + dx * turn, y, z) for dx, y in points]), glow=glow)
-
-    def limb(
-        self,
-        label: int,
-        colour: Colour,
-        x: float,
-        z: float,
-        line: Sequence[tuple[float, float]],
-        thick: float,
-        *,
-        turn: float = 1.0,
-        glow: float = 0.0,
-    ) -> None:
-        """Add thick straight pieces along a line of (dx, y) metres that faces the camera."""
-        for (x0, y0), (x1, y1) in zip(line[:-1], line[1:], strict=True):
-            length = max(float(np.hypot(x1 - x0, y1 - y0)), 1e-6)
-            nx, ny = -(y1 - y0) / length * thick / 2, (x1 - x0) / length * thick / 2
-            quad = [(x0 + nx, y0 + ny), (x1 + nx, y1 + ny), (x1 - nx, y1 - ny), (x0 - nx, y0 - ny)]
-            self.flat(label, colour, x, z, quad, turn=turn, glow=glow)
-
-    def disc(
-        self,
-        label: int,
-        colour: Colour,
-        x: float,
-        z: float,
-        centre: tuple[float, float],
-        radius: float,
-        *,
-        turn: float = 1.0,
-        glow: float = 0.0,
-    ) -> None:
-        """Add a disc that faces the camera."""
-        points = np.empty((len(_CIRCLE), 3))
-        points[:, :2] = np.array((x + turn * centre[0], centre[1])) + radius * _CIRCLE * np.array((turn, 1.0))
-        points[:, 2] = z
-        self.add(label, colour, points, glow=glow)
-
     def ground(self, label: int, colour: Colour, x0: float, x1: float, z0: float, z1: float, *, y: float = 0.0) -> None:
         """Add a rectangle on the ground, cut finely enough to follow a bend."""
         z0 = max(z0, NEAR)
-        self._strip(label, colour, (x0, y), (x1, y), z0, max(z1, z0 + 0.01), 0.0)
+        self._strip(label, colour, (x0, y), (x1, y), z0, max(min(z1, GROUND_END), z0 + 0.01), 0.0)
 
     def upright(
         self, label: int, colour: Colour, x: float, y0: float, y1: float, z0: float, z1: float, *, glow: float = 0.0
@@ -175,7 +139,7 @@ class Painter:
         glow: float,
     ) -> None:
         """Add what lies between two lines along the road, given by their (x, y)."""
-        steps = 2 if self.camera.bend == 0 or z1 - z0 < 4 else 12 if z1 > 60 else 4
+        steps = 2 if z1 - z0 < 4 else 24 if z1 > 60 else 6
         depths = (z0 * (z1 / z0) ** np.linspace(0, 1, steps)) if steps > 2 else np.array((z0, z1))
         points = np.empty((2 * steps, 3))
         points[:steps, :2], points[steps:, :2] = first, second
@@ -192,6 +156,40 @@ class Painter:
         """Return all shapes in the order of painting."""
         ordered = sorted(self.groups, key=lambda group: group[:2])
         return [shape for _, _, shapes in ordered for shape in shapes]
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where a flat figure stands that faces the camera; its points are (dx, y) metres, narrowed by `turn`."""
+
+    painter: Painter
+    x: float
+    z: float
+    turn: float = 1.0
+
+    def flat(self, label: int, colour: Colour, points: Sequence[tuple[float, float]], *, glow: float = 0.0) -> None:
+        """Add a polygon."""
+        world = np.array([(self.x + dx * self.turn, y, self.z) for dx, y in points])
+        self.painter.add(label, colour, world, glow=glow)
+
+    def limb(
+        self, label: int, colour: Colour, line: Sequence[tuple[float, float]], thick: float, *, glow: float = 0.0
+    ) -> None:
+        """Add thick straight pieces along a line."""
+        for (x0, y0), (x1, y1) in zip(line[:-1], line[1:], strict=True):
+            length = max(float(np.hypot(x1 - x0, y1 - y0)), 1e-6)
+            nx, ny = -(y1 - y0) / length * thick / 2, (x1 - x0) / length * thick / 2
+            quad = [(x0 + nx, y0 + ny), (x1 + nx, y1 + ny), (x1 - nx, y1 - ny), (x0 - nx, y0 - ny)]
+            self.flat(label, colour, quad, glow=glow)
+
+    def disc(
+        self, label: int, colour: Colour, centre: tuple[float, float], radius: float, *, glow: float = 0.0
+    ) -> None:
+        """Add a disc."""
+        points = np.empty((len(_CIRCLE), 3))
+        points[:, :2] = np.array((self.x + self.turn * centre[0], centre[1])) + radius * _CIRCLE * (self.turn, 1.0)
+        points[:, 2] = self.z
+        self.painter.add(label, colour, points, glow=glow)
 
 
 class Drawing(NamedTuple):
@@ -226,22 +224,23 @@ def draw(painter: Painter, *, sky_label: int, sky_colour: Colour) -> Drawing:
 
     camera, shapes = painter.camera, painter.shapes()
     index = rasterise(shapes, height=camera.height, width=camera.width)
-    colours = np.round([sky_colour, *(shape.colour for shape in shapes)]).astype(np.uint8)
+    # One look-up for colour and glow: four bytes, seen as one number.
+    paints = [(*sky_colour, 0.0), *((*shape.colour, 255 * shape.glow) for shape in shapes)]
+    packed = np.take(np.round(paints).astype(np.uint8).view(np.uint32)[:, 0], index)
     labels = np.array([sky_label, *(shape.label for shape in shapes)], np.uint8)
     depths = np.array([SKY_DEPTH, *(shape.depth for shape in shapes)], np.float32)
-    glows = np.round([0.0, *(255 * shape.glow for shape in shapes)]).astype(np.uint8)
 
     size = (camera.width, camera.height)
     middle = OVERSAMPLING // 2
     centres = index[middle::OVERSAMPLING, middle::OVERSAMPLING]
-    rows = np.arange(camera.height, dtype=np.float32)[:, None] + 0.5
-    floor = np.clip(camera.focal * camera.y / np.maximum(rows - camera.horizon, 0.5), 1.0, SKY_DEPTH)
     depth = depths[centres]
+    mixed = cv2.resize(packed.view(np.uint8).reshape(*index.shape, 4), size, interpolation=cv2.INTER_AREA)
+    mixed = mixed.astype(np.float32)
     return Drawing(
-        image=cv2.resize(np.take(colours, index, axis=0), size, interpolation=cv2.INTER_AREA).astype(np.float32),
+        image=mixed[..., :3],
         label=labels[centres],
-        depth=np.where(depth == GROUND_DEPTH, floor, depth).astype(np.float32),
-        glow=cv2.resize(np.take(glows, index), size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255,
+        depth=np.where(depth == GROUND_DEPTH, np.maximum(camera.floor(), 1.0)[:, None], depth).astype(np.float32),
+        glow=mixed[..., 3] / 255,
         sky=cv2.resize((index == 0).astype(np.uint8) * 255, size, interpolation=cv2.INTER_AREA).astype(np.float32)
         / 255,
     )

@@ -6,8 +6,8 @@ import numpy as np
 
 from datasets.demo import figures, vehicles
 from datasets.demo.figures import pick
-from datasets.demo.painter import VOID, shade
-from datasets.demo.street import LANE, SIDES, Street
+from datasets.demo.painter import VOID, Spot, shade
+from datasets.demo.street import FAR, LANE, SIDES, Street
 from datasets.labels import CLASS_NAMES
 
 ROAD, SIDEWALK, TERRAIN = (CLASS_NAMES.index(name) for name in ("road", "sidewalk", "terrain"))
@@ -19,6 +19,8 @@ def ground(street: Street) -> None:
     painter.group(1000.0, layer=0)
     lawn = look.grass if look.rare else shade(look.walk, 0.9)
     painter.ground(TERRAIN if look.rare else SIDEWALK, lawn, -300, 300, 0.6, 600)
+    start, end = street.junction
+    painter.ground(SIDEWALK, look.walk, -90, 90, start - 2.5, end + 2.5)
     for side in SIDES:
         kerb, walk = street.kerb[side], street.walk[side]
         street.band(SIDEWALK, look.walk, side, kerb, walk, 0.6, 400)
@@ -39,6 +41,8 @@ def ground(street: Street) -> None:
                 street.band(ROAD, shade(look.road, 0.6), look.sun, reach, kerb, start, start + 11)
                 street.band(SIDEWALK, shade(look.walk, 0.6), look.sun, kerb, walk, start, start + 11)
     marks(street)
+    painter.ground(ROAD, look.road, -90, 90, start, end)
+    painter.ground(ROAD, look.mark, street.lanes // 2 * LANE - street.half, street.half, start - 1.3, start - 0.9)
 
 
 def marks(street: Street) -> None:
@@ -68,22 +72,22 @@ def traffic(street: Street) -> None:
     lane_of_feature = {"truck": street.own, "bus": street.own, "train": street.lanes // 2 - 1}.get(feature, -1)
     for lane in range(street.lanes):
         x, towards = street.lane_x(lane), lane < street.lanes // 2
-        z = float(rng.uniform(11, 24) if lane == street.own else rng.uniform(6, 20))
+        z = float(rng.uniform(11, 26) if lane == street.own else rng.uniform(7, 26))
         wanted = feature if lane == lane_of_feature else ""
-        while z < 90:
+        while (z := street.past_junction(z, 24 if wanted == "train" else 9 if wanted else 4)) < 90:
             z += vehicle(street, wanted or _kind(street), x, z, towards=towards)
-            z += float(rng.exponential(14.0 / street.look.crowd)) + 2.5
+            z += float(rng.exponential(18.0 / street.look.crowd)) + 2.5
             wanted = ""
         if rng.random() < 0.3 or (feature in ("bicycle", "motorcycle") and lane == street.lanes - 1):
             place, motor = float(rng.uniform(6.5, 11)), feature == "motorcycle" or bool(rng.random() < 0.3)
-            street.painter.group(place, layer=2)
+            street.painter.group(place)
             aside, turn = float(rng.choice((-1.2, 1.2))), float(rng.uniform(0.45, 1.0))
-            figures.rider(street.painter, rng, x + aside, place, turn=turn, motor=motor and feature != "bicycle")
+            figures.rider(Spot(street.painter, x + aside, place, turn), rng, motor=motor and feature != "bicycle")
     for side in SIDES:
         z = float(rng.uniform(3, 10))
-        while street.parking[side] and z < 70:
+        while street.parking[side] and (z := street.past_junction(z, 9)) < 70:
             z += vehicle(street, "car", side * (street.half + 1.15), z, towards=side < 0)
-            z += float(rng.exponential(4.0)) + 0.8
+            z += float(rng.exponential(5.0)) + 0.8
 
 
 def _kind(street: Street) -> str:
@@ -97,11 +101,11 @@ def vehicle(street: Street, kind: str, x: float, z: float, *, towards: bool, acr
     rng, look, painter = street.rng, street.look, street.painter
     if not look.rare and kind in ("truck", "train"):
         kind = "bus"
-    model = str(rng.choice(tuple(vehicles.CAR_PROFILES), p=(0.35, 0.35, 0.2, 0.1)))
+    model = str(rng.choice(tuple(vehicles.CAR_PROFILES), p=look.models))
     outline, _, car_width = vehicles.CAR_PROFILES[model]
     sizes = {"truck": (8.5, 2.5), "bus": (11.0, 2.55), "train": (24.0, 2.5), "car": (outline[-1][0], car_width)}
     length, width = sizes[kind]
-    painter.group(z, layer=2)
+    painter.group(z)
     frame = vehicles.Frame(x if across else x - width / 2, z, length, width, towards, across)
     vehicles.contact(painter, ROAD, frame, shade(look.road, 0.35 if look.shadows else 0.55))
     if kind == "truck":
@@ -116,26 +120,27 @@ def vehicle(street: Street, kind: str, x: float, z: float, *, towards: bool, acr
 
 
 def crossing(street: Street) -> None:
-    """Sometimes lay a zebra crossing with persons on it, or let a car cross far ahead."""
-    rng, painter = street.rng, street.painter
-    if rng.random() < 0.35:
-        z = float(rng.uniform(7, 14))
+    """Sometimes lay a zebra crossing with persons on it, and let a car come out of the side street."""
+    rng, painter, (start, end) = street.rng, street.painter, street.junction
+    if rng.random() < (0.7 if street.junction[0] < FAR else 0.25):
+        z = start - 5 if start < FAR else float(rng.uniform(7, 14))
         painter.group(0.5, layer=0)
         for x in np.arange(-street.kerb[-1] + 0.4, street.kerb[1] - 0.6, 1.1):
             painter.ground(ROAD, street.look.mark, x, x + 0.55, z, z + 3)
         for _ in range(int(rng.poisson(1.6 * street.look.crowd))):
             place = z + float(rng.uniform(0.5, 2.5))
-            painter.group(place, layer=2)
-            figures.person(painter, rng, float(rng.uniform(-street.half, street.half)), place)
-    elif rng.random() < 0.3:
-        vehicle(street, "car", float(rng.uniform(-6, 2)), float(rng.uniform(14, 24)), towards=False, across=True)
+            painter.group(place)
+            figures.person(Spot(painter, float(rng.uniform(-street.half, street.half)), place), rng)
+    if start < FAR and rng.random() < 0.6:
+        place = float(rng.uniform(start + 0.5, end - 2.5))
+        vehicle(street, "car", float(rng.uniform(-14, 10)), place, towards=bool(rng.random() < 0.5), across=True)
 
 
 def hood(street: Street) -> None:
     """Paint the hood of the own car, which belongs to no class."""
     painter = street.painter
     size = np.array((painter.camera.width, painter.camera.height))
-    painter.group(0.6, layer=3)
+    painter.group(0.6, layer=2)
     columns = np.linspace(-0.05, 1.05, 16)
     rows = 0.93 + 0.35 * (columns - 0.5) ** 2
     for lift, colour in ((0.0, (58.0, 64.0, 66.0)), (0.03, (38.0, 43.0, 46.0))):

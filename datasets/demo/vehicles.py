@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from datasets.demo.painter import Array, Colour, Painter, shade
+from datasets.demo.painter import Array, Colour, Painter, Spot, shade
 from datasets.labels import CLASS_NAMES
 
 CAR, TRUCK, BUS, TRAIN = (CLASS_NAMES.index(name) for name in ("car", "truck", "bus", "train"))
@@ -243,6 +243,6 @@ def tram(painter: Painter, frame: Frame, *, colour: Colour) -> None:
     on_end(painter, TRAIN, frame, GLASS, (0.1, 0.9, 1.3, 2.2))
     on_end(painter, TRAIN, frame, (40, 40, 44), (0.08, 0.92, 0.25, 0.5))
     lights(painter, TRAIN, frame, low=0.62, high=0.85)
-    middle, near = frame.x + frame.width / 2, frame.z + 1.5
-    painter.limb(TRAIN, (60, 60, 64), middle, near, [(-0.5, 3.4), (0, 4.3), (0.5, 3.4)], 0.07)
-    painter.limb(TRAIN, (60, 60, 64), middle, near, [(-0.8, 4.3), (0.8, 4.3)], 0.08)
+    roof_end = Spot(painter, frame.x + frame.width / 2, frame.z + 1.5)
+    roof_end.limb(TRAIN, (60, 60, 64), [(-0.5, 3.4), (0, 4.3), (0.5, 3.4)], 0.07)
+    roof_end.limb(TRAIN, (60, 60, 64), [(-0.8, 4.3), (0.8, 4.3)], 0.08)
