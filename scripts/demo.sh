@@ -1,42 +1,61 @@
 #!/usr/bin/env bash
-# The whole job on data that it draws itself: sets up .venv, draws a five-domain street-scene set, trains DIIA on its
-# "gtav", scores the other four, and shows the table and where the pictures are. Everything lands in ./demo.
-# Usage: ./scripts/demo.sh [flags for train.py that win over those below]
-# A second call keeps the data, continues a run that was interrupted, and scores again; `rm -r demo` starts afresh.
+# The whole job on data that it draws itself: sets up .venv, draws five domains of street scenes and checks them, trains
+# the plain network and DIIA on "gtav", scores both on all five, and shows the table and where the pictures are.
+# Usage: ./scripts/demo.sh [--full] [flags for train.py that win over those below]
+#   --full trains base, ibn, isw and diia with three seeds each, six times as long.
+# Everything lands in ./demo. A second call keeps what is finished and continues what was interrupted; `rm -r demo`
+# starts afresh, which other flags need.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh
 
+methods=(base diia) seeds=(304)
+if [[ ${1:-} == --full ]]; then
+  methods=(base ibn isw diia) seeds=(304 305 306)
+  shift
+fi
 data=demo/data
 domains=(
   "DATASET.GTAV_DIR=$data/GTAV" "DATASET.CITYSCAPES_DIR=$data/cityscapes" "DATASET.BDD_DIR=$data/bdd-100k"
   "DATASET.SYNTHIA_DIR=$data/synthia" "DATASET.MAPILLARY_DIR=$data/mapillary"
 )
+half= # where 16 bits are fast
+if nvidia-smi -L 2>/dev/null | grep -q GPU || grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then
+  half=--fp16
+fi
 
 echo "== 1. five domains of drawn street scenes" >&2
-"$python" -m datasets.demo --out "$data" --train 48 --val 8 --sheet demo/domains.png >&2
+"$python" -m datasets.demo --out "$data" --size small --sheet demo/domains.png >&2
+"$python" -m datasets.check gtav cityscapes bdd100k synthia mapillary --opts "${domains[@]}" >demo/check.txt ||
+  { cat demo/check.txt >&2 && exit 1; }
 
-echo "== 2. DIIA, trained on gtav from scratch" >&2
-"$python" train.py \
-  --dataset gtav --covstat_val_dataset gtav --val_dataset cityscapes \
-  --arch network.deepv3.DeepR50V3PlusD --method diia --wt_layer 0 0 2 2 2 0 0 --pretrained none \
-  --max_iter 200 --bs_mult 4 --lr 0.01 --crop_size 160 --scale_min 0.5 --scale_max 1.5 --gblur --color_aug 0.5 \
-  --class_uniform_pct 0.5 --class_uniform_tile 128 --cache_dir demo/cache \
-  --wt_reg_weight 0.6 --clusters 3 --cov_stat_epoch 3 --trials 2 --stat_images 12 \
-  --val_interval 0 --log_interval 20 --date demo --exp diia --ckpt demo/runs --tb_path demo/tb --resume auto \
-  --opts "${domains[@]}" \
-  "$@"
+for seed in "${seeds[@]}"; do
+  for method in "${methods[@]}"; do
+    run=demo/runs/${method}_$seed
+    if ! grep -qs "finished at step" "$run"/*/log.txt; then
+      echo "== 2. $method, seed $seed: trained on gtav from scratch, scored on all five" >&2
+      "$python" train.py \
+        --dataset gtav --covstat_val_dataset gtav --val_dataset cityscapes bdd100k synthia mapillary \
+        --backbone resnet18 --pretrained none --max_iter 200 --bs_mult 4 --lr 0.02 $half \
+        --crop_size 192 --scale_min 0.75 --scale_max 1.5 --gblur --color_aug 0.5 --jitter robustnet \
+        --class_uniform_pct 0.5 --class_uniform_tile 128 --cache_dir demo/cache \
+        --clusters 3 --cov_stat_epoch 3 --trials 2 --stat_images 12 --val_interval 0 --log_interval 20 \
+        --ckpt demo --tb_path demo/tb --date runs --resume auto --opts "${domains[@]}" \
+        "$@" --method "$method" --seed "$seed" --exp "${method}_$seed"
+    fi
+    mkdir -p "demo/pictures/${method}_$seed"
+    cp "$run"/*/pictures/*.png "demo/pictures/${method}_$seed"
+  done
+done
 
-echo "== 3. its scores on the four domains that it never saw" >&2
-weights=$(ls -t demo/runs/demo/diia/*/last.pth | head -n 1)
-"$python" valid.py --snapshot "$weights" --val_dataset cityscapes bdd100k synthia mapillary \
-  --out demo/results --pictures 4 --opts "${domains[@]}"
+echo "== 3. the table" >&2
+"$python" -m utils.compare --against base --out demo/results.md demo/runs
 
 cat >&2 <<END
 
 The scenes are drawn and the training was short: these numbers say nothing about the real data sets.
-  demo/domains.png         the five domains
-  demo/results/*.png       image, truth, prediction and errors, per domain
-  demo/results/scores.md   the tables above, also as .json and .csv
-  ${weights%/*}   weights, log, configuration of the run
+  demo/domains.png         the five domains; demo/check.txt says what they hold
+  demo/pictures/*/*.png    image, truth, prediction and errors, per method and domain
+  demo/results.md          the table above; demo/runs/*/*/scores has the classes
+  demo/runs/*/*            weights, log, configuration of every run
 END

@@ -295,7 +295,7 @@ def test_an_interrupted_call_goes_on_with_what_is_whole(
         return draw_frame(frame, **given)
 
     monkeypatch.setattr(write, "draw_frame", fail_at_the_eighth)
-    with pytest.raises((KeyboardInterrupt, UserError), match="No space.*goes on" if error.args else ""):
+    with pytest.raises((KeyboardInterrupt, UserError), match="No space.*goes on" if error.args else "^$"):
         write_domains(tmp_path / "set", **options, workers=0)  # type: ignore[arg-type]
     assert not (tmp_path / "set").exists()
     left = sorted((tmp_path / ".set-unfinished").rglob("*.png"))
@@ -349,12 +349,15 @@ def test_the_demo_script_uses_flags_that_exist_and_the_folders_written_here(made
     assert {names.get(key, key.lower()): folder for key, folder in folders.items()} == {
         name: root.name for name, root in made.roots.items()
     }
-    commands = dict(re.findall(r'^"\$python" (train|valid)\.py (.*)$', text, flags=re.M))
-    for program, flags in commands.items():
-        words = [word for word in shlex.split(flags) if word not in ("$@", "${domains[@]}", "--opts")]
-        cfg = config.parse(words, program=program)
-        assert set(cfg.DATASET.VAL) <= set(DOMAINS) - {"gtav"}
-    assert set(commands) == {"train", "valid"} and set(cfg.DATASET.VAL) == set(DOMAINS) - {"gtav"}
+    (flags,) = re.findall(r'^ *"\$python" train\.py (.*)$', text, flags=re.M)
+    words = [word for word in shlex.split(flags) if word not in ("$@", "${domains[@]}", "--opts", "$half")]
+    for listed in re.findall(r"\bmethods=\((.*?)\)", text):
+        for name in listed.split():
+            values = [word.replace("${method}", name).replace("$method", name) for word in words]
+            cfg = config.parse([word.replace("$seed", "305") for word in values], program="train")
+            assert set(cfg.DATASET.VAL) == set(DOMAINS) - {"gtav"} and cfg.RUN.EXP == f"{name}_305"
+    checked = re.search(r"-m datasets\.check ([\w ]+) --opts", text)
+    assert checked is not None and sorted(checked[1].split()) == DOMAINS
 
 
 def test_the_command_says_one_line_and_returns_2(tmp_path: Path) -> None:
