@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 import config
-from network import resolve_method
+from network import METHODS, resolve_method
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
@@ -242,108 +243,6 @@ def test_two_processes_start_for_real(tmp_path: Path) -> None:
     assert sorted(filter(None, result.stdout.split(";"))) == ["0/2", "1/2"]
 
 
-# ------------------------------------------------------------------------------------------------ set-up
-
-FAKE_BASE = """#!/usr/bin/env bash
-# Plays the base Python: makes an environment whose Python only records what pip was asked to do.
-case "$*" in
-  *version_info*) exit 0 ;;
-  "-m venv --clear .venv")
-    mkdir -p .venv/bin
-    printf '%s\\n' '#!/usr/bin/env bash' '[[ $1 == -c ]] && exit 0' \\
-      'echo "$*" >> pip.log' '[[ ! -e offline ]]' > .venv/bin/python
-    chmod +x .venv/bin/python ;;
-  *) exit 1 ;;
-esac
-"""
-
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A folder with the set-up script and requirements, and a stand-in for the system's Python."""
-    folder = tmp_path / "a checkout"
-    (folder / "scripts").mkdir(parents=True)
-    shutil.copy(ROOT / "scripts" / "setup.sh", folder / "scripts")
-    for name in ("requirements.txt", "requirements-dev.txt"):
-        shutil.copy(ROOT / name, folder)
-    (tmp_path / "bin").mkdir()
-    base = tmp_path / "bin" / "python3"
-    base.write_text(FAKE_BASE)
-    base.chmod(0o755)
-    return folder
-
-
-def set_up(checkout: Path, *, command: str = "scripts/setup.sh", **variables: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DIIA_", "VIRTUAL_ENV"))}
-    env = {**kept, "PATH": f"{checkout.parent / 'bin'}:/usr/bin:/bin", **variables}
-    return subprocess.run(
-        ["bash", "-c", command], cwd=checkout, env=env, capture_output=True, text=True, timeout=60, check=False
-    )
-
-
-def installs(checkout: Path) -> int:
-    log = checkout / "pip.log"
-    return log.read_text().count("pip install") if log.exists() else 0
-
-
-def test_setup_installs_once_and_again_when_the_requirements_change(checkout: Path) -> None:
-    result = set_up(checkout, VIRTUAL_ENV="/another", PIP_TARGET="/elsewhere")
-    assert result.returncode == 0, result.stderr
-    assert installs(checkout) == 1 and result.stdout == ""
-    assert "-r requirements.txt -r requirements-dev.txt" in (checkout / "pip.log").read_text()
-    assert set_up(checkout).stderr == "" and installs(checkout) == 1
-    with (checkout / "requirements-dev.txt").open("a") as file:
-        file.write("one-more>=1\n")
-    assert set_up(checkout).returncode == 0 and installs(checkout) == 2
-
-
-def test_setup_tries_again_after_a_failure(checkout: Path) -> None:
-    (checkout / "offline").touch()
-    result = set_up(checkout)
-    assert result.returncode == 2 and "pip could not install" in result.stderr
-    (checkout / "offline").unlink()
-    assert set_up(checkout).returncode == 0 and installs(checkout) == 2
-
-
-def test_setup_can_be_sourced_and_names_the_python(checkout: Path) -> None:
-    command = 'set -euo pipefail; source scripts/setup.sh; cd /; echo "$python"'
-    result = set_up(checkout, command=command)
-    assert result.stdout.strip() == str(checkout / ".venv" / "bin" / "python"), result.stderr
-    (checkout / "offline").touch()
-    (checkout / ".venv" / "requirements-installed.txt").unlink()
-    result = set_up(checkout, command=f"{command}; echo still here")
-    assert result.returncode == 2 and "still here" not in result.stdout
-    result = set_up(checkout, command=command, DIIA_PYTHON="/my/python")
-    assert result.stdout.strip() == "/my/python"
-
-
-def test_setup_says_when_there_is_no_python(checkout: Path) -> None:
-    for version in ("3", "3.13", "3.12", "3.11", "3.10"):
-        base = checkout.parent / "bin" / f"python{version}"
-        base.write_text("#!/usr/bin/env bash\nexit 1\n")
-        base.chmod(0o755)
-    result = set_up(checkout)
-    assert result.returncode == 2 and "no Python of at least 3.10" in result.stderr
-
-
-@pytest.mark.parametrize("shared", [True, False])
-def test_continuous_integration_finds_the_test_data(tmp_path: Path, shared: bool) -> None:
-    folder = tmp_path / "a clone"
-    (folder / ".ci").mkdir(parents=True)
-    (folder / "scripts").mkdir()
-    shutil.copy(ROOT / ".ci" / "run", folder / ".ci")
-    test = folder / "scripts" / "test.sh"
-    test.write_text('#!/usr/bin/env bash\necho "${DIIA_TEST_DATA:-none}" "$@"\n')
-    test.chmod(0o755)
-    if shared:
-        (tmp_path / "shared").mkdir()
-    env = {name: value for name, value in os.environ.items() if name != "DIIA_TEST_DATA"}
-    result = subprocess.run(
-        [folder / ".ci" / "run", "-x"], cwd="/", env=env, capture_output=True, text=True, check=True, timeout=60
-    )
-    assert result.stdout.strip() == (f"{tmp_path / 'shared'} -x" if shared else "none -x")
-
-
 # ------------------------------------------------------------------------------------------------ README
 
 
@@ -370,24 +269,74 @@ def split_line(line: str) -> list[tuple[dict[str, str], list[str]]]:
     return found
 
 
-def test_every_command_of_the_readme_parses(stub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checked = 0
-    for variables, words in (command for line in readme_commands() for command in split_line(line)):
-        with monkeypatch.context() as patch:
-            for name, value in variables.items():
-                patch.setenv(name, value)
-            program = next((i for i, w in enumerate(words) if re.fullmatch(r"(\./)?(train|valid)\.py", w)), None)
-            if program is not None:
-                config.parse(words[program + 1 :], program=Path(words[program]).stem)
-            elif words and re.match(r"(\./)?scripts/", words[0]):
-                assert (ROOT / words[0]).is_file(), words[0]
-                if Path(words[0]).name in RUNS:
-                    flags = started(stub, str(ROOT / words[0]), *words[1:], **variables)[2]
-                    config.parse(flags, program=Path(words[0]).name[:5])
-            else:
-                continue
-        checked += 1
-    assert checked >= 4, "the README shows how to set up, train, score and test"
+class ParsedError(Exception):
+    """A program got as far as its parsed arguments."""
+
+
+def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let one of the project's programs parse its command line: `train.py ...` or `-m package.module ...`."""
+    name = words[1] if words[0] == "-m" else words[0].removeprefix("./").removesuffix(".py")
+    flags = words[2:] if words[0] == "-m" else words[1:]
+    if name in config.PROGRAMS:
+        config.parse(flags, program=name)
+        return
+    parse_args = argparse.ArgumentParser.parse_args
+
+    def stop(*arguments: Any) -> None:
+        parse_args(*arguments)
+        raise ParsedError
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    with pytest.raises(ParsedError):
+        importlib.import_module(name).main(flags)
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [command for line in readme_commands() for command in split_line(line)],
+    ids=lambda part: part[0] + "..." if isinstance(part, list) else None,
+)
+def test_every_command_of_the_readme_parses(
+    variables: dict[str, str], words: list[str], stub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if words[0] == "python":
+        parse(words[1:], monkeypatch)
+        return
+    script = ROOT / words[0]
+    assert script.parent == ROOT / "scripts" and script.is_file()
+    if script.name not in ("demo.sh", "test.sh"):  # what they start is seen in test_demo.py and here
+        _, *started_words = call(stub, str(script), *words[1:]).stdout.splitlines()
+        parse(started_words, monkeypatch)
+
+
+def test_the_readme_shows_the_commands_that_matter() -> None:
+    text = "\n".join(readme_commands())
+    for part in (
+        "demo.sh",
+        "test.sh",
+        "datasets.check",
+        "train.py",
+        "train_r50os16_gtav_isw.sh",
+        "valid.py",
+        "convert.py",
+    ):
+        assert part in text
+
+
+def test_the_readme_lists_every_method_and_training_script() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text[text.index("| `--method` |") :].partition("\n\n")[0].splitlines()
+    titles, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert {name for row in rows for name in re.findall(r"`(.+?)`", row[0])} == set(METHODS)
+    listed = set()
+    for row in rows:
+        endings = re.findall(r"`(.+?)`", row[2])
+        for backbone, sources in zip(titles[3:], row[3:], strict=True):
+            ending = endings[-1 if backbone != "`r50os16`" else 0] if endings else ""
+            listed |= {f"train_{backbone.strip('`')}_{source}_{ending}.sh" for source in sources.split(", ") if source}
+    assert listed == {name for name in RUNS if name.startswith("train_")}
 
 
 def test_the_readme_names_no_file_that_is_missing() -> None:
