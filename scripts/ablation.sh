@@ -11,9 +11,11 @@ read -ra methods <<<"${METHODS:-base ibn isw diia-coarse diia-no-edge diia-no-la
 read -ra seeds <<<"${SEEDS:-304}"
 cd "$here/.."
 
-for seed in "${seeds[@]}"; do
-  for method in "${methods[@]}"; do
-    if grep -qs "finished at step" "$folder/ablation/${method}_$seed"/*/log.txt; then
+runs=()
+for method in "${methods[@]}"; do
+  for seed in "${seeds[@]}"; do
+    runs+=("$folder/ablation/${method}_$seed")
+    if grep -qs "finished at step" "${runs[-1]}"/*/log.txt; then
       continue
     fi
     "$here/launch.sh" train.py \
@@ -43,4 +45,4 @@ for seed in "${seeds[@]}"; do
 done
 
 PET_NPROC_PER_NODE=1 PET_NNODES='' "$here/launch.sh" -m utils.compare \
-  --against "${methods[0]}" --out "$folder/ablation.md" "$folder"/ablation/*/
+  --against "${methods[0]}" --out "$folder/ablation.md" "${runs[@]}"
