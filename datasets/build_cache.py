@@ -4,58 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from datasets.codec import Encoding
-from datasets.domains import Domain, Pair, find_pairs
+from datasets.domains import Pair, find_pairs
 from datasets.frames import FrameCache, gigabytes
 from datasets.loaders import choose_workers
 from datasets.segmentation import read_pair
 from datasets.tools import chosen_domains, data_config, data_parser
-from utils.errors import UserError, one_line, run_entry_point
+from datasets.workers import in_workers
+from utils.errors import UserError, run_entry_point
 
 
-class _Frames(Dataset[list[str]]):
-    """Pairs that are decoded into the cache, or compared with it, when they are asked for."""
-
-    def __init__(self, pairs: Sequence[Pair], *, encoding: Encoding, cache: FrameCache, verify: bool) -> None:
-        self.pairs, self.encoding, self.cache, self.verify = tuple(pairs), encoding, cache, verify
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> list[str]:
-        """Do the work and return what is wrong."""
-        pair = self.pairs[index]
-        if self.verify:
-            return self.cache.verify(pair, encoding=self.encoding)
-        read_pair(pair, encoding=self.encoding, cache=self.cache)
-        return []
-
-
-def _first(samples: Sequence[Any]) -> Any:
-    return samples[0]
-
-
-def work_through(
-    domain: Domain, pairs: Sequence[Pair], *, cache: FrameCache, verify: bool, workers: int, title: str
-) -> list[str]:
-    """Fill or verify the cache with all workers and return what is wrong with it."""
-    loader: DataLoader[list[str]] = DataLoader(
-        _Frames(pairs, encoding=domain.encoding, cache=cache, verify=verify),
-        num_workers=min(workers, len(pairs)),
-        collate_fn=_first,
-        generator=torch.Generator(),
-    )
-    try:
-        return [clause for found in tqdm(loader, desc=title, unit="frame", disable=None) for clause in found]
-    except UserError as error:
-        raise UserError(one_line(error)) from error  # a worker wraps it in its own traceback
+def _fill(pair: Pair, *, encoding: Encoding, cache: FrameCache) -> list[str]:
+    read_pair(pair, encoding=encoding, cache=cache)
+    return []
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -81,8 +45,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for domain, pairs in pools:
         title, missing = f"{domain.name}/{given.split}", set(cache.missing(pairs, encoding=domain.encoding))
         todo = [pair for pair in pairs if (pair in missing) != given.verify]
-        options = {"cache": cache, "verify": given.verify, "workers": choose_workers(given.num_workers)}
-        found = work_through(domain, todo, title=f"{'verify' if given.verify else 'decode'} {title}", **options)
+        work = partial(cache.verify if given.verify else partial(_fill, cache=cache), encoding=domain.encoding)
+        bar = {"title": f"{'verify' if given.verify else 'decode'} {title}", "unit": "frame"}
+        clauses = in_workers(work, todo, workers=choose_workers(given.num_workers), **bar)
+        found = [clause for part in clauses for clause in part]
         if given.verify:
             text = f"{len(todo)} frames compared, {len(found)} files differed and were removed, {len(missing)} missing"
         else:

@@ -6,19 +6,19 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
 
 from datasets.codec import Encoding, decode_label
 from datasets.domains import Pair
 from datasets.labels import NUM_CLASSES
+from datasets.workers import in_workers
 from utils.distributed import broadcast_object, is_main
-from utils.errors import UserError, one_line
+from utils.errors import UserError
+from utils.files import appearing
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,10 @@ def source_centroids(
     found: np.ndarray | UserError | None = None
     if is_main():
         try:
-            found = _cached(pairs, encoding, tile, name, Path(cache_dir).expanduser(), workers)
+            key, title = cache_key(pairs, encoding=encoding, tile=tile), f"class centroids of {name}"
+            path = Path(cache_dir).expanduser() / f"centroids_{name}_tile{tile}_{key}.npy"
+            scan = partial(_scan, pairs, encoding, tile, title, workers)
+            found = kept_table(path, columns=4, title=title, make=scan)
         except UserError as error:
             found = error
     found = broadcast_object(found)
@@ -103,68 +106,33 @@ def cache_key(pairs: Sequence[Pair], *, encoding: Encoding, tile: int) -> str:
     return made_by.hexdigest()[:16]
 
 
-def _cached(pairs: Sequence[Pair], encoding: Encoding, tile: int, name: str, folder: Path, workers: int) -> np.ndarray:
-    path = folder / f"centroids_{name}_tile{tile}_{cache_key(pairs, encoding=encoding, tile=tile)}.npy"
+def kept_table(path: Path, *, columns: int, title: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return the table (n, columns) of integers that a file keeps; made, and written, where there is none."""
     try:
         rows = np.load(path, allow_pickle=False)
-        if rows.dtype == np.int32 and rows.ndim == 2 and rows.shape[1] == 4:
-            log.info("%s: class centroids from %s", name, path)
+        if rows.dtype.kind == "i" and rows.ndim == 2 and rows.shape[1] == columns:
+            log.info("%s from %s", title, path)
             return rows
-        log.warning("%s: not a table of class centroids; it is made again", path)
+        log.warning("%s: not a table of %s; it is made again", path, title)
     except FileNotFoundError:
         pass
     except (OSError, ValueError, EOFError) as error:
         log.warning("%s: cannot be read (%s); it is made again", path, error)
-    rows = _scan(pairs, encoding, tile, name, workers)
-    _write(path, rows)
+    rows = make()
+    try:
+        with appearing(path) as temporary, temporary.open("wb") as file:
+            np.save(file, rows)
+    except OSError as error:
+        log.warning("%s: cannot be written (%s); it will be made again in the next run", path, error)
     return rows
 
 
-def _scan(pairs: Sequence[Pair], encoding: Encoding, tile: int, name: str, workers: int) -> np.ndarray:
-    from tqdm import tqdm
-
-    size = max(1, min(16, len(pairs) // (4 * max(workers, 1))))  # labels per task: handing one over costs time too
-    loader: DataLoader[np.ndarray] = DataLoader(
-        _Labels(pairs, encoding=encoding, tile=tile),
-        batch_size=size,
-        num_workers=workers,
-        collate_fn=np.concatenate,
-        generator=torch.Generator(),  # keeps the loader from drawing its own seed from the global stream
-    )
-    found = [np.zeros((0, 4), dtype=np.int32)]
-    try:
-        with tqdm(total=len(pairs), desc=f"class centroids of {name}", unit="label", disable=None) as bar:
-            for rows in loader:
-                found.append(rows)
-                bar.update(min(size, len(pairs) - bar.n))
-    except UserError as error:
-        raise UserError(one_line(error)) from error  # a worker wraps it in its own traceback
-    return np.concatenate(found)
+def _scan(pairs: Sequence[Pair], encoding: Encoding, tile: int, title: str, workers: int) -> np.ndarray:
+    work, labels = partial(_of_file, encoding=encoding, tile=tile), [pair.label for pair in pairs]
+    found = in_workers(work, labels, workers=workers, title=title, unit="label")
+    rows = [np.insert(part, 0, index, axis=1) for index, part in enumerate(found)]
+    return np.concatenate([np.zeros((0, 4), dtype=np.int32), *rows])
 
 
-class _Labels(Dataset[np.ndarray]):
-    """The centroids of label files: (n, 4) int32 rows (image, class, x, y) of each."""
-
-    def __init__(self, pairs: Sequence[Pair], *, encoding: Encoding, tile: int) -> None:
-        self.paths, self.encoding, self.tile = [pair.label for pair in pairs], encoding, tile
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        rows = class_centroids(decode_label(self.paths[index], encoding=self.encoding), tile=self.tile)
-        return np.column_stack((np.full(len(rows), index, dtype=np.int32), rows))
-
-
-def _write(path: Path, rows: np.ndarray) -> None:
-    """Write the table to a temporary file and rename it; where that fails the run goes on without a cache."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            np.save(file, rows)
-        temporary.replace(path)
-    except OSError as error:
-        log.warning("%s: cannot be written (%s); the centroids will be made again in the next run", path, error)
-        with suppress(OSError):
-            temporary.unlink()
+def _of_file(label: str, *, encoding: Encoding, tile: int) -> np.ndarray:
+    return class_centroids(decode_label(label, encoding=encoding), tile=tile)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 from datasets.codec import Encoding, decode_label, read_image
 from datasets.domains import Pair, image_size
 from utils.errors import UserError
+from utils.files import appearing
 
 log = logging.getLogger(__name__)
 
@@ -141,15 +140,10 @@ def _mapped(place: Path, dimensions: int) -> np.ndarray:
 
 
 def _write(place: Path, array: np.ndarray, source: str) -> None:
-    temporary = place.with_name(f".{place.stem}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with appearing(place) as temporary, temporary.open("wb") as file:
             np.save(file, array)
-        temporary.replace(place)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise UserError(
             f"{place}: the decoded form of {source} ({gigabytes(array.nbytes)}) cannot be written ({error.strerror}); "
             "make room, choose another --cache, or leave it out"

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
-from datasets.class_uniform import cache_key, source_centroids
+from datasets.class_uniform import cache_key, kept_table, source_centroids
 from datasets.codec import Encoding, decode_label
 from datasets.domains import Domain, Pair, find_pairs, list_hash
 from datasets.labels import CLASS_NAMES, NUM_CLASSES, PALETTE
 from datasets.loaders import choose_workers
 from datasets.plan import EpochPlan, GlobalBatches, Pick, Source, sample_rng
 from datasets.tools import chosen_domains, data_config, data_parser
+from datasets.workers import in_workers
 from transforms.geometry import Geometry
 from transforms.recipes import build_geometry
 from transforms.view import make_view
@@ -88,58 +85,32 @@ class Inspection:
         return "\n".join(lines)
 
 
-class _Counts(Dataset[Array]):
-    """Pixels per class, ignored ones last, (20,) int64: of whole labels, or of the crops that a geometry makes."""
-
-    def __init__(
-        self, pairs: Sequence[Pair], picks: Sequence[Pick], *, encoding: Encoding, geometry: Geometry | None, seed: int
-    ) -> None:
-        self.paths, self.picks, self.encoding = [pair.label for pair in pairs], tuple(picks), encoding
-        self.geometry, self.seed = geometry, seed
-
-    def __len__(self) -> int:
-        return len(self.picks)
-
-    def __getitem__(self, index: int) -> Array:
-        pick = self.picks[index]
-        label = decode_label(self.paths[pick.item], encoding=self.encoding)
-        if self.geometry is not None:
-            image = np.zeros((*label.shape, 3), np.uint8)  # steps expect one; nobody looks at it
-            view = make_view(image, label, focus=pick.focus)
-            label = self.geometry(view, sample_rng(self.seed, pick.stream)).label
-        return np.bincount(np.minimum(label, NUM_CLASSES).ravel(), minlength=NUM_CLASSES + 1)
+def _counts(label: Array) -> Array:
+    """Return the pixels per class, ignored ones last, (20,) int64."""
+    return np.bincount(np.minimum(label, NUM_CLASSES).ravel(), minlength=NUM_CLASSES + 1)
 
 
-def _single(samples: Sequence[Array]) -> Array:
-    return samples[0]
+def _of_file(label: str, *, encoding: Encoding) -> Array:
+    return _counts(decode_label(label, encoding=encoding))
 
 
-def _count(dataset: _Counts, *, title: str, workers: int) -> Array:
-    """Return (n, 20): every item of the data set, counted by several processes."""
-    loader: DataLoader[Array] = DataLoader(
-        dataset, num_workers=workers, collate_fn=_single, generator=torch.Generator()
-    )
-    return np.stack(list(tqdm(loader, desc=title, unit="label", disable=None)))
+def _of_crop(pick: Pick, *, pairs: Sequence[Pair], encoding: Encoding, geometry: Geometry, seed: int) -> Array:
+    label = decode_label(pairs[pick.item].label, encoding=encoding)
+    image = np.zeros((*label.shape, 3), np.uint8)  # steps expect one; nobody looks at it
+    view = make_view(image, label, focus=pick.focus)
+    return _counts(geometry(view, sample_rng(seed, pick.stream)).label)
 
 
 def pixels_per_label(pairs: Sequence[Pair], domain: Domain, *, cache_dir: str, workers: int) -> Array:
     """Return the pixels of every class in every label, (N, 20) int64, ignored ones last; kept beside the centroids."""
-    folder = Path(cache_dir).expanduser()
-    path = folder / f"pixels_{domain.name}_{cache_key(pairs, encoding=domain.encoding, tile=0)}.npy"
-    with suppress(OSError, ValueError, EOFError):
-        table = np.load(path, allow_pickle=False)
-        if table.shape == (len(pairs), NUM_CLASSES + 1):
-            return np.asarray(table)
-    whole = [Pick(item, 0) for item in range(len(pairs))]
-    dataset = _Counts(pairs, whole, encoding=domain.encoding, geometry=None, seed=0)
-    table = _count(dataset, title=f"pixels of {domain.name}", workers=workers)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with suppress(OSError, UserError):  # without a cache they are counted again next time
-        make_folder(folder)
-        with temporary.open("wb") as file:
-            np.save(file, table)
-        temporary.replace(path)
-    return table
+    key = cache_key(pairs, encoding=domain.encoding, tile=0)
+    path, title = Path(cache_dir).expanduser() / f"pixels_{domain.name}_{key}.npy", f"pixels of {domain.name}"
+    work, labels = partial(_of_file, encoding=domain.encoding), [pair.label for pair in pairs]
+
+    def make() -> Array:
+        return np.stack(list(in_workers(work, labels, workers=workers, title=title, unit="label")))
+
+    return kept_table(path, columns=NUM_CLASSES + 1, title=title, make=make)
 
 
 def first_picks(plan: EpochPlan, number: int) -> list[Pick]:
@@ -172,8 +143,9 @@ def inspect_domain(
     source, geometry = Source(len(pairs), centroids), build_geometry(cfg)
     for name, fraction in (("plain", 0.0), ("uniform", share)):
         picks = first_picks(EpochPlan((source,), seed, fraction=fraction), samples)
-        dataset = _Counts(pairs, picks, encoding=domain.encoding, geometry=geometry, seed=seed)
-        crops = _count(dataset, title=f"{name} crops of {domain.name}", workers=workers)
+        work = partial(_of_crop, pairs=pairs, encoding=domain.encoding, geometry=geometry, seed=seed)
+        title = f"{name} crops of {domain.name}"
+        crops = np.stack(list(in_workers(work, picks, workers=workers, title=title, unit="crop")))
         columns[f"crops_{name}"] = (crops > 0).mean(axis=0)
         columns[f"crop_pixels_{name}"] = crops.sum(axis=0) / crops.sum()
     how = {"split": split, "num_images": len(pairs), "list": list_hash(pairs), "share": share, "tile": tile}

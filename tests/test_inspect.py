@@ -96,13 +96,13 @@ def test_the_crops_are_those_that_a_training_gets(folder: Path, tmp_path: Path, 
 def test_pixel_counts_are_kept_until_a_label_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_domain(tmp_path, "bdd100k", train=3)
     first = inspected(tmp_path, tmp_path / "cache", samples=1)[1].columns["pixel_share"]
-    count, titles = inspect._count, []
+    count, titles = inspect.in_workers, []
 
     def watched(*args: Any, title: str, **kwargs: Any) -> Any:
         titles.append(title)
         return count(*args, title=title, **kwargs)
 
-    monkeypatch.setattr(inspect, "_count", watched)
+    monkeypatch.setattr(inspect, "in_workers", watched)
     again = inspected(tmp_path, tmp_path / "cache", samples=1)[1].columns["pixel_share"]
     assert "pixels of bdd100k" not in titles
     np.testing.assert_array_equal(first, again)

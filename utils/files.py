@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from utils.errors import UserError
@@ -16,6 +19,18 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"{folder}: the folder cannot be made ({error.strerror}); choose another one") from error
 
 
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """Yield a temporary file beside `path`, which it becomes at the end; after an error nothing of it is left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file under its final name in one step, making its folder.
 
@@ -23,11 +38,8 @@ def write_text(path: Path, text: str) -> None:
         UserError: the file cannot be written.
     """
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        with appearing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)

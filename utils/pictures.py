@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from utils.errors import UserError
-from utils.files import make_folder
+from utils.files import appearing, make_folder
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Row = tuple[Array, Array, Array]
@@ -147,14 +147,11 @@ def save_png(array: Array, path: str | os.PathLike[str]) -> None:
     """Write an image (H, W, 3) or (H, W) uint8 as PNG; the file appears complete or not at all."""
     path = Path(path)
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        Image.fromarray(np.ascontiguousarray(array, np.uint8)).save(temporary, format="PNG")
-        temporary.replace(path)
+        with appearing(path) as temporary:
+            Image.fromarray(np.ascontiguousarray(array, np.uint8)).save(temporary, format="PNG")
     except OSError as error:
         raise UserError(f"{path}: the picture cannot be written ({error.strerror or error}); free space") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _font(size: float) -> Any:

@@ -1,0 +1,53 @@
+"""The same work on many items, in loader workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from utils.errors import UserError, one_line
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class _Works(Dataset[Any]):
+    """Work that is done on an item when it is asked for."""
+
+    def __init__(self, work: Callable[[Any], Any], items: Sequence[Any]) -> None:
+        self.work, self.items = work, items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.work(self.items[index])
+
+
+def in_workers(
+    work: Callable[[Item], Result], items: Sequence[Item], *, workers: int, title: str, unit: str
+) -> Iterator[Result]:
+    """Yield what `work` returns for every item, in order, with a progress bar; both must pickle.
+
+    Raises:
+        UserError: as `work` raised it, in a worker too.
+    """
+    size = max(1, min(16, len(items) // (4 * max(workers, 1))))  # items per task: handing one over costs time too
+    loader: DataLoader[list[Result]] = DataLoader(
+        _Works(work, items),
+        batch_size=size,
+        num_workers=min(workers, len(items)),
+        collate_fn=list,
+        generator=torch.Generator(),  # keeps the loader from drawing its own seed from the global stream
+    )
+    try:
+        with tqdm(total=len(items), desc=title, unit=unit, disable=None) as bar:
+            for results in loader:
+                yield from results
+                bar.update(len(results))
+    except UserError as error:
+        raise UserError(one_line(error)) from error  # a worker wraps it in its own traceback
