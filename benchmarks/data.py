@@ -2,14 +2,17 @@
 
 Every row times our code and a straightforward implementation of the same work in turn, run by run, and gives medians;
 both samples make the same random draws, of which the mean says more (take --runs 60).
-The straightforward one is this file's own: whole-frame resizing, a comparison per colour, loops over classes. The
-frames are drawn here, GTAV-sized PNG pairs. The last columns are the original's figure (another machine) and the goal.
+The straightforward one (`straightforward.py`) resizes whole frames, compares colour by colour and loops over classes.
+The frames are drawn here, GTAV-sized PNG pairs. The last columns are the original's figure (another machine) and the
+goal.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -25,27 +28,31 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch start th
 import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from straightforward import CROP, plain_borders, plain_centroids, plain_counts, plain_label, plain_sample
 
 import config
 from datasets.class_uniform import class_centroids, source_centroids
 from datasets.codec import DECODERS, ENCODINGS, decode_label, read_image
 from datasets.domains import BUILTIN, Pair, find_pairs
 from datasets.frames import FrameCache
-from datasets.labels import CITYSCAPES_LABELS, NUM_CLASSES, PALETTE
+from datasets.labels import CITYSCAPES_LABELS, NUM_CLASSES
+from datasets.loaders import choose_workers
 from datasets.plan import EpochPlan, GlobalBatches, Pick, Source, sample_rng
 from datasets.segmentation import LabelledPairs, TrainingSet
 from loss.borders import neighbour_classes
-from transforms.appearance import MEAN, STD, AppearanceDraws
+from transforms.appearance import AppearanceDraws
 from transforms.edges import edge_target
 from transforms.recipes import JITTER_STRENGTHS, build_appearance, build_draws, build_geometry
 from utils.logs import write_line
 from utils.metrics import best_class, confusion_matrix
 from utils.report import markdown
 
-WIDTH, HEIGHT, CROP = 1914, 1052, 768
+REPOSITORY = Path(__file__).resolve().parents[1]
+WIDTH, HEIGHT = 1914, 1052
 FRAMES = 6  # pairs that a row goes through in turn
 Work = Callable[[], object]
 
@@ -77,81 +84,6 @@ def draw_pair(folder: Path, number: int) -> Pair:
     return Pair(str(paths[0]), str(paths[1]), paths[0].name)
 
 
-def plain_label(path: str) -> np.ndarray:
-    """Decode a colour label by one comparison per class."""
-    colours = np.asarray(Image.open(path).convert("RGB"))
-    label = np.full(colours.shape[:2], 255, np.uint8)
-    for index, colour in enumerate(PALETTE):
-        label[(colours == colour).all(axis=2)] = index
-    return label
-
-
-def plain_sample(
-    pair: Pair, draws: AppearanceDraws, rng: np.random.Generator
-) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
-    """Do a training sample as one would write it down, on the whole frame, from the draws that ours makes."""
-    from skimage.filters import gaussian
-    from torchvision.transforms import functional
-
-    image, label = Image.open(pair.image).convert("RGB"), Image.fromarray(plain_label(pair.label))
-    scale = rng.uniform(0.5, 2.0)
-    size = (int(image.width * scale), int(image.height * scale))
-    image, label = image.resize(size, Image.Resampling.BICUBIC), label.resize(size, Image.Resampling.NEAREST)
-    border = tuple((CROP - side) // 2 + 1 if side < CROP else 0 for side in size)
-    image, label = ImageOps.expand(image, border, 0), ImageOps.expand(label, border, 255)
-    left, top = (int(rng.integers(0, side - CROP, endpoint=True)) for side in image.size)
-    image, label = (part.crop((left, top, left + CROP, top + CROP)) for part in (image, label))
-    if rng.random() < 0.5:
-        image, label = (part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for part in (image, label))
-    grey = cv2.cvtColor(np.asarray(image, dtype=np.float32), cv2.COLOR_BGR2GRAY)
-    edges = np.minimum(np.abs(cv2.Sobel(grey, cv2.CV_16S, 1, 0)), 255).astype(np.float32)
-    jittered, *order, brightness, contrast, saturation, hue, sigma = draws(rng).tolist()
-    changes = (
-        (functional.adjust_brightness, brightness),
-        (functional.adjust_contrast, contrast),
-        (functional.adjust_saturation, saturation),
-        (functional.adjust_hue, hue),
-    )
-    if jittered:
-        for index in order:
-            change, factor = changes[int(index)]
-            image = change(image, factor)
-    blurred = gaussian(np.asarray(image), sigma=sigma, channel_axis=2)
-    tensor = functional.normalize(torch.from_numpy(blurred.transpose(2, 0, 1)).float(), MEAN, STD)
-    return tensor, torch.from_numpy(np.array(label)).long(), edges
-
-
-def plain_centroids(label: np.ndarray) -> list[tuple[int, int, int]]:
-    """Find the centre of mass of every class, tile by tile and class by class."""
-    found = []
-    for top in range(0, HEIGHT - 1023, 1024):
-        for left in range(0, WIDTH - 1023, 1024):
-            tile = label[top : top + 1024, left : left + 1024]
-            for index in range(NUM_CLASSES):
-                y, x = np.nonzero(tile == index)
-                if len(y):
-                    found.append((index, left + int(x.mean()), top + int(y.mean())))
-    return found
-
-
-def plain_borders(label: np.ndarray) -> np.ndarray:
-    """Return (20, H, W) uint8: which classes occur in the 3x3 neighbourhood, one shifted one-hot map after another."""
-    padded = np.pad(np.minimum(label, NUM_CLASSES), 1, constant_values=NUM_CLASSES)
-    planes = np.zeros((NUM_CLASSES + 1, *label.shape), np.uint8)
-    for y in range(3):
-        for x in range(3):
-            part = padded[y : y + label.shape[0], x : x + label.shape[1]]
-            planes |= (part[None] == np.arange(NUM_CLASSES + 1)[:, None, None]).astype(np.uint8)
-    return planes
-
-
-def plain_counts(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Count truth against prediction with numpy."""
-    prediction, valid = logits.argmax(axis=0), label < NUM_CLASSES
-    cells = NUM_CLASSES * label[valid].astype(np.int64) + prediction[valid]
-    return np.bincount(cells, minlength=NUM_CLASSES**2).reshape(NUM_CLASSES, NUM_CLASSES)
-
-
 def samples(pairs: list[Pair], cache: FrameCache | None) -> Callable[[], Work]:
     """Return the set-up of our training sample, from PNG or from decoded frames."""
 
@@ -172,28 +104,58 @@ def samples(pairs: list[Pair], cache: FrameCache | None) -> Callable[[], Work]:
     return setup
 
 
-def start(root: Path, pairs: list[Pair], *, images: int = 12_000) -> Callable[[], Work]:
+def linked_frames(root: Path, pair: Pair, *, images: int = 12_000) -> Path:
+    """Return a folder of GTAV with that many training pairs and one for validation, all links to one pair."""
+    folder = root / "gtav"
+    for kind, source in (("images", pair.image), ("labels", pair.label)):
+        for split, number in (("train", images), ("valid", 1)):
+            (folder / kind / split / "01").mkdir(parents=True, exist_ok=True)
+            for index in range(number if not (folder / kind / split / "01" / "00000.png").exists() else 0):
+                os.link(source, folder / kind / split / "01" / f"{index:05d}.png")
+    return folder
+
+
+def start(root: Path, pair: Pair) -> Callable[[], Work]:
     """Return the set-up of a run's start: list the files, read the warm centroid cache, plan an epoch."""
 
     def setup() -> Work:
-        folders = [root / "start" / kind / "train" / "01" for kind in ("images", "labels")]
-        for folder, source in zip(folders, (pairs[0].image, pairs[0].label), strict=True):
-            folder.mkdir(parents=True, exist_ok=True)
-            for number in range(images):
-                os.link(source, folder / f"{number:05d}.png")
-        domain = replace(BUILTIN["gtav"], root=str(root / "start"))
+        domain = replace(BUILTIN["gtav"], root=str(linked_frames(root, pair)))
+        folder, workers = str(root / "cache"), choose_workers(-1)
 
         def work() -> None:
             found = find_pairs(domain, "train")
-            assert len(found) == images
-            folder, cores = str(root / "cache"), os.cpu_count() or 1
             rows = source_centroids(
-                found, encoding=domain.encoding, tile=1024, name="gtav", cache_dir=folder, workers=cores
+                found, encoding=domain.encoding, tile=1024, name="gtav", cache_dir=folder, workers=workers
             )
             batches = GlobalBatches(EpochPlan((Source(len(found), rows),), 304, fraction=0.5), batch_size=8)
             next(iter(batches))
 
         return work
+
+    return setup
+
+
+UNTIL_FIRST_BATCH = """
+import sys, train
+
+def stop(trainer, batches):
+    assert len(batches[0].names) == 8
+    sys.exit(0)
+
+train.Trainer.train_step = stop
+train.main(sys.argv[1:])
+"""
+
+
+def first_batch(root: Path, pair: Pair) -> Callable[[], Work]:
+    """Return the set-up of train.py itself, from the command to the first batch, and its exit."""
+
+    def setup() -> Work:
+        flags = f"--dataset gtav --val_dataset gtav --pretrained none --bs_mult 8 --crop_size {CROP} --gblur"
+        flags += f" --color_aug 0.5 --class_uniform_pct 0.5 --cache_dir {root / 'cache'} --ckpt {root} --tb_path {root}"
+        opts = ["--opts", f"DATASET.GTAV_DIR={linked_frames(root, pair)}"]
+        command = [sys.executable, "-c", UNTIL_FIRST_BATCH, *flags.split(), *opts]
+        return partial(subprocess.run, command, cwd=REPOSITORY, check=True, capture_output=True)
 
     return setup
 
@@ -247,7 +209,8 @@ def make_rows(root: Path) -> dict[str, Row]:
             "79 ms",
             "25 ms",
         ),
-        "start on 12,000 images, caches warm": Row(None, start(root, pairs), "-", "1000 ms"),
+        "start on 12,000 images, caches warm": Row(None, start(root, pairs[0]), "-", "1000 ms"),
+        "first batch on 12,000 images, from the command": Row(None, first_batch(root, pairs[0]), "-", "10000 ms"),
         "label decoding": Row(
             lambda: lambda: plain_label(pairs[0].label),
             lambda: lambda: decode_label(pairs[0].label, encoding=encoding),
@@ -278,16 +241,22 @@ def decoders() -> dict[str, Callable[[str], object]]:
     return found
 
 
-def measure(row: Row, *, runs: int) -> list[list[float]]:
+def processor_time() -> float:
+    """Return the seconds that cores have spent on this process and on its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(part.ru_utime + part.ru_stime for part in used)
+
+
+def measure(row: Row, *, runs: int, clock: Callable[[], float]) -> list[list[float]]:
     """Return the milliseconds of each variant, sorted; they take turns, and the first two runs are not counted."""
     works = [setup() for setup in (row.plain, row.ours) if setup is not None]
     taken: list[list[float]] = [[] for _ in works]
     for run in range(runs + 2):
         for work, list_ in zip(works, taken, strict=True):
-            before = time.perf_counter()
+            before = clock()
             work()
             if run >= 2:
-                list_.append(1000 * (time.perf_counter() - before))
+                list_.append(1000 * (clock() - before))
     return [sorted(values) for values in taken]
 
 
@@ -297,7 +266,9 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", metavar="ROW", help="beginnings of names; all by default")
     parser.add_argument("--runs", type=int, default=15, help="counted runs of each variant (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (%(default)s)")
+    parser.add_argument("--cpu", action="store_true", help="count processor time: for a machine that others use too")
     given = parser.parse_args()
+    clock = processor_time if given.cpu else time.perf_counter
     torch.set_num_threads(given.threads)
     cv2.setNumThreads(1)
     table = [["work", "straightforward", "ours", "mean of ours", "slowest", "ratio", "original", "goal"]]
@@ -305,7 +276,7 @@ def main() -> None:
         for name, row in make_rows(Path(folder)).items():
             if given.rows and not name.startswith(tuple(given.rows)):
                 continue
-            *plain, ours = measure(row, runs=given.runs)
+            *plain, ours = measure(row, runs=given.runs, clock=clock)
             middle = ours[len(ours) // 2]
             reference = plain[0][len(plain[0]) // 2] if plain else None
             compared = [f"{reference:.1f} ms", f"{reference / middle:.1f}"] if reference else ["-", "-"]

@@ -1,0 +1,88 @@
+"""The data path as one would write it down, for `benchmarks/data.py` to compare with."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from skimage.filters import gaussian
+from torchvision.transforms import functional
+
+from datasets.domains import Pair
+from datasets.labels import NUM_CLASSES, PALETTE
+from transforms.appearance import MEAN, STD, AppearanceDraws
+
+CROP = 768
+
+
+def plain_label(path: str) -> np.ndarray:
+    """Decode a colour label by one comparison per class."""
+    colours = np.asarray(Image.open(path).convert("RGB"))
+    label = np.full(colours.shape[:2], 255, np.uint8)
+    for index, colour in enumerate(PALETTE):
+        label[(colours == colour).all(axis=2)] = index
+    return label
+
+
+def plain_sample(
+    pair: Pair, draws: AppearanceDraws, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    """Do a training sample as one would write it down, on the whole frame, from the draws that ours makes."""
+    image, label = Image.open(pair.image).convert("RGB"), Image.fromarray(plain_label(pair.label))
+    scale = rng.uniform(0.5, 2.0)
+    size = (int(image.width * scale), int(image.height * scale))
+    image, label = image.resize(size, Image.Resampling.BICUBIC), label.resize(size, Image.Resampling.NEAREST)
+    border = tuple((CROP - side) // 2 + 1 if side < CROP else 0 for side in size)
+    image, label = ImageOps.expand(image, border, 0), ImageOps.expand(label, border, 255)
+    left, top = (int(rng.integers(0, side - CROP, endpoint=True)) for side in image.size)
+    image, label = (part.crop((left, top, left + CROP, top + CROP)) for part in (image, label))
+    if rng.random() < 0.5:
+        image, label = (part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for part in (image, label))
+    grey = cv2.cvtColor(np.asarray(image, dtype=np.float32), cv2.COLOR_BGR2GRAY)
+    edges = np.minimum(np.abs(cv2.Sobel(grey, cv2.CV_16S, 1, 0)), 255).astype(np.float32)
+    jittered, *order, brightness, contrast, saturation, hue, sigma = draws(rng).tolist()
+    changes = (
+        (functional.adjust_brightness, brightness),
+        (functional.adjust_contrast, contrast),
+        (functional.adjust_saturation, saturation),
+        (functional.adjust_hue, hue),
+    )
+    if jittered:
+        for index in order:
+            change, factor = changes[int(index)]
+            image = change(image, factor)
+    blurred = gaussian(np.asarray(image), sigma=sigma, channel_axis=2)
+    tensor = functional.normalize(torch.from_numpy(blurred.transpose(2, 0, 1)).float(), MEAN, STD)
+    return tensor, torch.from_numpy(np.array(label)).long(), edges
+
+
+def plain_centroids(label: np.ndarray) -> list[tuple[int, int, int]]:
+    """Find the centre of mass of every class, tile by tile and class by class."""
+    found, (height, width) = [], label.shape
+    for top in range(0, height - 1023, 1024):
+        for left in range(0, width - 1023, 1024):
+            tile = label[top : top + 1024, left : left + 1024]
+            for index in range(NUM_CLASSES):
+                y, x = np.nonzero(tile == index)
+                if len(y):
+                    found.append((index, left + int(x.mean()), top + int(y.mean())))
+    return found
+
+
+def plain_borders(label: np.ndarray) -> np.ndarray:
+    """Return (20, H, W) uint8: which classes occur in the 3x3 neighbourhood, one shifted one-hot map after another."""
+    padded = np.pad(np.minimum(label, NUM_CLASSES), 1, constant_values=NUM_CLASSES)
+    planes = np.zeros((NUM_CLASSES + 1, *label.shape), np.uint8)
+    for y in range(3):
+        for x in range(3):
+            part = padded[y : y + label.shape[0], x : x + label.shape[1]]
+            planes |= (part[None] == np.arange(NUM_CLASSES + 1)[:, None, None]).astype(np.uint8)
+    return planes
+
+
+def plain_counts(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Count truth against prediction with numpy."""
+    prediction, valid = logits.argmax(axis=0), label < NUM_CLASSES
+    cells = NUM_CLASSES * label[valid].astype(np.int64) + prediction[valid]
+    return np.bincount(cells, minlength=NUM_CLASSES**2).reshape(NUM_CLASSES, NUM_CLASSES)
