@@ -50,7 +50,8 @@ PROGRAMS: dict[
             *("DATASET.DOMAINS_FILE", "DATASET.VAL", "DATASET.SPLIT", "DATASET.NUM_WORKERS", "NETWORK.ARCH"),
             *("NETWORK.BACKBONE", "NETWORK.OUTPUT_STRIDE"),
             *("NETWORK.METHOD", "NETWORK.WT_LAYER", "OPTIM.FP16", "EVAL.BATCH_SIZE", "EVAL.PROTOCOL", "EVAL.LIMIT"),
-            *("EVAL.PICTURES", "EVAL.OUT", "RUN.SNAPSHOT", "RUN.DEVICE", "RUN.DIST_URL", "RUN.DETERMINISTIC"),
+            *("EVAL.PICTURES", "EVAL.VISUALIZE", "EVAL.ATTENTION_PIXELS", "EVAL.OUT"),
+            *("RUN.SNAPSHOT", "RUN.DEVICE", "RUN.DIST_URL", "RUN.DETERMINISTIC"),
         ),
         {"DATASET.VAL": ["bdd100k"]},
     ),
@@ -177,6 +178,11 @@ _ROWS = (
     Option("EVAL.LIMIT", 0, "--val_limit",
            "Images scored per domain, evenly spread, 0 for all; a training ends with scores on all.", low=0),
     Option("EVAL.PICTURES", 4, "--pictures", "Images per domain that are drawn as pictures.", low=0),
+    Option("EVAL.VISUALIZE", False, "--visualize_feature",
+           "Draw covariances, whitening masks, edge maps, coarse layouts and attention of the images of --pictures."),
+    Option("EVAL.ATTENTION_PIXELS", [], "--attention_pixels",
+           "Pixels (x y x y ...) whose attention is drawn; none: in the middle of the largest classes.",
+           kind=int, lengths=(0, 24), low=0),
     Option("EVAL.OUT", "", "--out", "Folder for the tables and pictures of valid.py."),
 
     Option("RUN.SNAPSHOT", "", "--snapshot", "Weight file to start from, or to score."),
@@ -216,7 +222,6 @@ REFUSED = {
     "--cv": f"{_LATER} the splits of the folders are used as they are; leave it out for the published split 0",
     "--maxSkip": f"{_LATER} coarse Cityscapes frames cannot be added; declare them as a domain with --domains",
     "--bblur": f"{_LATER} use --gblur for a Gaussian blur",
-    "--visualize_feature": f"{_LATER} use --pictures to see predictions",
 }
 
 
@@ -312,10 +317,22 @@ def _check_together(values: Mapping[str, Any]) -> None:
     if values["OPTIM.LR_SCHEDULE"] == "scl-poly" and not 0 <= start < end:
         raise UserError(f"--lr_schedule scl-poly needs --rlx_off_iter from 0 to {end - 1} (--max_iter), got {start}")
     _check_loss(values)
+    _check_pictures(values)
     if values["RUN.RESTORE_OPTIMIZER"] and not values["RUN.SNAPSHOT"] and not values["RUN.RESUME"]:
         raise UserError(
             "--restore_optimizer needs the checkpoint to continue from: give --snapshot FILE or --resume auto"
         )
+
+
+def _check_pictures(values: Mapping[str, Any]) -> None:
+    """Refuse pictures of nothing."""
+    drawn, pixels = values["EVAL.VISUALIZE"], values["EVAL.ATTENTION_PIXELS"]
+    if drawn and not values["EVAL.PICTURES"]:
+        raise UserError("--visualize_feature draws the images of --pictures, which is 0; give at least 1")
+    if len(pixels) % 2:
+        raise UserError(f"--attention_pixels takes x and y of each pixel, got {len(pixels)} numbers; give one more")
+    if pixels and not drawn:
+        raise UserError("--attention_pixels belongs to --visualize_feature; add it or leave the pixels out")
 
 
 def _check_loss(values: Mapping[str, Any]) -> None:

@@ -30,14 +30,15 @@ from datasets.loaders import (
     build_training_loader,
 )
 from datasets.prefetch import DeviceBatches
-from loss import build_criterion, collect_masks
+from loss import build_criterion, collect_masks, covariance
 from network import build_network, load_pretrained
 from optimizer import apply_settings, build_optimizer, build_scheduler
 from transforms.edges import edge_target
-from transforms.recipes import build_appearance, build_normalisation, statistics_pair
+from transforms.recipes import build_appearance, build_fixed_copy, build_normalisation, statistics_pair
 from utils import checkpoint, distributed, logs, pictures
 from utils.errors import UserError, run_entry_point
 from utils.evaluation import varying_sizes
+from utils.features import FeatureDrawer
 from utils.report import Report
 from utils.runs import Start, changed_keys, find_start, open_folder, record_start
 from utils.scoring import Scorer, candidates, mixed_dtype
@@ -88,6 +89,7 @@ class Trainer:
             batch_size=cfg.EVAL.BATCH_SIZE,
             autocast_dtype=self.autocast_dtype,
             num_pictures=cfg.EVAL.PICTURES,
+            features=self._feature_drawer() if cfg.EVAL.VISUALIZE else None,
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_dtype == torch.float16)
         self.state = RunState(self.network, self.criterion, self.optimizer, self.scheduler, self.scaler)
@@ -204,10 +206,13 @@ class Trainer:
         """Find the style-sensitive covariances from pairs of a training image and its photometric copy (SPEC: ISW)."""
         cfg = self.cfg.WHITENING
         passes = (self._pairs(domain, trial) for trial in range(cfg.TRIALS) for domain in self.whitened)
-        collect_masks(self.criterion, self.network, passes, clusters=cfg.CLUSTERS, device=self.device)
+        found = collect_masks(self.criterion, self.network, passes, clusters=cfg.CLUSTERS, device=self.device)
         sensitive = self.criterion.num_sensitive()
         logger.info("epoch %d: whitening masks keep %s entries", self.progress.epoch, sensitive)
         self.board.scalars({f"whitening/sensitive_{i}": float(n) for i, n in enumerate(sensitive)}, self.progress.step)
+        if self.scorer.features is not None and distributed.is_main():
+            picture = self.scorer.features.draw_masks(found)
+            self.show([pictures.Drawing("whitening/masks", "features/masks.png", picture)])
 
     def _pairs(self, domain: Domain, trial: int) -> Iterator[Tensor]:
         """Yield the photometric copy and the original (2, 3, H, W) of this process's share of the images."""
@@ -246,9 +251,7 @@ class Trainer:
                 values = {"mean_iu": row.scores.mean_iou, "acc": row.scores.accuracy, "val_loss": row.loss}
                 values["acc_cls"] = row.scores.mean_class_accuracy
                 self.board.scalars({f"{row.domain}/{key}": value for key, value in values.items()}, step)
-        for name, picture in drawn.items():
-            pictures.save_png(picture, self.folder / "pictures" / f"{name}.png")
-            self.board.picture(f"{name}/predictions", picture, step)
+        self.show(drawn)
         self.scored_at = step
         about = {
             "file": str(self.folder / "last.pth"),
@@ -293,6 +296,26 @@ class Trainer:
         if waited > SLOW_DATA and not self.advised:
             self.advised = True
             logger.warning("the device waits for data %.0f%% of the time: %s", 100 * waited, self.loader.advice())
+
+    def show(self, drawn: Sequence[pictures.Drawing]) -> None:
+        """Write pictures to the run's folder, in the place of those before, and to TensorBoard."""
+        for tag, file, picture in drawn:
+            pictures.save_png(picture, self.folder / "pictures" / file)
+            self.board.picture(tag, picture, self.progress.step)
+
+    def _feature_drawer(self) -> FeatureDrawer:
+        return FeatureDrawer(
+            self.network,
+            whitening=self.criterion.whitening,
+            photometric_copy=build_fixed_copy(self.cfg),
+            covariance=covariance,
+            edge_target=edge_target,
+            device=self.device,
+            autocast_dtype=self.autocast_dtype,
+            palette=PALETTE,
+            class_names=CLASS_NAMES,
+            pixels=self.cfg.EVAL.ATTENTION_PIXELS,
+        )
 
     def draw_batch(self, batch: TrainingBatch) -> None:
         """Draw a batch as the network sees it: image, label, edge target."""

@@ -15,11 +15,14 @@ import torch
 import config
 from datasets.labels import CLASS_NAMES, IGNORE, PALETTE
 from datasets.loaders import build_evaluation_loaders
+from loss import build_criterion, covariance
 from network import Method, Segmentor, architecture_of, build_network
 from network.published import build_published
-from transforms.recipes import build_normalisation
+from transforms.edges import edge_target
+from transforms.recipes import build_fixed_copy, build_normalisation
 from utils import checkpoint, distributed, logs, pictures
 from utils.errors import UserError, run_entry_point
+from utils.features import FeatureDrawer
 from utils.files import make_folder
 from utils.report import Report
 from utils.scoring import Scorer, mixed_dtype
@@ -72,6 +75,26 @@ def _default(key: str) -> Any:
     return config.KEYS[f"NETWORK.{key}"].default
 
 
+def feature_drawer(cfg: Any, network: Segmentor, saved: Any, device: torch.device) -> FeatureDrawer:
+    """Return what draws the inside of a loaded network; masks come from the weight file where it has them."""
+    criterion = build_criterion(saved, method=network.method, style_channels=network.style_channels)
+    state = checkpoint.read(cfg.RUN.SNAPSHOT).get("criterion")
+    if state:  # published files have none
+        checkpoint.load_strictly(criterion, state, path=cfg.RUN.SNAPSHOT)
+    return FeatureDrawer(
+        network,
+        whitening=criterion.whitening,
+        photometric_copy=build_fixed_copy(saved),
+        covariance=covariance,
+        edge_target=edge_target,
+        device=device,
+        autocast_dtype=mixed_dtype(device, wanted=cfg.OPTIM.FP16),
+        palette=PALETTE,
+        class_names=CLASS_NAMES,
+        pixels=cfg.EVAL.ATTENTION_PIXELS,
+    )
+
+
 def score(cfg: Any, device: torch.device) -> Report:
     """Score the weight file on every domain of --val_dataset; every process returns the same report."""
     if not cfg.RUN.SNAPSHOT:
@@ -92,12 +115,13 @@ def score(cfg: Any, device: torch.device) -> Report:
         batch_size=cfg.EVAL.BATCH_SIZE,
         autocast_dtype=mixed_dtype(device, wanted=cfg.OPTIM.FP16),
         num_pictures=cfg.EVAL.PICTURES,
+        features=feature_drawer(cfg, network, saved, device) if cfg.EVAL.VISUALIZE else None,
     )
     sources = saved.DATASET.TRAIN if "source" in about else ()  # published files do not say what they were trained on
     make_folder(result_folder(cfg))  # where nothing can be written, nothing is scored
     rows, drawn = scorer(network, chosen, split=cfg.DATASET.SPLIT, sources=sources)
-    for name, picture in drawn.items():
-        pictures.save_png(picture, result_folder(cfg) / f"{name}.png")
+    for _, file, picture in drawn:
+        pictures.save_png(picture, result_folder(cfg) / file)
     return Report(about, rows)
 
 

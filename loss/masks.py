@@ -21,7 +21,7 @@ from utils.errors import UserError
 
 def collect_masks(
     criterion: Criterion, network: Any, passes: Iterable[Iterable[Tensor]], *, clusters: int, device: torch.device
-) -> None:
+) -> list[Tensor]:
     """Give the criterion new masks: every pass over images chooses covariances, those that all passes chose stay.
 
     The processes each read their share of a pass and all get the same masks.
@@ -30,7 +30,11 @@ def collect_masks(
         network: has `style_features` and `style_channels`; is left in evaluation mode.
         passes: pairs (2, 3, H, W), normalised: an image's photometric copy and the image.
         clusters: of the variances, unless the criterion's relaxation chooses.
+
+    Returns:
+        The variance matrix (C, C) of each map's covariances, the mean over the passes.
     """
+    found = []
     distributed.broadcast_buffers(network)
     criterion.reset_masks()
     network.eval()
@@ -44,6 +48,8 @@ def collect_masks(
         for tensor in statistics.tensors():
             distributed.all_reduce_sum(tensor)
         criterion.intersect_masks(statistics.masks())
+        found.append(statistics.variances())
+    return [torch.stack(variances).mean(0) for variances in zip(*found, strict=True)]
 
 
 class MaskStatistics:

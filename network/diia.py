@@ -16,6 +16,7 @@ What is left where a method leaves a part out (`Method.parts`); every other modu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -155,10 +156,8 @@ class TripleAggregation(nn.Module):
         """Map (B, C, h, w) and (B, 256, h, w), one or two of them, to (B, 128, h, w)."""
         if not self.attends:
             return self.up(top)
-        layout_features = edge_features if layout_features is None else layout_features
-        edge_features = layout_features if edge_features is None else edge_features
-        assert layout_features is not None and edge_features is not None, "the attention needs a branch"
-        convs = ((self.query, layout_features), (self.key, edge_features), (self.value, top))
+        asking, answering = _sides(layout_features, edge_features)
+        convs = ((self.query, asking), (self.key, answering), (self.value, top))
         query, key, value = (
             # contiguous: the fused kernels, which never hold the (hw, hw) matrix, ask for it
             conv(maps).flatten(2).mT.contiguous().unsqueeze(1)
@@ -167,6 +166,30 @@ class TripleAggregation(nn.Module):
         mixed = F.scaled_dot_product_attention(query, key, value, scale=1.0)  # no division by the root of the width
         mixed = mixed.squeeze(1).transpose(1, 2).unflatten(2, top.shape[2:])  # (B, 128, h, w)
         return self.gamma * mixed + self.up(top)
+
+    def attention_of(self, cells: Tensor, layout_features: Tensor | None, edge_features: Tensor | None) -> Tensor:
+        """Return how chosen cells weigh all others, in single precision; the other rows are never computed.
+
+        Args:
+            cells: (N,) int64, places in the flattened map.
+            layout_features, edge_features: (B, 256, h, w), one or two of them.
+
+        Returns:
+            (B, N, h, w), each map sums to one.
+        """
+        asking, answering = _sides(layout_features, edge_features)
+        query, key = (conv(maps).flatten(2) for conv, maps in ((self.query, asking), (self.key, answering)))
+        with torch.autocast(key.device.type, enabled=False):
+            scores = query[..., cells].float().mT @ key.float()  # (B, N, hw)
+        return scores.softmax(2).unflatten(2, answering.shape[2:])
+
+
+def _sides(layout_features: Tensor | None, edge_features: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return which features ask and which answer."""
+    asking = edge_features if layout_features is None else layout_features
+    answering = layout_features if edge_features is None else edge_features
+    assert asking is not None and answering is not None, "the attention needs a branch"
+    return asking, answering
 
 
 class _Scored(NamedTuple):
@@ -259,3 +282,23 @@ class DIIASegmentor(Segmentor):
         """Map normalised images (B, 3, H, W) to logits (B, classes, H, W), without the heads that only train."""
         scored = self._score(images, branches=self.attends)
         return scored.coarse if scored.fused is None else 0.5 * scored.coarse + scored.fused
+
+    def attention_of(self, images: Tensor, pixels: Sequence[tuple[int, int]]) -> Tensor:
+        """Return how the cells at some pixels weigh all cells in the aggregation.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            pixels: N of (x, y) in the image.
+
+        Returns:
+            (B, N, h, w) float32, each map sums to one; the corners of map and image coincide.
+        """
+        assert self.aggregate is not None and self.attends, "this method has no attention"
+        scored = self._score(images, branches=True)
+        (height, width), (rows, columns) = images.shape[2:], scored.features.top.shape[2:]
+        cells = [
+            round(y * (rows - 1) / max(height - 1, 1)) * columns + round(x * (columns - 1) / max(width - 1, 1))
+            for x, y in pixels
+        ]
+        chosen = torch.tensor(cells, device=images.device)
+        return self.aggregate.attention_of(chosen, scored.layout_features, scored.edge_features)

@@ -16,6 +16,8 @@ from network.outputs import SegmentorOutput
 class Segmentor(nn.Module, abc.ABC):
     """A backbone with a head: `forward` for training, `predict` for scoring, `style_features` for the statistics."""
 
+    attends = False  # whether the head aggregates by attention
+
     def __init__(self, backbone: Backbone, *, method: Method, freeze_bn: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
@@ -38,6 +40,11 @@ class Segmentor(nn.Module, abc.ABC):
     def style_channels(self) -> tuple[int, ...]:
         """Channels of each captured map."""
         return self.backbone.style_channels
+
+    @property
+    def style_names(self) -> tuple[str, ...]:
+        """Site of each captured map."""
+        return tuple(site for site, kind in self.backbone.sites.items() if kind == "whiten")
 
     def train(self, mode: bool = True) -> Any:
         """Switch the mode; frozen batch norms keep using their running statistics."""

@@ -22,17 +22,17 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The contract: a flag leaves or joins this list on purpose only.
 FLAGS = """
---accumulate --arch --backbone --batch_weighting --bs_mult --bs_mult_val --cache --cache_dir --city_mode --ckpt
---class_uniform_pct --class_uniform_tile --cls_wt_loss --clusters --coarse_boost_classes --color_aug --config
---cov_stat_epoch --covstat_val_dataset --crop_nopad --crop_size --dataset --date --deterministic --device --dist_url
---domains --dump_augmentation_images --dynamic --eval_protocol --exp --fp16 --freeze_bn --gblur --help --image_in
---image_uniform_sampling --img_wt_loss --jitter --jointwtborder --layout_confidence --local-rank --local_rank
---log_interval --lr --lr_schedule --max_cu_epoch --max_epoch --max_iter --method --momentum --no_quick_check
---no_syncbn --no_val_source --num_workers --ohem_min_kept --ohem_thresh --opts --out --output_stride --pictures
---poly_exp --pre_size --pretrained --quick_check --relax_denom --repoly --rescale --restore_optimizer --resume
---rlx_off_iter --rrotate --save_interval --scale_max --scale_min --seed --sgd --snapshot --split --stat_images
---strict_bdr_cls --syncbn --tb_path --tb_tag --test_mode --trials --val_dataset --val_interval --val_limit
---val_source --weight_decay --wt_bound --wt_layer --wt_reg_weight -wb
+--accumulate --arch --attention_pixels --backbone --batch_weighting --bs_mult --bs_mult_val --cache --cache_dir
+--city_mode --ckpt --class_uniform_pct --class_uniform_tile --cls_wt_loss --clusters --coarse_boost_classes --color_aug
+--config --cov_stat_epoch --covstat_val_dataset --crop_nopad --crop_size --dataset --date --deterministic --device
+--dist_url --domains --dump_augmentation_images --dynamic --eval_protocol --exp --fp16 --freeze_bn --gblur --help
+--image_in --image_uniform_sampling --img_wt_loss --jitter --jointwtborder --layout_confidence --local-rank --local_rank
+--log_interval --lr --lr_schedule --max_cu_epoch --max_epoch --max_iter --method --momentum --no_quick_check --no_syncbn
+--no_val_source --num_workers --ohem_min_kept --ohem_thresh --opts --out --output_stride --pictures --poly_exp
+--pre_size --pretrained --quick_check --relax_denom --repoly --rescale --restore_optimizer --resume --rlx_off_iter
+--rrotate --save_interval --scale_max --scale_min --seed --sgd --snapshot --split --stat_images --strict_bdr_cls
+--syncbn --tb_path --tb_tag --test_mode --trials --val_dataset --val_interval --val_limit --val_source
+--visualize_feature --weight_decay --wt_bound --wt_layer --wt_reg_weight -wb
 """.split()
 
 PUBLISHED_COMMON = """
@@ -170,6 +170,9 @@ def test_values_are_typed() -> None:
         ("--batch_weighting", "--batch_weighting belongs to --img_wt_loss or --jointwtborder"),
         ("--cls_wt_loss -wb 2", "--wt_bound belongs to --img_wt_loss or --jointwtborder"),
         ("--img_wt_loss --wt_bound -1", "--wt_bound must be a number of at least 0, got -1"),
+        ("--visualize_feature --pictures 0", "--visualize_feature draws the images of --pictures, which is 0"),
+        ("--attention_pixels 3 4", "--attention_pixels belongs to --visualize_feature"),
+        ("--visualize_feature --attention_pixels 3 4 5", "--attention_pixels takes x and y of each pixel, got 3"),
         ("--img_wt_loss --strict_bdr_cls 5", "--strict_bdr_cls belongs to --jointwtborder"),
         ("--jointwtborder --strict_bdr_cls 19", "--strict_bdr_cls must be a list of values, each .* from 0 to 18"),
         ("--ohem_thresh 0.7 --img_wt_loss", "--ohem_thresh and --img_wt_loss each choose which pixels count"),

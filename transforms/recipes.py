@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,3 +77,22 @@ def statistics_pair(image: Tensor, draws: Tensor, *, appearance: Appearance) -> 
         draws: (D,) on the CPU, from `statistics_draws`.
     """
     return torch.stack((appearance(image[None], draws[None])[0], appearance.normalisation(image[None])[0]))
+
+
+@dataclass(frozen=True)
+class FixedCopy:
+    """Makes the photometric copy of an image, with the same draws for every image."""
+
+    appearance: Appearance
+    draws: Tensor  # (D,)
+
+    def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the copy of (3, h, w) uint8 in its own colours, (3, h, w) uint8, and the pair of `statistics_pair`."""
+        copy = self.appearance.colours(image[None], self.draws[None])[0]
+        return copy, statistics_pair(image, self.draws, appearance=self.appearance)
+
+
+def build_fixed_copy(cfg: Any) -> FixedCopy:
+    """Return what makes photometric copies for pictures, drawn once from the run's seed."""
+    draws = statistics_draws()(np.random.default_rng((cfg.RUN.SEED, 4)))
+    return FixedCopy(build_appearance(cfg), torch.from_numpy(draws))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -18,6 +18,15 @@ from utils.files import appearing, make_folder
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Row = tuple[Array, Array, Array]
+
+
+class Drawing(NamedTuple):
+    """A picture (H, W, 3) uint8 with its tag for TensorBoard and its file below the folder of pictures."""
+
+    tag: str
+    file: str
+    picture: Array
+
 
 COLUMNS = ("image", "truth", "prediction", "errors")
 WRONG = (230, 40, 30)

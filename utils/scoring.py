@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from utils import pictures
-from utils.evaluation import evaluate
+from utils.evaluation import evaluate, varying_sizes
+from utils.features import FeatureDrawer
 from utils.metrics import nan_mean
 from utils.report import DomainScore, domain_scores
 
@@ -24,6 +25,7 @@ class Scorer:
         normalise: (B,3,h,w) uint8 -> float, on the device.
         batch_size: images of equal size that go through the network together.
         num_pictures: images per domain that are drawn.
+        features: draws what the network computes inside for these images, None for not.
     """
 
     normalise: Callable[[Tensor], Tensor]
@@ -34,28 +36,28 @@ class Scorer:
     batch_size: int
     autocast_dtype: torch.dtype | None
     num_pictures: int
+    features: FeatureDrawer | None = None
 
     def __call__(
         self, network: nn.Module, domains: Iterable[tuple[Any, Any]], *, split: str, sources: Sequence[str]
-    ) -> tuple[list[DomainScore], dict[str, np.ndarray]]:
-        """Return the scores of all domains, of each its main counting first, and rank 0's pictures (h,w,3) by domain.
+    ) -> tuple[list[DomainScore], list[pictures.Drawing]]:
+        """Return the scores of all domains, of each its main counting first, and rank 0's pictures.
 
         Args:
             domains: anything with `name`, `merge`, `classes` and `subsets`, each with this process's share of the
                 split: samples with `num_images`, `list_hash` and `protocol`.
             sources: names of the domains that the network was trained on.
         """
-        rows, drawn = [], {}
+        rows, drawn = [], []
         for domain, samples in domains:
-            scores, picture = self._score(network, domain, samples, split=split, is_source=domain.name in sources)
+            scores, shown = self._score(network, domain, samples, split=split, is_source=domain.name in sources)
             rows += scores
-            if picture is not None:
-                drawn[domain.name] = picture
+            drawn += shown
         return rows, drawn
 
     def _score(
         self, network: nn.Module, domain: Any, samples: Any, *, split: str, is_source: bool
-    ) -> tuple[list[DomainScore], np.ndarray | None]:
+    ) -> tuple[list[DomainScore], list[pictures.Drawing]]:
         found = evaluate(
             network,
             samples,
@@ -78,12 +80,19 @@ class Scorer:
             class_names=self.class_names,
         )
         if not found.pictures:
-            return rows, None
+            return rows, []
         merged = np.arange(256, dtype=np.uint8)  # what counts as one class is shown as one
         for source, target in domain.merge:
             merged[source] = target
         shown = [(image, merged[truth], merged[prediction]) for image, truth, prediction in found.pictures]
-        return rows, pictures.comparison(shown, palette=self.palette, class_names=self.class_names, ignore=self.ignore)
+        sheet = pictures.comparison(shown, palette=self.palette, class_names=self.class_names, ignore=self.ignore)
+        drawn = [pictures.Drawing(f"{domain.name}/predictions", f"{domain.name}.png", sheet)]
+        if self.features is not None:
+            for number, frame in enumerate(varying_sizes(shown), 1):
+                name = f"{domain.name}_{number}"
+                for kind, picture in self.features(*frame, merged=merged).items():
+                    drawn.append(pictures.Drawing(f"{name}/{kind}", f"features/{name}_{kind}.png", picture))
+        return rows, drawn
 
 
 def candidates(rows: Iterable[DomainScore], *, sources: Sequence[str], targets: Sequence[str]) -> Mapping[str, float]:

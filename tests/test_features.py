@@ -1,0 +1,284 @@
+"""Pictures of a network's inside: the right numbers, in files and on TensorBoard, and never a change of the run."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import config
+import train
+import valid
+from datasets.labels import CLASS_NAMES, PALETTE
+from loss import Criterion, collect_masks
+from loss.whitening import Whitening, covariance
+from network.diia import TripleAggregation
+from tests import reference
+from tests.runs import launch, read_weights, run_folder, train_arguments
+from transforms.edges import edge_target
+from transforms.recipes import build_fixed_copy, build_normalisation
+from utils import features, figures
+from utils.errors import UserError
+from utils.features import FeatureDrawer, class_centres
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3)).astype(np.uint8)
+TINY = ("--backbone", "resnet18", "--test_mode", "--max_iter", "2", "--val_interval", "1")
+MERGED = np.arange(256, dtype=np.uint8)
+
+
+def drawer(method: str, *more: str, pixels: tuple[int, ...] = (), fp16: bool = False) -> FeatureDrawer:
+    """A drawer of a small network with open gates."""
+    torch.manual_seed(0)
+    network = reference.small_network(method)
+    kind, whitening = network.method.whitening, None
+    if kind is not None:
+        whitening = Whitening(network.style_channels, kind=kind)
+    if network.attends:
+        torch.nn.init.constant_(network.aggregate.gamma, 0.5)
+    return FeatureDrawer(
+        network,
+        whitening=whitening,
+        photometric_copy=build_fixed_copy(config.parse(more, program="train")),
+        covariance=covariance,
+        edge_target=edge_target,
+        device=torch.device("cpu"),
+        autocast_dtype=torch.bfloat16 if fp16 else None,
+        palette=PALETTE,
+        class_names=CLASS_NAMES,
+        pixels=pixels,
+    )
+
+
+def label(height: int = 48, width: int = 64) -> np.ndarray:
+    """Road below, sky above, a strip that is void."""
+    truth = np.zeros((height, width), np.uint8)
+    truth[: height // 3], truth[height // 3 : height // 2] = 10, 255
+    return truth
+
+
+def test_a_row_of_the_attention_is_that_of_the_full_softmax() -> None:
+    torch.manual_seed(0)
+    tiam = TripleAggregation(8, feature_channels=8)
+    layout, edge = 100 * torch.randn(2, 8, 3, 4), 10 * torch.randn(2, 8, 3, 4)
+    query, key = tiam.query(layout).flatten(2), tiam.key(edge).flatten(2)
+    full = (query.transpose(1, 2) @ key).softmax(2)  # (B, hw, hw)
+    assert full.max() > 0.5
+    found = tiam.attention_of(torch.tensor([5, 0, 11]), layout, edge)
+    torch.testing.assert_close(found, full[:, [5, 0, 11]].view(2, 3, 3, 4))
+    torch.testing.assert_close(found.sum((2, 3)), torch.ones(2, 3))
+    alone = tiam.attention_of(torch.tensor([1]), None, edge)
+    torch.testing.assert_close(alone, tiam.attention_of(torch.tensor([1]), edge, edge))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert tiam.attention_of(torch.tensor([1]), layout, edge).dtype == torch.float32
+
+
+def test_pixels_ask_for_the_cells_whose_corners_coincide() -> None:
+    network = reference.small_network("diia").eval()
+    images = torch.randn(1, 3, 48, 64)
+    asked: list[list[int]] = []
+    network.aggregate.attention_of = lambda cells, *_: asked.append(cells.tolist())
+    with torch.no_grad():
+        network.attention_of(images, [(0, 0), (63, 0), (0, 47), (63, 47), (21, 23)])  # cells 21, 15.7 pixels apart
+    assert asked == [[0, 3, 8, 11, 5]]
+
+
+@pytest.mark.parametrize("normalisation", [(), ("--image_in",)])
+def test_what_is_drawn_is_what_the_network_and_the_losses_see(normalisation: tuple[str, ...]) -> None:
+    draw = drawer("diia", *normalisation)
+    found = draw.inside(IMAGE, [(10, 40), (50, 5)])
+    assert draw.network.training, "the mode of before"
+    cfg = config.parse(normalisation, program="train")
+    inputs = build_normalisation(cfg)(torch.from_numpy(IMAGE.transpose(2, 0, 1).copy())[None])
+    network = draw.network.eval()
+    with torch.no_grad():
+        output = network(inputs)
+        attention = network.attention_of(inputs, [(10, 40), (50, 5)])[0]
+        copies = build_normalisation(cfg)(torch.from_numpy(found.copy.transpose(2, 0, 1).copy())[None])
+        pairs = zip(network.style_features(inputs), network.style_features(copies), found.covariances, strict=True)
+        for own, copy, matrices in pairs:
+            np.testing.assert_allclose(matrices[1], covariance(own)[0], atol=1e-5)
+            np.testing.assert_allclose(matrices[0], covariance(copy)[0], atol=0.02)  # the copy's colours are rounded
+            assert np.abs(matrices[0] - matrices[1]).max() > 0.1
+    assert found.edge is not None and found.target is not None
+    assert found.layout is not None and found.attention is not None
+    np.testing.assert_allclose(found.edge, output.edge[0, 0], atol=1e-5)
+    assert np.array_equal(found.target, edge_target(torch.from_numpy(IMAGE.transpose(2, 0, 1).copy())[None])[0])
+    assert np.array_equal(found.layout, output.layout[0])
+    np.testing.assert_allclose(found.attention, attention, atol=1e-6)
+    np.testing.assert_allclose(found.attention.sum((1, 2)), 1, atol=1e-5)
+
+
+def test_the_copy_does_not_depend_on_the_normalisation() -> None:
+    image = torch.from_numpy(IMAGE.transpose(2, 0, 1).copy())
+    plain, own = (build_fixed_copy(config.parse(line, program="train"))(image) for line in ([], ["--image_in"]))
+    assert torch.equal(plain[0], own[0]) and not torch.equal(plain[0], image)
+    assert plain[1].shape == (2, 3, 48, 64) and not torch.allclose(plain[1], own[1])
+
+
+@pytest.mark.parametrize(
+    ("method", "kinds"),
+    [
+        ("isw", {"covariances"}),
+        ("iw", {"covariances"}),
+        ("diia", {"covariances", "branches", "attention"}),
+        ("diia-no-edge", {"covariances", "branches", "attention"}),
+        ("diia-no-layout", {"covariances", "branches", "attention"}),
+        ("diia-no-aggregation", {"covariances", "branches"}),
+        ("diia-no-whitening", {"branches", "attention"}),
+        ("diia-coarse", {"covariances"}),
+    ],
+)
+def test_each_method_draws_what_it_has(method: str, kinds: set[str]) -> None:
+    drawn = drawer(method)(IMAGE, label(), label(), merged=MERGED)
+    assert set(drawn) == kinds
+    for picture in drawn.values():
+        assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
+        assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+
+
+@pytest.mark.parametrize("method", ["base", "ibn", "sw"])
+def test_methods_with_nothing_inside_are_refused(method: str) -> None:
+    with pytest.raises(UserError, match=f"--visualize_feature: {method} has no whitening.*--pictures"):
+        drawer(method)
+
+
+def test_pixels_are_refused_without_attention() -> None:
+    with pytest.raises(UserError, match="--attention_pixels: isw has no attention"):
+        drawer("isw", pixels=(1, 2))
+
+
+@pytest.mark.parametrize("size", [(96, 32), (33, 129), (32, 32)], ids=str)
+def test_images_of_any_shape_in_mixed_precision(size: tuple[int, int]) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (*size, 3)).astype(np.uint8)
+    nothing = np.full(size, 255, np.uint8)
+    drawn = drawer("diia", fp16=True)(image, nothing, nothing, merged=MERGED)
+    assert len(drawn) == 3 and all(max(picture.shape) < 2000 for picture in drawn.values())
+
+
+def test_default_pixels_lie_deep_in_the_largest_classes() -> None:
+    assert class_centres(label(60, 90), class_names=CLASS_NAMES) == {"road (14, 44)": (14, 44), "sky (9, 9)": (9, 9)}
+    assert class_centres(np.full((6, 8), 255), class_names=CLASS_NAMES) == {"(4, 3)": (4, 3)}
+    many = np.repeat(np.arange(19), 10).reshape(19, 10)
+    assert len(class_centres(many, class_names=CLASS_NAMES)) == features.NUM_ASKING
+
+
+def test_chosen_pixels_outside_of_an_image_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    draw = drawer("diia", pixels=(3, 4, 63, 47, 64, 0))
+    with caplog.at_level(logging.WARNING):
+        assert list(draw._chosen(label()).values()) == [(3, 4), (63, 47)]
+    assert "--attention_pixels: not all lie in an image of 64x48" in caplog.text
+    assert "attention" not in drawer("diia", pixels=(64, 48))(IMAGE, label(), label(), merged=MERGED)
+
+
+def test_panels_show_the_matrices_masks_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: dict[str, Any] = {}
+
+    def keep(panel: Any, title: str, array: np.ndarray, **scale: Any) -> None:
+        shown[title] = np.array(array)
+        figures.show(panel, title, array, **scale)
+
+    monkeypatch.setattr(features, "show", keep)
+    draw = drawer("isw")
+    masks = [torch.rand(width, width).triu(1) > 0.9 for width in draw.network.style_channels]
+    draw.whitening.intersect_masks(masks)
+    variances = [torch.rand(width, width, dtype=torch.float64).triu(1) for width in draw.network.style_channels]
+    draw(IMAGE, label(), label(), merged=MERGED)
+    draw.draw_masks(variances)
+    matrices = draw.inside(IMAGE).covariances[0]
+    site = draw.network.style_names[0]
+    assert np.array_equal(shown[f"{site}: covariances of the image"], matrices[1])
+    assert np.array_equal(shown[f"{site}: copy minus image"], matrices[0] - matrices[1])
+    count = draw.whitening.num_sensitive()[0]
+    assert np.array_equal(shown[f"{site}: mask, {count} of 2016 sensitive"], masks[0])
+    drawn = np.nan_to_num(shown[f"{site}: variance of the covariances"])
+    np.testing.assert_allclose(drawn, variances[0], atol=0.02)  # the lowest percent is shown alike
+
+
+def test_the_collected_variances_are_the_mean_over_the_passes() -> None:
+    network = reference.small_network("isw")
+    settings: dict[str, Any] = {"clusters": 3, "device": torch.device("cpu")}
+    passes = [[torch.randn(2, 3, 32, 32)], [torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32)]]
+    whitening = Whitening(network.style_channels, kind="isw")
+    criterion = Criterion(head="plain", whitening=whitening, whitening_weight=1.0)
+    first, second, both = (
+        collect_masks(criterion, network, part, **settings) for part in (passes[:1], passes[1:], passes)
+    )
+    for one, other, mean in zip(first, second, both, strict=True):
+        assert one.max() > 0 and not torch.equal(one, other)
+        torch.testing.assert_close(mean, (one + other) / 2)
+
+
+def read_events(folder: Path) -> set[str]:
+    """Return the tags of the pictures in a run's TensorBoard file."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    tags = set()
+    for file in (folder / "tb").glob("events*"):
+        data = file.read_bytes()
+        while data:
+            length = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + length])
+            tags |= {value.tag for value in event.summary.value if value.HasField("image")}
+            data = data[16 + length :]
+    return tags
+
+
+@pytest.fixture(scope="module")
+def runs(small_camvid: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """Run folders of --test_mode with and without the flag."""
+    folders = {}
+    for seen in (True, False):
+        out = tmp_path_factory.mktemp(f"seen{seen}")
+        flags = ("--visualize_feature",) if seen else ()
+        train.main(train_arguments(small_camvid, out, *TINY, "--fp16", *flags))
+        folders[seen] = run_folder(out)
+    return folders
+
+
+def test_a_run_leaves_pictures_and_tags(runs: dict[bool, Path]) -> None:
+    files = {path.name for path in (runs[True] / "pictures" / "features").iterdir()}
+    assert files == {"masks.png", *(f"camvid_1_{kind}.png" for kind in ("covariances", "branches", "attention"))}
+    assert Image.open(runs[True] / "pictures" / "features" / "masks.png").size[0] > 500
+    tags = {"whitening/masks", "camvid_1/covariances", "camvid_1/branches", "camvid_1/attention"}
+    assert read_events(runs[True]) == tags | {"camvid/predictions"}
+    assert read_events(runs[False]) == {"camvid/predictions"}
+    assert not (runs[False] / "pictures" / "features").exists()
+
+
+def test_drawing_changes_nothing_in_a_run(runs: dict[bool, Path]) -> None:
+    with_pictures, without = (read_weights(runs[seen] / "last.pth") for seen in (True, False))
+    for part in ("network", "criterion"):
+        for name, value in without[part].items():
+            assert torch.equal(value, with_pictures[part][name]), name
+
+
+def test_valid_draws_with_the_masks_of_the_file(runs: dict[bool, Path], small_camvid: Path, tmp_path: Path) -> None:
+    weights = str(runs[False] / "last.pth")
+    arguments = ["--snapshot", weights, "--val_dataset", "camvid", "--out", str(tmp_path), "--device", "cpu"]
+    arguments += ["--num_workers", "0", "--pictures", "1", "--visualize_feature", "--attention_pixels", "5", "6"]
+    valid.main([*arguments, "--val_limit", "1", "--opts", f"DATASET.CAMVID_DIR={small_camvid}"])
+    names = {f"camvid_1_{kind}.png" for kind in ("covariances", "branches", "attention")}
+    assert {path.name for path in (tmp_path / "features").iterdir()} == names
+    cfg = config.parse(arguments, program="valid")
+    network, saved, _ = valid.load_network(cfg, weights)
+    draw = valid.feature_drawer(cfg, network, saved, torch.device("cpu"))
+    masks = [value for name, value in read_weights(Path(weights))["criterion"].items() if "mask" in name]
+    assert draw.whitening.has_masks and draw.pixels == (5, 6)
+    for found, mask in zip(draw.whitening.masks, masks, strict=False):
+        assert torch.equal(found, mask)
+
+
+def test_a_run_with_nothing_to_show_does_not_start(small_camvid: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--visualize_feature: base has no whitening"):
+        train.main(train_arguments(small_camvid, tmp_path, "--method", "base", "--visualize_feature"))
+    assert not (tmp_path / "d").exists()
+
+
+def test_the_first_of_two_processes_draws(small_camvid: Path, tmp_path: Path) -> None:
+    launch("train.py", train_arguments(small_camvid, tmp_path, *TINY, "--visualize_feature"), processes=2)
+    assert len(list((run_folder(tmp_path) / "pictures" / "features").iterdir())) == 4
