@@ -429,12 +429,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the program with the given arguments, by default those of the command line."""
     cfg = config.parse(argv, program="train")
     cfg = _shortened(cfg) if cfg.RUN.TEST_MODE else cfg
-    logs.setup_logging()
     distributed.set_deterministic(wanted=cfg.RUN.DETERMINISTIC)
     device = distributed.choose_device(cfg.RUN.DEVICE, cfg.RUN.LOCAL_RANK)
     torch.backends.cudnn.benchmark = not cfg.RUN.DETERMINISTIC  # one crop size: worth the search
     torch.manual_seed(cfg.RUN.SEED)  # the weights that no file gives
     with distributed.process_group(device, cfg.RUN.DIST_URL):
+        logs.setup_logging()
         if cfg.DATASET.QUICK_CHECK and distributed.is_main():
             check_data(cfg)
         Trainer(cfg, device=device, start=find_start(cfg)).fit()

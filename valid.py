@@ -134,10 +134,10 @@ def result_folder(cfg: Any) -> Path:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program with the given arguments, by default those of the command line."""
     cfg = config.parse(argv, program="valid")
-    logs.setup_logging()
     distributed.set_deterministic(wanted=cfg.RUN.DETERMINISTIC)
     device = distributed.choose_device(cfg.RUN.DEVICE, cfg.RUN.LOCAL_RANK)
     with distributed.process_group(device, cfg.RUN.DIST_URL):
+        logs.setup_logging()
         report = score(cfg, device)
         if distributed.is_main():
             report.write(result_folder(cfg))

@@ -60,6 +60,15 @@ def test_only_the_last_checkpoint_of_a_run_is_continued_in_place(run: Path, tmp_
         start(tmp_path, "--resume none.pth")
 
 
-def test_a_full_gpu_is_one_sentence() -> None:
-    with pytest.raises(UserError, match="lower --bs_mult"), distributed.process_group(torch.device("cpu")):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "lower --bs_mult"),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [::1]:85"), "another process"),
+        (RuntimeError("something else"), "something else"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_sentence(error: RuntimeError, message: str) -> None:
+    kind = RuntimeError if message in str(error) else UserError
+    with pytest.raises(kind, match=message), distributed.process_group(torch.device("cpu")):
+        raise error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -85,16 +86,20 @@ def process_group(device: torch.device, dist_url: str = "env://") -> Iterator[No
     After an error it is left as it is: the others may be waiting in it, and the launcher ends them when this one exits.
 
     Raises:
-        UserError: the GPU's memory did not suffice.
+        UserError: the GPU's memory did not suffice, or another process has gone.
     """
-    init(device, dist_url)
     try:
+        init(device, dist_url)
         yield
     except torch.OutOfMemoryError as error:
         raise UserError(
             "the memory of the GPU is used up: lower --bs_mult (and raise --accumulate), --crop_size or --bs_mult_val, "
             "or use --fp16"
         ) from error
+    except RuntimeError as error:
+        if re.search(r"gloo.*by peer", str(error)):
+            raise UserError("another process of this run has ended; it says why") from error
+        raise
     if is_initialized():
         dist.destroy_process_group()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -12,6 +13,7 @@ USER_ERROR = 2  # exit code of a program that has said in one line what to mend
 
 def main() -> None:
     """Run torchrun; where a process ended with code 2, leave with it instead of torchrun's traceback."""
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)  # a summary follows
     try:
         torchrun()
     except ChildFailedError as error:
