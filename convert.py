@@ -23,7 +23,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python convert.py",
-        description=f"{__doc__} valid.py --snapshot scores it, train.py --snapshot starts from it.",
+        description=f"{__doc__}\nvalid.py --snapshot scores it, train.py --snapshot starts from it.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -31,7 +31,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, metavar="OURS.pth", help="checkpoint to write")
     parser.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
     for row in (row for row in config.KEYS.values() if row.flag in FLAGS):
-        parser.add_argument(row.flag, nargs="+", default=[], metavar=row.key.partition(".")[2], help=row.help)
+        number, name = (row.lengths[1], "N") if row.is_list else (1, row.key.partition(".")[2])
+        parser.add_argument(row.flag, nargs=number, default=[], metavar=name, help=row.help)
     return parser
 
 

@@ -388,9 +388,8 @@ class Trainer:
         published = self.method.recipe_batch(cfg.DATASET.TRAIN)
         if self.global_batch != published:
             logger.warning(
-                "%d images per step, the published recipe of %s on %s has %d: change --accumulate or expect other "
-                "numbers",
-                self.global_batch, self.method.name, " ".join(cfg.DATASET.TRAIN), published,
+                "%d images per step, the published recipe of %s has %d: change --accumulate or expect other numbers",
+                self.global_batch, self.method.name, published,
             )  # fmt: skip
 
 
