@@ -15,6 +15,8 @@ from torch import Tensor
 import config
 import train
 import valid
+from datasets.loaders import TrainingBatch
+from network.layers import SharedDropout2d
 from tests.runs import launch, read_weights, run_folder, train_arguments
 from utils.errors import UserError
 from utils.logs import TermLog
@@ -120,6 +122,26 @@ def test_restoring_a_snapshot_continues_in_a_new_folder(straight: Path, small_ca
     assert content["progress"] == {"epoch": 2, "step_in_epoch": 1, "step": 5}
     assert before == {path.name: path.stat().st_mtime_ns for path in straight.iterdir()}
     assert "OPTIM.MAX_ITER: 4 -> 5" in (run_folder(tmp_path) / "log.txt").read_text()
+
+
+def test_accumulated_batches_give_the_gradients_of_one(full_camvid: Path, tmp_path: Path) -> None:
+    plain = ("--method", "base", "--backbone", "resnet18", "--freeze_bn", "--scale_min", "1.0")  # no pixel is ignored
+    arguments = train_arguments(full_camvid, tmp_path, *plain)
+    trainer = train.Trainer(config.parse(arguments, program="train"), device=torch.device("cpu"), start=Start())
+    for module in trainer.network.modules():
+        if isinstance(module, SharedDropout2d):
+            module.p = 0.0
+    trainer.model.train()
+    batches = trainer.loader.epoch(0)
+    first, second = next(batches), next(batches)
+    gradients = []
+    images, labels, draws = (torch.cat(pair) for pair in zip(first[:3], second[:3], strict=True))
+    for micro_batches in ([first, second], [TrainingBatch(images, labels, draws, first.names + second.names)]):
+        trainer.optimizer.param_groups[0]["lr"] = 0.0  # the weights stay
+        trainer.train_step(micro_batches)
+        gradients.append([parameter.grad.clone() for parameter in trainer.network.parameters()])  # type: ignore[union-attr]
+    for accumulated, whole in zip(*gradients, strict=True):
+        torch.testing.assert_close(accumulated, whole, rtol=1e-3, atol=1e-6)
 
 
 def test_a_resumed_run_takes_the_rate_that_it_is_given(
