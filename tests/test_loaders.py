@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,9 +106,11 @@ def test_workers_change_nothing_and_stay(streets: Path, tmp_path: Path) -> None:
     alone = train_on(config(streets, tmp_path, CLASS_UNIFORM_PCT=0.5))
     helped = train_on(config(streets, tmp_path, CLASS_UNIFORM_PCT=0.5, NUM_WORKERS=2))
     next(iter(helped.epoch(7)))  # an epoch that is left early
+    processes = {child.pid for child in multiprocessing.active_children()}
     for epoch in range(2):
         pairs = list(zip(alone.epoch(epoch), helped.epoch(epoch), strict=True))
         assert len(pairs) == 3 and all(same(*pair) for pair in pairs)
+        assert {child.pid for child in multiprocessing.active_children()} == processes
 
 
 def test_seeking_into_an_epoch(streets: Path, tmp_path: Path) -> None:
@@ -295,15 +298,22 @@ def test_real_camvid(test_data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 4])
-def test_the_cache_changes_nothing(streets: Path, tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize("frames", ["", "frames"])
+def test_workers_ranks_and_the_cache_change_nothing(
+    streets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, frames: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     values = {"TRAIN": ["gtav", "synthia"], "CLASS_UNIFORM_PCT": 0.5}
     plain = list(train_on(config(streets, tmp_path, **values)).epoch(0))
-    values |= {"FRAMES_DIR": str(tmp_path / "frames"), "NUM_WORKERS": workers}
+    values |= {"FRAMES_DIR": frames, "NUM_WORKERS": workers}
     ranks = [train_on(config(streets, tmp_path, BATCH_SIZE=1, **values), rank=rank, world_size=2) for rank in (0, 1)]
     for _ in range(2):  # filled, then read
         parts = [list(rank.epoch(0)) for rank in ranks]
         for first, second, expected in zip(*parts, plain, strict=True):
             assert same(join([first, second]), expected)
+
+
+def test_statistics_from_the_cache_are_the_same(streets: Path, tmp_path: Path) -> None:
     statistics = [
         list(build_statistics_loader(cfg, domain(cfg, "gtav"), trial=0, rank=0, world_size=1))
         for cfg in (config(streets, tmp_path), config(streets, tmp_path, FRAMES_DIR=str(tmp_path / "frames")))

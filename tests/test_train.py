@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -200,11 +201,19 @@ def test_a_loss_of_nan_stops_the_run_with_its_files(
     assert all(value.isfinite().all() for value in saved["network"].values())
 
 
-def test_a_batch_of_one_trains(small_camvid: Path, tmp_path: Path) -> None:
-    train.main(
-        train_arguments(small_camvid, tmp_path, "--bs_mult", "1", "--max_iter", "1", "--dump_augmentation_images")
-    )
+@pytest.mark.parametrize(("enough", "advised"), [(0.0, 1), (1.0, 0)])
+def test_a_batch_of_one_trains_and_waiting_for_data_is_told(
+    small_camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, enough: float, advised: int
+) -> None:
+    monkeypatch.setattr(train, "SLOW_DATA", enough)
+    few = ("--bs_mult", "1", "--max_iter", "2", "--method", "base", "--val_limit", "1")
+    train.main(train_arguments(small_camvid, tmp_path, *few, "--dump_augmentation_images"))
     assert (run_folder(tmp_path) / "pictures" / "first_batch.png").exists()
+    log = (run_folder(tmp_path) / "log.txt").read_text()
+    shares = [int(share) for share in re.findall(r"; (\d+)% of the time waiting for data", log)]
+    assert len(shares) == 2 and all(0 <= share < 100 for share in shares)
+    advice = re.findall(r"waits for data \d+% of the time: raise --num_workers above 0 or .* --cache DIR", log)
+    assert len(advice) == log.count("waits for data") == advised
 
 
 @pytest.mark.parametrize("method", ["sw", "diia-no-edge"])
