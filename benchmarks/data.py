@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -229,13 +228,11 @@ def make_rows(root: Path) -> dict[str, Row]:
 
 
 def decoders() -> dict[str, Callable[[str], object]]:
-    """Return the decoders that `read_image` knows, where they are installed, and two that it does not."""
+    """Return the decoders that `read_image` knows, and two that it does not."""
     import imageio.v3
     from torchvision.io import ImageReadMode, decode_image, read_file
 
-    found: dict[str, Callable[[str], object]] = {
-        name: partial(read_image, decoder=name) for name in DECODERS if name != "imagecodecs" or find_spec(name)
-    }
+    found: dict[str, Callable[[str], object]] = {name: partial(read_image, decoder=name) for name in DECODERS}
     found["torchvision"] = lambda path: decode_image(read_file(path), ImageReadMode.RGB)
     found["imageio"] = imageio.v3.imread
     return found

@@ -24,7 +24,7 @@ from transforms.geometry import Geometry, RandomFlip, RandomScale
 from transforms.recipes import build_appearance, build_draws, build_geometry
 from transforms.view import View, make_view
 from utils.errors import UserError, run_entry_point
-from utils.pictures import INK, MARGIN, PAPER, Array, colorize, legend, overlay, save_png
+from utils.pictures import INK, MARGIN, PAPER, Array, colorize, legend, overlay, save_png, stacked
 
 RECIPE = ("AUGMENT.COLOR_AUG=0.5", "AUGMENT.GBLUR=true", "DATASET.CLASS_UNIFORM_PCT=0.5")  # of the published scripts
 FRAME, CROP = (368, 300), (300, 300)  # what a picture fits into: width and height in pixels of the sheet
@@ -145,11 +145,7 @@ def draw_sheet(title: str, rows: Sequence[Sequence[Cell]], *, classes: set[int])
     entries = [(CLASS_NAMES[index], PALETTE[index]) for index in sorted(classes)]
     below = legend([*entries, ("ignored", (0, 0, 0))], width=WIDTH, size=SIZE)
     parts = [top_line, *(_drawn(row) for row in (heads, *rows)), below]
-    sheet, top = Image.new("RGB", (WIDTH, sum(part.height for part in parts)), PAPER), 0
-    for part in parts:
-        sheet.paste(part, (0, top))
-        top += part.height
-    return np.asarray(sheet)
+    return stacked(parts)
 
 
 def _drawn(cells: Sequence[Cell]) -> Image.Image:

@@ -14,19 +14,12 @@ from datasets.diagnosis import Diagnosis, Fault, label_pattern, stray_labels
 from datasets.domains import BUILTIN, Domain, Listing, Pair, find_pairs, list_split, load_domains
 from datasets.duplicates import find_duplicates
 from datasets.labels import CLASS_NAMES
+from datasets.provided import PUBLISHED
 from datasets.scan import Finding, scan
 from datasets.tools import chosen_domains, data_config, data_parser
 from utils.errors import UserError, run_entry_point
 
 SAMPLE = 32  # pairs of a split that the quick mode decodes
-PUBLISHED: dict[str, dict[str, tuple[int, ...]]] = {  # images of the published splits; several where lists differ
-    "cityscapes": {"train": (2975,), "val": (500,), "test": (1525,)},
-    "bdd100k": {"train": (7000,), "val": (1000,), "test": (2000,)},
-    "mapillary": {"train": (18000,), "val": (2000,), "test": (5000,)},
-    # The published training list leaves pairs of unequal size out.
-    "gtav": {"train": (12403, 12388), "val": (6382,), "test": (6181,)},
-    "synthia": {"train": (6580,), "val": (2820,)},
-}
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -129,31 +127,16 @@ def _opencv(data: bytes) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
-def _imagecodecs(data: bytes) -> np.ndarray:
-    package = importlib.import_module("imagecodecs")  # not required: installing it is enough
-    return package.jpeg8_decode(data) if data.startswith(_JPEG) else package.png_decode(data)
+# Decoders of 8-bit RGB files; `benchmarks/data.py image` compares them. torchvision's, as fast as OpenCV's, ends the
+# process on a damaged PNG.
+DECODERS: dict[str, Callable[[bytes], np.ndarray]] = {"pillow": _pillow, "opencv": _opencv}
 
 
-_JPEG = b"\xff\xd8"
-# Decoders of 8-bit RGB files, to be named in `read_image`. torchvision's ends the process on a damaged PNG.
-DECODERS: dict[str, Callable[[bytes], np.ndarray]] = {
-    "pillow": _pillow,
-    "opencv": _opencv,
-    "imagecodecs": _imagecodecs,
-}
-
-
-@lru_cache(maxsize=2)
-def _fastest(jpeg: bool) -> str:
-    """Return the name of the fastest decoder that is installed (`benchmarks/data.py image`)."""
-    return "imagecodecs" if not jpeg and importlib.util.find_spec("imagecodecs") else "opencv"
-
-
-def read_image(path: str, *, decoder: str | None = None) -> np.ndarray:
+def read_image(path: str, *, decoder: str = "opencv") -> np.ndarray:
     """Return an image file as (H, W, 3) uint8 RGB, as it is stored: an EXIF orientation is not applied.
 
     Args:
-        decoder: a name of `DECODERS`; by default the fastest that is installed. Pillow reads what is not plain 8-bit
+        decoder: a name of `DECODERS`. Pillow reads what is not plain 8-bit
             RGB, and whatever the decoder gives up on, so that all of them accept and refuse the same files.
 
     Raises:
@@ -165,7 +148,7 @@ def read_image(path: str, *, decoder: str | None = None) -> np.ndarray:
         jpeg = header.format in ("JPEG", "MPO") and data.endswith(b"\xff\xd9")  # decoders differ on cut-off files
         png = header.format == "PNG" and data[24:26] == b"\x08\x02"  # 8 bits, RGB
         if header.mode == "RGB" and (jpeg or png):
-            found = _try(DECODERS[decoder or _fastest(jpeg)], data)
+            found = _try(DECODERS[decoder], data)
             if found is not None and found.dtype == np.uint8 and found.shape == (header.height, header.width, 3):
                 return found
         return _pillow(data)

@@ -7,26 +7,9 @@ import numpy as np
 NUM_CLASSES = 19
 IGNORE = 255
 
-CLASS_NAMES: tuple[str, ...] = (
-    "road",
-    "sidewalk",
-    "building",
-    "wall",
-    "fence",
-    "pole",
-    "traffic light",
-    "traffic sign",
-    "vegetation",
-    "terrain",
-    "sky",
-    "person",
-    "rider",
-    "car",
-    "truck",
-    "bus",
-    "train",
-    "motorcycle",
-    "bicycle",
+CLASS_NAMES: tuple[str, ...] = tuple(
+    "road,sidewalk,building,wall,fence,pole,traffic light,traffic sign,vegetation,terrain,sky,person,rider,car,truck,"
+    "bus,train,motorcycle,bicycle".split(",")
 )
 
 # The 35 Cityscapes labels in the order of their ids 0..34: colour and train id (255 = not scored).
@@ -73,67 +56,19 @@ PALETTE: np.ndarray = np.array(
 )  # (19, 3) RGB by train id
 
 
-def _table(pairs: dict[int, tuple[int, ...]], *, known: int) -> dict[int, int]:
-    """Return raw id -> train id for raw ids 0..known-1 from train id -> raw ids; the rest is ignored."""
+def _table(raws: str, *, known: int) -> dict[int, int]:
+    """Return raw id -> train id for raw ids 0..known-1 from the raw ids of train id 0, 1 ...; the rest is ignored."""
     table = dict.fromkeys(range(known), IGNORE)
-    for train, raws in pairs.items():
-        table.update(dict.fromkeys(raws, train))
+    for train, group in enumerate(raws.split()):
+        table.update(dict.fromkeys(map(int, group.split("+")), train))
     return table
 
 
 TRAIN_IDS: dict[int, int] = {train: train for train in range(NUM_CLASSES)}
-
 CITYSCAPES_IDS: dict[int, int] = {raw: train for raw, (_, train) in enumerate(CITYSCAPES_LABELS)}
-
-SYNTHIA_IDS: dict[int, int] = _table(
-    {
-        0: (3,),
-        1: (4,),
-        2: (2,),
-        3: (21,),
-        4: (5,),
-        5: (7,),
-        6: (15,),
-        7: (9,),
-        8: (6,),
-        9: (16,),
-        10: (1,),
-        11: (10,),
-        12: (17,),
-        13: (8,),
-        14: (18,),
-        15: (19,),
-        16: (20,),
-        17: (12,),
-        18: (11,),
-    },
-    known=23,
-)
-
+SYNTHIA_IDS: dict[int, int] = _table("3 4 2 21 5 7 15 9 6 16 1 10 17 8 18 19 20 12 11", known=23)
 MAPILLARY_IDS: dict[int, int] = _table(
-    {
-        0: (13, 24, 41),
-        1: (2, 15),
-        2: (17,),
-        3: (6,),
-        4: (3,),
-        5: (45, 47),
-        6: (48,),
-        7: (50,),
-        8: (30,),
-        9: (29,),
-        10: (27,),
-        11: (19,),
-        12: (20, 21, 22),
-        13: (55,),
-        14: (61,),
-        15: (54,),
-        16: (58,),
-        17: (57,),
-        18: (52,),
-    },
-    known=66,
+    "13+24+41 2+15 17 6 3 45+47 48 50 30 29 27 19 20+21+22 55 61 54 58 57 52", known=66
 )
-
 # SegNet's CamVid: sky building pole road pavement tree sign fence car pedestrian bicyclist unlabelled.
 CAMVID_IDS: dict[int, int] = dict(enumerate((10, 2, 5, 0, 1, 8, 7, 4, 13, 11, 12, IGNORE)))

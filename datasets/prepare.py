@@ -209,7 +209,7 @@ def table(plan: Plan, *, made: str) -> str:
     """Return the counts of each split, images against those that the provider published."""
     lines = [["split", "images", "published", "labels", made, "already there"]]
     todo, there = (Counter(job.split for job in jobs) for jobs in (plan.todo, plan.there))
-    for split, published in zip(plan.splits, PUBLISHED[plan.domain.name], strict=True):
+    for split, (published, *_) in PUBLISHED[plan.domain.name].items():
         images, labels = (
             plan.existing(split, kind) | {job.target for job in plan.todo if (job.kind, job.split) == (kind, split)}
             for kind in ("image", "label")

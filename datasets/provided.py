@@ -98,12 +98,12 @@ RULES: dict[str, tuple[Rule, ...]] = {
         ),
     ),
 }
-PUBLISHED = {  # images of each split
-    "gtav": (12_403, 6_382, 6_181),
-    "synthia": (6_580, 2_820),
-    "cityscapes": (2_975, 500, 1_525),
-    "bdd100k": (7_000, 1_000, 2_000),
-    "mapillary": (18_000, 2_000, 5_000),
+PUBLISHED: dict[str, dict[str, tuple[int, ...]]] = {  # images of each split; several where published lists differ
+    "gtav": {"train": (12_403, 12_388), "val": (6_382,), "test": (6_181,)},
+    "synthia": {"train": (6_580,), "val": (2_820,)},
+    "cityscapes": {"train": (2_975,), "val": (500,), "test": (1_525,)},
+    "bdd100k": {"train": (7_000,), "val": (1_000,), "test": (2_000,)},
+    "mapillary": {"train": (18_000,), "val": (2_000,), "test": (5_000,)},
 }
 LISTED = ("gtav", "synthia")  # a list says which split a file is in, not the provider's folders
 WITHOUT_LABELS = (("cityscapes", "test"), ("bdd100k", "test"), ("mapillary", "test"))  # or with empty ones

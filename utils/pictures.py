@@ -109,7 +109,7 @@ def comparison(rows: Sequence[Row], *, palette: Array, class_names: Sequence[str
         for column, cell in enumerate(strip):
             line.paste(cell, (MARGIN + column * (width + MARGIN), 0))
         body.append(line)
-    return _stacked([*body, legend(entries, width=total, size=font.size)])
+    return stacked([*body, legend(entries, width=total, size=font.size)])
 
 
 def contact_sheet(images: Sequence[Array], *, columns: int, captions: Sequence[str] = (), width: int = 320) -> Array:
@@ -133,7 +133,7 @@ def contact_sheet(images: Sequence[Array], *, columns: int, captions: Sequence[s
             if start + column < len(captions):
                 draw.text((left, MARGIN + cell.height + 2), captions[start + column], fill=INK, font=font)
         lines.append(line)
-    return _stacked(lines)
+    return stacked(lines)
 
 
 def legend(entries: Sequence[tuple[str, Sequence[int] | Array]], *, width: int, size: float = 14) -> Image.Image:
@@ -181,7 +181,7 @@ def _header(total: int, width: int, font: Any) -> Image.Image:
     return header
 
 
-def _stacked(images: Sequence[Image.Image]) -> Array:
+def stacked(images: Sequence[Image.Image]) -> Array:
     """Put images of one width below each other."""
     sheet = Image.new("RGB", (images[0].width, sum(image.height for image in images)), PAPER)
     top = 0
