@@ -220,7 +220,7 @@ REFUSED = {
     "--use_isw": "does not exist here: ISW follows from --method or --wt_layer",
     "--start_epoch": "does not exist here: --resume and --restore_optimizer take the epoch from the checkpoint",
     "--cv": f"{_LATER} the splits of the folders are used as they are; leave it out for the published split 0",
-    "--maxSkip": f"{_LATER} coarse Cityscapes frames cannot be added; declare them as a domain with --domains",
+    "--maxSkip": f"{_LATER} video frames cannot be added; --coarse_boost_classes adds coarsely labelled ones",
     "--bblur": f"{_LATER} use --gblur for a Gaussian blur",
 }
 

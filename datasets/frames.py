@@ -6,7 +6,9 @@ import hashlib
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -22,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _VERSION = 1  # raise it when decoding changes
 _HEADER = 128  # bytes of a .npy file before its data
+_LEFT_OVER = 3600  # seconds after which nobody writes to a temporary file any more
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class FrameCache:
         return {entry.path for folder in folders for entry in os.scandir(folder)}
 
     def reserve(self, pools: Sequence[tuple[Sequence[Pair], Encoding]]) -> None:
-        """Make the folder and see that its disk has room for all pairs of all pools that are not there yet.
+        """Make the folder, remove what killed processes left, and see that the disk has room for all pairs.
 
         Raises:
             UserError: the folder cannot be made, or its disk has less room than the missing pairs take.
@@ -93,6 +96,10 @@ class FrameCache:
             raise UserError(
                 f"--cache {self.folder}: cannot be made ({error.strerror}); choose another folder"
             ) from error
+        for path in self.folder.glob("??/.*.npy.*.tmp"):  # a killed process left it; a living one needs seconds
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > _LEFT_OVER:
+                    path.unlink()
         missing = [pair.image for pairs, encoding in pools for pair in self.missing(pairs, encoding=encoding)]
         with ThreadPool(8) as pool:
             sizes = pool.map(image_size, missing, chunksize=256)

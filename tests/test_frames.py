@@ -137,6 +137,16 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(
     assert not files(cache.folder)
 
 
+def test_what_a_killed_process_left_is_removed_but_not_what_is_being_written(tmp_path: Path) -> None:
+    old, new = (tmp_path / "ab" / f".{name}.npy.1.ff.tmp" for name in ("old", "new"))
+    old.parent.mkdir()
+    old.touch()
+    new.touch()
+    os.utime(old, (0, 0))
+    FrameCache(tmp_path).reserve([])
+    assert files(tmp_path) == [new]
+
+
 def test_the_program_builds_goes_on_and_verifies(
     gtav: tuple[list[Pair], frames.Encoding], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
