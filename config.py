@@ -56,6 +56,7 @@ PROGRAMS: dict[
         {"DATASET.VAL": ["bdd100k"]},
     ),
 }
+VALID_ONLY = ("DATASET.SPLIT", "EVAL.OUT")
 ALIASES = {"--local-rank": "--local_rank", "-wb": "--wt_bound"}
 
 # fmt: off
@@ -213,8 +214,7 @@ _NEVER = "did nothing in the original program and does not exist here: leave it 
 _LATER = "is not available:"
 REFUSED = {
     **dict.fromkeys(("--freeze_trunk", "--hardnm", "--scf"), _NEVER),
-    "--adam": "did nothing in the original program and does not exist here: leave it out, SGD is the optimiser",
-    "--amsgrad": "did nothing in the original program and does not exist here: leave it out, SGD is the optimiser",
+    **dict.fromkeys(("--adam", "--amsgrad"), f"{_NEVER}, SGD is the optimiser"),
     "--trunk": "did nothing in the original program and does not exist here: --arch names the backbone",
     "--use_wtloss": "does not exist here: the whitening loss follows from --method or --wt_layer",
     "--use_isw": "does not exist here: ISW follows from --method or --wt_layer",
@@ -224,15 +224,9 @@ REFUSED = {
     "--bblur": f"{_LATER} use --gblur for a Gaussian blur",
 }
 
-
-def _add_defaults() -> None:
-    """Put the defaults of the rows into the global configuration."""
-    for row in _ROWS:
-        section, _, name = row.key.partition(".")
-        __C.setdefault(section, Settings()).setdefault(name, row.default)
-
-
-_add_defaults()
+for _row in _ROWS:  # their defaults join the lines above
+    _section, _, _name = _row.key.partition(".")
+    __C.setdefault(_section, Settings()).setdefault(_name, _row.default)
 _defaults = dict(flatten(__C))  # what the file says, also after `parse` has filled the global configuration
 
 
@@ -296,6 +290,9 @@ def _layers(argv: Sequence[str] | None, *, program: str) -> list[Setting]:
     """Return all settings above the defaults, weakest first."""
     parser = make_parser(program=program)
     files, command_line = read_command_line(parser, sys.argv[1:] if argv is None else argv, refused=REFUSED)
+    for setting in command_line:
+        if program == "train" and setting.key in VALID_ONLY:  # files and environment may serve both programs
+            raise UserError(f"{setting.source}: {setting.key} belongs to valid.py; leave it out")
     settings = [setting for file in files for setting in read_yaml(file, KEYS)]
     return settings + read_environment(os.environ, KEYS) + command_line
 

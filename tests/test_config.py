@@ -184,6 +184,8 @@ def test_values_are_typed() -> None:
         ("--opts lr=1", "there is no option 'lr'; did you mean 'OPTIM.LR'"),
         ("--opts OPTIM.LR", "--opts OPTIM.LR: must be KEY=VALUE"),
         ("--opts OPTIM.FP16=maybe", "--opts OPTIM.FP16 must be true or false, got 'maybe'"),
+        ("--split test", "--split: DATASET.SPLIT belongs to valid.py"),
+        ("--opts EVAL.OUT=x", "--opts: EVAL.OUT belongs to valid.py"),
         ("--config missing.yaml", "--config missing.yaml: cannot be read"),
         *((f"--dataset gtav {flag} 1", f"{flag} .*(does not exist here|is not available)") for flag in config.REFUSED),
     ],
