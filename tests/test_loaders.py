@@ -299,6 +299,7 @@ def test_real_camvid(test_data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1, 4])
 @pytest.mark.parametrize("frames", ["", "frames"])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")
 def test_workers_ranks_and_the_cache_change_nothing(
     streets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, frames: str
 ) -> None:
