@@ -152,7 +152,8 @@ _ROWS = (
     Option("AUGMENT.GBLUR", False, "--gblur", "Blur every training crop with a random Gaussian."),
     Option("AUGMENT.IMAGE_IN", False, "--image_in", "Normalise every image by its own mean and deviation."),
 
-    Option("OPTIM.NAME", "sgd", "--sgd", "Optimise with SGD, the only optimiser.", const="sgd", choices=("sgd",)),
+    Option("OPTIM.NAME", "sgd", "--optimizer", "Optimiser; AdamW wants a smaller --lr, 0.0001 say.",
+           choices=("sgd", "adamw")),
     Option("OPTIM.LR", 0.01, "--lr", "Learning rate of the first step.", above=0),
     Option("OPTIM.LR_SCHEDULE", "poly", "--lr_schedule",
            "Learning-rate schedule; scl-poly starts again at --rlx_off_iter.", choices=("poly", "scl-poly")),
@@ -164,10 +165,16 @@ _ROWS = (
            low=-1),
     Option("OPTIM.MAX_ITER", 30000, "--max_iter", "Optimiser steps of the run.", low=1),
     Option("OPTIM.MAX_EPOCH", 0, "--max_epoch", "Stop after this many epochs, 0 for no limit.", low=0),
-    Option("OPTIM.WEIGHT_DECAY", 5e-4, "--weight_decay", "Weight decay of SGD.", low=0),
+    Option("OPTIM.WEIGHT_DECAY", 5e-4, "--weight_decay",
+           "Weight decay; decoupled from the gradient in AdamW, where 0.01 is usual.", low=0),
     Option("OPTIM.MOMENTUM", 0.9, "--momentum", "Momentum of SGD.", low=0, high=1),
     Option("OPTIM.BATCH_SIZE", 2, "--bs_mult", "Images per process and forward pass.", low=1),
     Option("OPTIM.ACCUMULATE", 1, "--accumulate", "Forward passes whose gradients make one step.", low=1),
+    Option("OPTIM.CLIP_GRAD_NORM", 0.0, "--clip_grad_norm",
+           "Largest norm of the gradient of all weights together; a longer one is scaled down. 0 for no limit.", low=0),
+    Option("OPTIM.EMA_DECAY", 0.0, "--ema_decay",
+           "Score, and keep beside the trained ones, weights averaged over the steps (EMA) with this decay, 0.999 say; "
+           "0 for none.", low=0, high=0.999999),
     Option("OPTIM.FP16", False, "--fp16", "Mixed precision: float16 on a GPU, bfloat16 on the CPU."),
 
     Option("EVAL.BATCH_SIZE", 1, "--bs_mult_val", "Images per process and forward pass while scoring.", low=1),
@@ -207,6 +214,7 @@ _ROWS = (
     Option("RUN.DUMP_AUGMENTATION", False, "--dump_augmentation_images", "Draw the first training batch as a picture."),
 )
 # fmt: on
+SHORTHANDS = (Option("OPTIM.NAME", "sgd", "--sgd", "The same as --optimizer sgd.", const="sgd", choices=("sgd",)),)
 KEYS: dict[str, Option] = {row.key: row for row in _ROWS}
 assert len(KEYS) == len(_ROWS), "a key is declared twice"
 
@@ -214,7 +222,7 @@ _NEVER = "did nothing in the original program and does not exist here: leave it 
 _LATER = "is not available:"
 REFUSED = {
     **dict.fromkeys(("--freeze_trunk", "--hardnm", "--scf"), _NEVER),
-    **dict.fromkeys(("--adam", "--amsgrad"), f"{_NEVER}, SGD is the optimiser"),
+    **dict.fromkeys(("--adam", "--amsgrad"), f"{_NEVER}, or use --optimizer adamw"),
     "--trunk": "did nothing in the original program and does not exist here: --arch names the backbone",
     "--use_wtloss": "does not exist here: the whitening loss follows from --method or --wt_layer",
     "--use_isw": "does not exist here: ISW follows from --method or --wt_layer",
@@ -282,8 +290,8 @@ def make_parser(*, program: str) -> argparse.ArgumentParser:
     """Return the parser of train's or valid's command line."""
     description, shown, defaults = PROGRAMS[program]
     rows = {key: replace(row, default=defaults.get(key, row.default)) for key, row in KEYS.items()}
-    prog = f"python {program}.py"
-    return build_parser(rows, prog=prog, description=description, groups=GROUPS, shown=shown, aliases=ALIASES)
+    names = {"prog": f"python {program}.py", "description": description}
+    return build_parser(rows, **names, groups=GROUPS, shown=shown, aliases=ALIASES, shorthands=SHORTHANDS)
 
 
 def _layers(argv: Sequence[str] | None, *, program: str) -> list[Setting]:
@@ -313,6 +321,8 @@ def _check_together(values: Mapping[str, Any]) -> None:
     start, end = values["OPTIM.RLX_OFF_ITER"], values["OPTIM.MAX_ITER"]
     if values["OPTIM.LR_SCHEDULE"] == "scl-poly" and not 0 <= start < end:
         raise UserError(f"--lr_schedule scl-poly needs --rlx_off_iter from 0 to {end - 1} (--max_iter), got {start}")
+    if values["OPTIM.NAME"] != "sgd" and values["OPTIM.MOMENTUM"] != KEYS["OPTIM.MOMENTUM"].default:
+        raise UserError("--momentum belongs to --optimizer sgd; leave it out")
     _check_loss(values)
     _check_pictures(values)
     if values["RUN.RESTORE_OPTIMIZER"] and not values["RUN.SNAPSHOT"] and not values["RUN.RESUME"]:

@@ -1,12 +1,15 @@
-"""SGD over the trainable parameters and the published learning-rate schedules, stepped per optimiser step."""
+"""The optimiser over the trainable parameters, the published learning-rate schedules, and averaged weights."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import torch
 from torch import nn
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from utils.errors import UserError
 
@@ -17,7 +20,7 @@ def poly(step: int, *, max_iter: int, exponent: float) -> float:
 
 
 def build_optimizer(cfg: Any, network: nn.Module) -> Optimizer:
-    """Return SGD with momentum and weight decay over the trainable parameters, in one group.
+    """Return SGD with momentum, or AdamW with its usual betas, over the trainable parameters, in one group.
 
     Raises:
         UserError: nothing is trainable.
@@ -25,7 +28,10 @@ def build_optimizer(cfg: Any, network: nn.Module) -> Optimizer:
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not parameters:
         raise UserError("the network has no trainable parameter; train at least a part of it")
-    return SGD(parameters, lr=cfg.OPTIM.LR, momentum=cfg.OPTIM.MOMENTUM, weight_decay=cfg.OPTIM.WEIGHT_DECAY)
+    optim = cfg.OPTIM
+    if optim.NAME == "adamw":
+        return AdamW(parameters, lr=optim.LR, weight_decay=optim.WEIGHT_DECAY)
+    return SGD(parameters, lr=optim.LR, momentum=optim.MOMENTUM, weight_decay=optim.WEIGHT_DECAY)
 
 
 def build_scheduler(cfg: Any, optimizer: Optimizer) -> LRScheduler:
@@ -50,9 +56,36 @@ def build_scheduler(cfg: Any, optimizer: Optimizer) -> LRScheduler:
 
 
 def apply_settings(cfg: Any, optimizer: Optimizer, scheduler: LRScheduler) -> None:
-    """Let the config's rate, momentum and decay win over those that came with a loaded state."""
+    """Let the config's rate, decay and (of SGD) momentum win over those that came with a loaded state."""
     assert isinstance(scheduler, LambdaLR)
     scheduler.base_lrs = [cfg.OPTIM.LR] * len(optimizer.param_groups)
     for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
         rate = cfg.OPTIM.LR * factor(scheduler.last_epoch)
-        group.update(initial_lr=cfg.OPTIM.LR, lr=rate, momentum=cfg.OPTIM.MOMENTUM, weight_decay=cfg.OPTIM.WEIGHT_DECAY)
+        group.update(initial_lr=cfg.OPTIM.LR, lr=rate, weight_decay=cfg.OPTIM.WEIGHT_DECAY)
+        if "momentum" in group:
+            group["momentum"] = cfg.OPTIM.MOMENTUM
+
+
+class WeightAverage:
+    """An exponential moving average (EMA) of a network's weights and floating-point buffers; its counters are copied.
+
+    It starts as the network is. torch's AveragedModel would ask for a counter in every update and so wait for the GPU.
+    """
+
+    def __init__(self, network: nn.Module, *, decay: float) -> None:
+        self.network = copy.deepcopy(network).requires_grad_(False).eval()
+        self._move = get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Move the average towards the network as it is after a step."""
+        own, new = self.network.state_dict(), network.state_dict()
+        averaged = [name for name, value in own.items() if value.is_floating_point()]
+        self._move([own[name] for name in averaged], [new[name] for name in averaged], None)
+        for name in own.keys() - set(averaged):
+            own[name].copy_(new[name])
+
+
+def build_average(cfg: Any, network: nn.Module) -> WeightAverage | None:
+    """Return the average of a run's weights, None for --ema_decay 0."""
+    return WeightAverage(network, decay=cfg.OPTIM.EMA_DECAY) if cfg.OPTIM.EMA_DECAY else None

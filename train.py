@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 import config
@@ -32,7 +33,7 @@ from datasets.loaders import (
 from datasets.prefetch import DeviceBatches
 from loss import build_criterion, collect_masks, covariance
 from network import build_network, load_pretrained
-from optimizer import apply_settings, build_optimizer, build_scheduler
+from optimizer import apply_settings, build_average, build_optimizer, build_scheduler
 from transforms.edges import edge_target
 from transforms.recipes import build_appearance, build_fixed_copy, build_normalisation, statistics_pair
 from utils import checkpoint, distributed, logs, pictures
@@ -57,6 +58,7 @@ class Trainer:
         self.cfg, self.device, self.start = cfg, device, start
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         self.terms = logs.TermLog()
+        self.gradient_norm: Tensor | None = None  # of the last step, where it is limited
         self.scored_at = -1
         self.to_device = DeviceBatches(device)
         self.advised = False
@@ -70,13 +72,17 @@ class Trainer:
         self.steps_per_epoch = min(self.loader.steps_per_epoch, 2) if cfg.RUN.TEST_MODE else self.loader.steps_per_epoch
         self.whitened = self._whitened_domains()
         self.appearance = build_appearance(cfg)
-        if start.checkpoint is None and not cfg.RUN.SNAPSHOT:
+        if start.checkpoint is None and cfg.RUN.SNAPSHOT:
+            checkpoint.load_weights(self.network, checkpoint.read(cfg.RUN.SNAPSHOT), path=cfg.RUN.SNAPSHOT)
+        elif start.checkpoint is None:
             load_pretrained(self.network, cfg.NETWORK.PRETRAINED)
         criterion = build_criterion(cfg, method=self.method, style_channels=self.network.style_channels)
         self.criterion = criterion.to(device)
         if cfg.NETWORK.SYNCBN and device.type == "cuda" and self.world_size > 1:
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)  # type: ignore[assignment]
         self.network.to(device)
+        self.average = build_average(cfg, self.network)
+        self.scored_network = self.network if self.average is None else self.average.network
         self.optimizer = build_optimizer(cfg, self.network)
         self.scheduler = build_scheduler(cfg, self.optimizer)
         self.autocast_dtype = mixed_dtype(device, wanted=cfg.OPTIM.FP16)
@@ -92,7 +98,8 @@ class Trainer:
             features=self._feature_drawer() if cfg.EVAL.VISUALIZE else None,
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_dtype == torch.float16)
-        self.state = RunState(self.network, self.criterion, self.optimizer, self.scheduler, self.scaler)
+        average = self.average.network if self.average is not None else None
+        self.state = RunState(self.network, self.criterion, self.optimizer, self.scheduler, self.scaler, average)
         self._restore()
         self.progress = self.state.progress
         self.model: nn.Module = self.network
@@ -172,9 +179,14 @@ class Trainer:
             self.terms.add(self.progress.step, terms, total, batch.names)
         if self.device.type == "cpu":
             self.terms.check_finite()
+        if self.cfg.OPTIM.CLIP_GRAD_NORM:
+            self.scaler.unscale_(self.optimizer)
+            self.gradient_norm = clip_grad_norm_(self.network.parameters(), self.cfg.OPTIM.CLIP_GRAD_NORM)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
+        if self.average is not None:
+            self.average.update(self.network)
 
     def whitening_is_on(self) -> bool:
         """Tell whether the whitening loss counts in this epoch: IRW always, ISW once its masks exist."""
@@ -243,9 +255,9 @@ class Trainer:
 
     def score(self, *, keep_best: bool = True) -> None:
         """Score the sources' val split and the targets, keep the best, write tables, scalars and pictures."""
-        distributed.broadcast_buffers(self.network)
+        distributed.broadcast_buffers(self.scored_network)
         step, sources = self.progress.step, self.cfg.DATASET.TRAIN
-        rows, drawn = self.scorer(self.network, self.scored, split="val", sources=sources)
+        rows, drawn = self.scorer(self.scored_network, self.scored, split="val", sources=sources)
         for row in rows:
             if not row.subset:
                 values = {"mean_iu": row.scores.mean_iou, "acc": row.scores.accuracy, "val_loss": row.loss}
@@ -258,6 +270,7 @@ class Trainer:
             "checkpoint": "last",
             "step": step,
             "epoch": self.progress.epoch,
+            "ema": self.cfg.OPTIM.EMA_DECAY or None,
             "seed": self.cfg.RUN.SEED,
             "source": " ".join(sources),
             "method": self.method.label,
@@ -286,6 +299,8 @@ class Trainer:
         rate, waited = self.optimizer.param_groups[0]["lr"], self.to_device.wait_share()
         self.to_device.restart()
         scalars = {f"loss/{name}": value for name, value in values.items()}
+        if self.gradient_norm is not None:
+            scalars["optim/grad_norm"] = float(self.gradient_norm)
         self.board.scalars({**scalars, "optim/lr": rate, "time/data_wait": waited}, step)
         self.bar.set_postfix(loss=f"{values['train_loss']:.3f}", epoch=self.progress.epoch)
         text = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
@@ -342,10 +357,14 @@ class Trainer:
     def _restore(self) -> None:
         cfg, path = self.cfg, self.start.checkpoint
         if path is None:
-            if cfg.RUN.SNAPSHOT:
-                checkpoint.load_weights(self.network, checkpoint.read(cfg.RUN.SNAPSHOT), path=cfg.RUN.SNAPSHOT)
             return
         content = checkpoint.read_checkpoint(path)
+        saved = content["config"]["OPTIM"]
+        if saved["NAME"] != cfg.OPTIM.NAME:
+            raise UserError(
+                f"{path} was trained with --optimizer {saved['NAME']}, whose state {cfg.OPTIM.NAME} cannot use: "
+                "continue with it, or start anew from the weights (--snapshot without --restore_optimizer)"
+            )
         self.state.load(content, path=path)
         apply_settings(cfg, self.optimizer, self.scheduler)
         for key in changed_keys(content["config"], config.to_dict(cfg)):
@@ -356,7 +375,6 @@ class Trainer:
                 f"{path} was saved at step {step} of an epoch, but an epoch has only {self.steps_per_epoch} steps "
                 "now; continue with the same images and batch"
             )
-        saved = content["config"]["OPTIM"]
         before = saved["BATCH_SIZE"] * saved["ACCUMULATE"] * content["world_size"]
         if step and before != self.global_batch:
             raise UserError(

@@ -23,16 +23,17 @@ ROOT = Path(__file__).resolve().parent.parent
 # The contract: a flag leaves or joins this list on purpose only.
 FLAGS = """
 --accumulate --arch --attention_pixels --backbone --batch_weighting --bs_mult --bs_mult_val --cache --cache_dir
---city_mode --ckpt --class_uniform_pct --class_uniform_tile --cls_wt_loss --clusters --coarse_boost_classes --color_aug
---config --cov_stat_epoch --covstat_val_dataset --crop_nopad --crop_size --dataset --date --deterministic --device
---dist_url --domains --dump_augmentation_images --dynamic --eval_protocol --exp --fp16 --freeze_bn --gblur --help
---image_in --image_uniform_sampling --img_wt_loss --jitter --jointwtborder --layout_confidence --local-rank --local_rank
---log_interval --lr --lr_schedule --max_cu_epoch --max_epoch --max_iter --method --momentum --no_quick_check --no_syncbn
---no_val_source --num_workers --ohem_min_kept --ohem_thresh --opts --out --output_stride --pictures --poly_exp
---pre_size --pretrained --quick_check --relax_denom --repoly --rescale --restore_optimizer --resume --rlx_off_iter
---rrotate --save_interval --scale_max --scale_min --seed --sgd --snapshot --split --stat_images --strict_bdr_cls
---syncbn --tb_path --tb_tag --test_mode --trials --val_dataset --val_interval --val_limit --val_source
---visualize_feature --weight_decay --wt_bound --wt_layer --wt_reg_weight -wb
+--city_mode --ckpt --class_uniform_pct --class_uniform_tile --clip_grad_norm --cls_wt_loss --clusters
+--coarse_boost_classes --color_aug --config --cov_stat_epoch --covstat_val_dataset --crop_nopad --crop_size --dataset
+--date --deterministic --device --dist_url --domains --dump_augmentation_images --dynamic --ema_decay --eval_protocol
+--exp --fp16 --freeze_bn --gblur --help --image_in --image_uniform_sampling --img_wt_loss --jitter --jointwtborder
+--layout_confidence --local-rank --local_rank --log_interval --lr --lr_schedule --max_cu_epoch --max_epoch --max_iter
+--method --momentum --no_quick_check --no_syncbn --no_val_source --num_workers --ohem_min_kept --ohem_thresh
+--optimizer --opts --out --output_stride --pictures --poly_exp --pre_size --pretrained --quick_check --relax_denom
+--repoly --rescale --restore_optimizer --resume --rlx_off_iter --rrotate --save_interval --scale_max --scale_min
+--seed --sgd --snapshot --split --stat_images --strict_bdr_cls --syncbn --tb_path --tb_tag --test_mode --trials
+--val_dataset --val_interval --val_limit --val_source --visualize_feature --weight_decay --wt_bound --wt_layer
+--wt_reg_weight -wb
 """.split()
 
 PUBLISHED_COMMON = """
@@ -125,6 +126,11 @@ def test_weights_of_the_cross_entropy_parse() -> None:
     assert (cfg.WEIGHT_BOUND, cfg.STRICT_CLASSES) == (0.5, (5, 6, 7, 11, 12))
 
 
+def test_two_flags_name_the_optimiser_and_the_later_wins() -> None:
+    lines = ("", "--sgd", "--optimizer adamw", "--sgd --optimizer adamw", "--optimizer adamw --sgd")
+    assert [parse(line).OPTIM.NAME for line in lines] == ["sgd", "sgd", "adamw", "adamw", "sgd"]
+
+
 def test_each_parse_starts_from_the_defaults() -> None:
     assert parse("--lr 0.5").OPTIM.LR == 0.5
     assert parse().OPTIM.LR == 0.01
@@ -178,6 +184,9 @@ def test_values_are_typed() -> None:
         ("--ohem_thresh 0.7 --img_wt_loss", "--ohem_thresh and --img_wt_loss each choose which pixels count"),
         ("--ohem_thresh 0.7 --jointwtborder", "--ohem_thresh and --jointwtborder each choose"),
         ("--ohem_min_kept 5", "--ohem_min_kept belongs to --ohem_thresh"),
+        ("--optimizer adamw --momentum 0.8", "--momentum belongs to --optimizer sgd"),
+        ("--ema_decay 1", "--ema_decay must be a number from 0 to 0.999999, got 1"),
+        ("--adam", "--adam did nothing .*or use --optimizer adamw"),
         ("--restore_optimizer", "--restore_optimizer needs the checkpoint .* --snapshot FILE"),
         ("--opts DATASET.GTA_DIR=/x", "--opts: there is no option 'DATASET.GTA_DIR'; did you mean 'DATASET.GTAV_DIR'"),
         ("--opts optim.lr=1", "there is no option 'optim.lr'; did you mean 'OPTIM.LR'"),

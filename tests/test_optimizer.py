@@ -11,12 +11,15 @@ import torch
 from easydict import EasyDict
 from torch import nn
 
-from optimizer import build_optimizer, build_scheduler, poly
+from optimizer import apply_settings, build_average, build_optimizer, build_scheduler, poly
+from tests.test_borders import NoWaiting
 from utils.errors import UserError
 
 
 def options(**changes: Any) -> EasyDict:
     optim = {
+        "NAME": "sgd",
+        "EMA_DECAY": 0.0,
         "LR": 0.01,
         "LR_SCHEDULE": "poly",
         "POLY_EXP": 0.9,
@@ -78,6 +81,40 @@ def test_two_steps_of_sgd_equal_the_formula() -> None:
     assert network.weight.item() == pytest.approx(weight, rel=1e-6)
 
 
+def test_two_steps_of_adamw_equal_the_formula() -> None:
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(network.weight, 2.0)
+    optimizer = build_optimizer(options(NAME="adamw", LR=0.1, WEIGHT_DECAY=0.5), network)
+    weight, mean, square = 2.0, 0.0, 0.0
+    for step, gradient in enumerate((3.0, -1.0), start=1):
+        optimizer.zero_grad()
+        network(torch.full((1, 1), gradient)).sum().backward()
+        optimizer.step()
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+        weight -= 0.1 * (0.5 * weight + mean / (1 - 0.9**step) / ((square / (1 - 0.999**step)) ** 0.5 + 1e-8))
+        assert network.weight.item() == pytest.approx(weight, rel=1e-5)
+
+
+def test_the_average_follows_weights_and_statistics() -> None:
+    assert build_average(options(), nn.Linear(2, 2)) is None
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    average = build_average(options(EMA_DECAY=0.75), network)
+    assert average is not None and not any(p.requires_grad for p in average.network.parameters())
+    wanted = {name: value.clone() for name, value in network.state_dict().items()}
+    for seed in range(3):
+        with torch.no_grad():
+            next(network.parameters()).add_(seed)
+        network(torch.randn(5, 3, generator=torch.Generator().manual_seed(seed)))
+        with NoWaiting():
+            average.update(network)
+        for name, value in network.state_dict().items():
+            wanted[name] = 0.75 * wanted[name] + 0.25 * value if value.is_floating_point() else value.clone()
+    for name, value in average.network.state_dict().items():
+        torch.testing.assert_close(value, wanted[name])
+    assert wanted["1.num_batches_tracked"] == 3 and wanted["1.running_mean"].any()
+    assert not average.network.training and network.training
+
+
 def test_only_trainable_parameters_are_optimised() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     network[0].requires_grad_(False)
@@ -90,9 +127,10 @@ def test_only_trainable_parameters_are_optimised() -> None:
         build_optimizer(options(), network)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("schedule", ["poly", "scl-poly"])
-def test_a_resumed_schedule_continues(schedule: str, tmp_path: Path) -> None:
-    cfg = options(LR_SCHEDULE=schedule, RLX_OFF_ITER=2)
+def test_a_resumed_schedule_continues(schedule: str, name: str, tmp_path: Path) -> None:
+    cfg = options(LR_SCHEDULE=schedule, RLX_OFF_ITER=2, RESCALE=0.5, NAME=name)
     optimizer = build_optimizer(cfg, nn.Linear(2, 2))
     scheduler = build_scheduler(cfg, optimizer)
     for _ in range(3):
@@ -105,6 +143,9 @@ def test_a_resumed_schedule_continues(schedule: str, tmp_path: Path) -> None:
     scheduler = build_scheduler(cfg, optimizer)
     optimizer.load_state_dict(state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])
+    apply_settings(cfg, optimizer, scheduler)
+    (group,) = optimizer.param_groups
+    assert group.keys() == state["optimizer"]["param_groups"][0].keys() and ("momentum" in group) == (name == "sgd")
     resumed = []
     for _ in range(4):
         resumed.append(optimizer.param_groups[0]["lr"])

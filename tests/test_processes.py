@@ -10,7 +10,10 @@ import torch
 
 from tests.runs import launch, read_weights, run_folder, train_arguments
 
-PLAIN = ("--method", "isw", "--freeze_bn", "--scale_min", "1.0", "--max_iter", "1", "--cov_stat_epoch", "0")
+PLAIN = (
+    *("--method", "isw", "--freeze_bn", "--scale_min", "1.0", "--max_iter", "1", "--cov_stat_epoch", "0"),
+    *("--clip_grad_norm", "1", "--ema_decay", "0.5"),
+)
 TWO_BATCHES = ("--accumulate", "2")  # the first of which must not synchronise
 
 
@@ -35,8 +38,9 @@ def test_two_processes_make_the_gradients_of_one_with_the_doubled_batch(trained:
         moved += bool(expected.abs().max() > 0)
         assert float((found - expected).norm()) <= 1e-4 * float(expected.norm()) + 1e-9, index
     assert moved > 100
-    for name, value in one["network"].items():
-        torch.testing.assert_close(two["network"][name], value, rtol=1e-4, atol=1e-6)
+    for part in ("network", "average"):
+        for name, value in one[part].items():
+            torch.testing.assert_close(two[part][name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_processes_share_the_statistics_and_agree_on_the_masks(trained: dict[int, Path]) -> None:

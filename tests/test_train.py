@@ -20,8 +20,10 @@ from datasets.loaders import TrainingBatch
 from network.layers import SharedDropout2d
 from tests.runs import launch, read_weights, run_folder, train_arguments
 from utils.errors import UserError
-from utils.logs import TermLog
+from utils.logs import TermLog, read_history
 from utils.runs import Start
+
+REAL_SCALER = torch.amp.GradScaler
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +160,62 @@ def test_a_resumed_run_takes_the_rate_that_it_is_given(
     assert group["lr"] == pytest.approx(0.5 * (1 - 4 / 8) ** 0.9)
     assert group["momentum"] == 0.8
     assert "continuing with another OPTIM.LR: 0.01 -> 0.5" in caplog.text
+
+
+MODERN = (
+    *("--method", "base", "--backbone", "mobilenet_v2", "--optimizer", "adamw", "--lr", "0.001"),
+    *("--clip_grad_norm", "0.5", "--ema_decay", "0.5", "--ohem_thresh", "0.9", "--ohem_min_kept", "500"),
+    *("--lr_schedule", "scl-poly", "--rlx_off_iter", "1", "--rescale", "0.7", "--save_interval", "1"),
+)
+
+
+def test_averaged_weights_are_scored_and_everything_resumes(small_camvid: Path, tmp_path: Path) -> None:
+    train.main(train_arguments(small_camvid, tmp_path / "a", *MODERN, "--val_interval", "1"))
+    whole = run_folder(tmp_path / "a")
+    expected = read_weights(whole / "last.pth")
+    weight = next(iter(expected["network"]))
+    assert not torch.equal(expected["network"][weight], expected["average"][weight])
+
+    def dies(self: Any, batches: Any) -> None:
+        if self.progress.step == 2:
+            raise Killed
+        original(self, batches)
+
+    original = train.Trainer.train_step
+    arguments = train_arguments(small_camvid, tmp_path / "b", *MODERN, "--val_interval", "1")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(train.Trainer, "train_step", dies)
+        train.main(arguments)
+    train.main([*arguments, "--resume", "auto"])
+    found = read_weights(run_folder(tmp_path / "b") / "last.pth")
+    for key in ("network", "average", "optimizer", "scheduler", "progress", "best"):
+        assert_same(expected[key], found[key], key)
+
+    file = str(whole / "last.pth")
+    network, _, about = valid.load_network(config.parse(["--snapshot", file], program="valid"), file)
+    assert_same(dict(expected["average"]), dict(network.state_dict()))
+    assert about["ema"] == 0.5 and "ema 0.5" in (whole / "log.txt").read_text()
+    out = ("--out", str(tmp_path / "out"), "--num_workers", "0", "--device", "cpu")
+    valid.main(["--snapshot", file, "--val_dataset", "camvid", *out, "--opts", f"DATASET.CAMVID_DIR={small_camvid}"])
+    first, second = (json.loads((place / "scores.json").read_text()) for place in (whole / "scores", tmp_path / "out"))
+    assert first["domains"] == second["domains"]
+    with pytest.raises(UserError, match="was trained with --optimizer adamw"):
+        train.main([*arguments, "--resume", "auto", "--optimizer", "sgd"])
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_gradients_are_scaled_down_to_the_limit(
+    scaled: bool, small_camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU's float16 scales the loss; the limit is on the gradient itself all the same."""
+    if scaled:
+        monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: REAL_SCALER(device, init_scale=1024.0))
+    small = ("--method", "base", "--backbone", "mobilenet_v2", "--max_iter", "1", "--weight_decay", "0")
+    train.main(train_arguments(small_camvid, tmp_path, *small, "--clip_grad_norm", "0.01", "--val_dataset"))
+    (line,) = [line for line in read_history(run_folder(tmp_path) / "history.jsonl") if "optim/grad_norm" in line]
+    states = read_weights(run_folder(tmp_path) / "last.pth")["optimizer"]["state"].values()
+    norm = torch.stack([state["momentum_buffer"].norm() for state in states]).norm()  # the first step's is its gradient
+    assert norm.item() == pytest.approx(0.01, rel=1e-3) and line["optim/grad_norm"] > 1
 
 
 def test_broken_weights_are_not_saved(straight: Path, small_camvid: Path, tmp_path: Path) -> None:

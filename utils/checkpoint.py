@@ -17,9 +17,10 @@ from utils.errors import UserError
 
 SCHEMA = 1
 KEYS = frozenset(
-    "schema kind network criterion optimizer scheduler scaler progress best config versions world_size".split()
+    "schema kind network average criterion optimizer scheduler scaler progress best config versions world_size".split()
 )
 CONVERTED = "converted"  # kind of a checkpoint that holds weights alone
+_LATER = frozenset({"average"})  # what older checkpoints lack
 
 
 # Published files hold their mean IoU as a numpy number, under numpy 1's or numpy 2's name.
@@ -37,12 +38,12 @@ def save(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint under its final name in one step: a killed or full-disk write leaves the old file as it was.
 
     Args:
-        content: every entry of `KEYS` but `schema`; tensors and plain containers only.
+        content: every entry of `KEYS` but `schema`, `average` where there is one; tensors and plain containers only.
 
     Raises:
         UserError: the file cannot be written.
     """
-    content = {"schema": SCHEMA, **content}
+    content = {"schema": SCHEMA, "average": None, **content}
     assert content.keys() == KEYS, content.keys() ^ KEYS
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -105,7 +106,7 @@ def _check(content: dict[str, Any], *, path: str | Path) -> None:
     """Raise `UserError` unless what was read is a complete checkpoint of this schema."""
     if content["schema"] != SCHEMA:
         raise UserError(f"{path}: checkpoint schema {content['schema']}, this program reads schema {SCHEMA}")
-    missing = sorted(KEYS - content.keys())
+    missing = sorted(KEYS - _LATER - content.keys())
     if missing:
         raise UserError(f"{path}: not a whole checkpoint, {', '.join(missing)} missing")
     for name in sorted(KEYS - {"schema", "kind", "world_size"}):
@@ -116,11 +117,13 @@ def _check(content: dict[str, Any], *, path: str | Path) -> None:
 def load_weights(network: nn.Module, content: dict[str, Any], *, path: str | Path) -> None:
     """Load a read weight file strictly: our checkpoint, or one that RobustNet or DIIA published (converted by name).
 
+    Of a checkpoint with averaged weights (--ema_decay) these are taken: they are what was scored.
+
     Raises:
         UserError: entries are missing, unexpected or of another shape; every one is listed.
     """
     if is_ours(content):
-        state = content["network"]
+        state = content.get("average") or content["network"]
     else:
         state = legacy.convert_state_dict(legacy.unwrap_state(content), wanted=network.state_dict(), origin=str(path))
     load_strictly(network, state, path=path)

@@ -124,8 +124,12 @@ def build_parser(
     groups: Mapping[str, str],
     shown: Sequence[str],
     aliases: Mapping[str, str],
+    shorthands: Sequence[Option] = (),
 ) -> argparse.ArgumentParser:
-    """Return the parser of all rows with a flag, in groups; only keys that begin like one of `shown` are in --help."""
+    """Return the parser of all rows with a flag, in groups; only keys that begin like one of `shown` are in --help.
+
+    `shorthands` are further flags for keys that have one.
+    """
     parser = _Parser(
         prog=prog, usage="%(prog)s [flags]", description=description, allow_abbrev=False, formatter_class=_Help
     )
@@ -145,7 +149,7 @@ def build_parser(
         help="Set any option by its key, for instance DATASET.GTAV_DIR=/data/gtav.",
     )
     titles = {name: parser.add_argument_group(title) for name, title in groups.items()}
-    for option in options.values():
+    for option in (*options.values(), *shorthands):
         if option.flag:
             _add_flag(titles[option.group], option, hidden=not option.key.startswith(tuple(shown)), aliases=aliases)
     return parser

@@ -34,6 +34,7 @@ class RunState:
     optimizer: Optimizer
     scheduler: LRScheduler
     scaler: torch.amp.GradScaler
+    average: nn.Module | None = None  # the network with averaged weights
     progress: Progress = field(default_factory=Progress)
     best: dict[str, float] = field(default_factory=dict)
 
@@ -54,6 +55,7 @@ class RunState:
             {
                 "kind": path.stem,
                 **{name: getattr(self, name).state_dict() for name in parts},
+                "average": self.average.state_dict() if self.average is not None else None,
                 "progress": asdict(self.progress),
                 "best": dict(self.best),
                 "config": config,
@@ -63,12 +65,14 @@ class RunState:
         )
 
     def load(self, content: Mapping[str, Any], *, path: Path) -> None:
-        """Take over what `checkpoint.read_checkpoint` gave.
+        """Take over what `checkpoint.read_checkpoint` gave; the average, where it holds none, starts from the network.
 
         Raises:
             UserError: the network or the criterion does not fit.
         """
-        checkpoint.load_weights(self.network, dict(content), path=path)
+        checkpoint.load_strictly(self.network, content["network"], path=path)
+        if self.average is not None:
+            checkpoint.load_strictly(self.average, content.get("average") or content["network"], path=path)
         checkpoint.load_strictly(self.criterion, content["criterion"], path=path)
         self.optimizer.load_state_dict(content["optimizer"])
         self.scheduler.load_state_dict(content["scheduler"])
