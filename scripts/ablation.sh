@@ -18,20 +18,12 @@ for method in "${methods[@]}"; do
     if grep -qs "finished at step" "${runs[-1]}"/*/log.txt; then
       continue
     fi
-    "$here/launch.sh" train.py \
+    "$here/diia_recipe.sh" \
       --dataset gtav \
       --covstat_val_dataset gtav \
       --val_dataset bdd100k cityscapes synthia mapillary \
-      --clusters 3 \
-      --max_cu_epoch 10000 \
-      --class_uniform_pct 0.5 \
-      --class_uniform_tile 1024 \
-      --crop_size 768 \
-      --gblur \
-      --color_aug 0.5 \
       --jitter diia \
-      --max_iter 40000 \
-      --bs_mult 8 \
+      --val_limit 0 \
       --val_interval 0 \
       "$@" \
       --method "$method" \

@@ -5,25 +5,12 @@
 # It validates on BDD100K as published; to score all four unseen domains, give the weights to valid.py with
 #   --val_dataset bdd100k gtav synthia mapillary
 set -euo pipefail
-exec "$(dirname "${BASH_SOURCE[0]}")/launch.sh" train.py \
+exec "$(dirname "${BASH_SOURCE[0]}")/diia_recipe.sh" \
   --dataset cityscapes \
   --covstat_val_dataset cityscapes \
   --val_dataset bdd100k \
-  --arch network.deepv3.DeepR50V3PlusD \
   --wt_layer 0 0 2 2 2 0 0 \
-  --relax_denom 0.0 \
   --clusters 2 \
-  --max_cu_epoch 10000 \
-  --class_uniform_pct 0.5 \
   --class_uniform_tile 512 \
-  --crop_size 768 \
-  --gblur \
-  --color_aug 0.5 \
-  --max_iter 40000 \
-  --bs_mult 8 \
-  --val_limit 500 \
-  --date 0101 \
   --exp r50os16_city_isw \
-  --ckpt ./logs/ \
-  --tb_path ./logs/ \
   "$@"

@@ -4,25 +4,10 @@
 # While training it scores at most 500 images of each set after every epoch (--val_limit), at the end all of them.
 # It validates on Cityscapes as published; valid_r50os16_gtav_isw.sh scores all four unseen domains.
 set -euo pipefail
-exec "$(dirname "${BASH_SOURCE[0]}")/launch.sh" train.py \
+exec "$(dirname "${BASH_SOURCE[0]}")/diia_recipe.sh" \
   --dataset gtav \
   --covstat_val_dataset gtav \
   --val_dataset cityscapes \
-  --arch network.deepv3.DeepR50V3PlusD \
   --wt_layer 0 0 2 2 2 0 0 \
-  --relax_denom 0.0 \
-  --clusters 3 \
-  --max_cu_epoch 10000 \
-  --class_uniform_pct 0.5 \
-  --class_uniform_tile 1024 \
-  --crop_size 768 \
-  --gblur \
-  --color_aug 0.5 \
-  --max_iter 40000 \
-  --bs_mult 8 \
-  --val_limit 500 \
-  --date 0101 \
   --exp r50os16_gtav_isw \
-  --ckpt ./logs/ \
-  --tb_path ./logs/ \
   "$@"
