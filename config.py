@@ -150,6 +150,7 @@ _ROWS = (
     Option("AUGMENT.JITTER", "method", "--jitter",
            "Strengths of the colour jitter; method takes those of --method.", choices=("method", "diia", "robustnet")),
     Option("AUGMENT.GBLUR", False, "--gblur", "Blur every training crop with a random Gaussian."),
+    Option("AUGMENT.BBLUR", False, "--bblur", "Blur every training crop bilaterally; takes the place of --gblur."),
     Option("AUGMENT.IMAGE_IN", False, "--image_in", "Normalise every image by its own mean and deviation."),
 
     Option("OPTIM.NAME", "sgd", "--optimizer", "Optimiser; AdamW wants a smaller --lr, 0.0001 say.",
@@ -229,7 +230,6 @@ REFUSED = {
     "--start_epoch": "does not exist here: --resume and --restore_optimizer take the epoch from the checkpoint",
     "--cv": f"{_LATER} the splits of the folders are used as they are; leave it out for the published split 0",
     "--maxSkip": f"{_LATER} video frames cannot be added; --coarse_boost_classes adds coarsely labelled ones",
-    "--bblur": f"{_LATER} use --gblur for a Gaussian blur",
 }
 
 for _row in _ROWS:  # their defaults join the lines above

@@ -148,6 +148,7 @@ def make_cfg(folder: Path, **values: Any) -> Any:
             "RROTATE": 0.0,
             "COLOR_AUG": 0.5,
             "GBLUR": True,
+            "BBLUR": False,
             "IMAGE_IN": False,
         },
         "OPTIM": {"BATCH_SIZE": 2, "ACCUMULATE": 1},

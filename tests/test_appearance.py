@@ -21,6 +21,7 @@ from transforms.appearance import (
     Appearance,
     AppearanceDraws,
     Normalisation,
+    bilateral_blur,
     gaussian_blur,
     jitter,
 )
@@ -43,9 +44,10 @@ def row(
     order: Sequence[int] = (0, 1, 2, 3),
     factors: Sequence[float] = (1, 1, 1, 0),
     sigma: float = 0,
+    bilateral: float = 0,
 ) -> Tensor:
     """Return one sample's draws."""
-    return torch.tensor([float(jittered), *order, *factors, sigma], dtype=torch.float32)
+    return torch.tensor([float(jittered), *order, *factors, sigma, bilateral], dtype=torch.float32)
 
 
 def test_draws_keep_to_their_ranges() -> None:
@@ -162,6 +164,34 @@ def test_blur_is_scipys(sigma: float) -> None:
     expected = ndimage.gaussian_filter(sharp, (0, sigma, sigma), mode="nearest", truncate=4)
     np.testing.assert_allclose(blurred[0].numpy(), expected, atol=1e-3)
     torch.testing.assert_close(blurred[1], images[1], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("sigma", [0.3, 0.75])
+def test_bilateral_blur_follows_its_definition(sigma: float) -> None:
+    images = pictures(2, (7, 9)).float()
+    found = bilateral_blur(images, [sigma, 0.0])
+    torch.testing.assert_close(found[1], images[1])
+    reach, image = int(4 * sigma + 0.5), images[0].numpy().astype(np.float64)
+    padded = np.pad(image, ((0, 0), (reach, reach), (reach, reach)), mode="edge")
+    for y, x in np.ndindex(7, 9):
+        window = padded[:, y : y + 2 * reach + 1, x : x + 2 * reach + 1]
+        down, across = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+        far = ((window - image[:, y, x, None, None]) ** 2).sum(0) / (3 * image.std()) ** 2
+        weight = np.exp(-0.5 * (far + (down**2 + across**2) / sigma**2))
+        np.testing.assert_allclose(found[0, :, y, x], (window * weight).sum((1, 2)) / weight.sum(), rtol=1e-4)
+
+
+def test_bilateral_blur_keeps_edges_and_runs_both_ways_in_place_of_the_gaussian() -> None:
+    images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    images[..., 4:] = 255
+    blurred = bilateral_blur(images.float(), [0.75])
+    assert 1.5 * (blurred - images).abs().max() < (gaussian_blur(images.float(), [0.75]) - images).abs().max()
+    assert torch.equal(bilateral_blur(torch.full((1, 3, 5, 5), 7.0), [0.5]), torch.full((1, 3, 5, 5), 7.0))
+    first, second = both_ways(pictures(2), torch.stack([row(bilateral=0.7), row(jittered=True, bilateral=0.2)]))
+    torch.testing.assert_close(first, second, atol=1e-4, rtol=0)
+    draws = AppearanceDraws(0.0, (0.8, 0.8, 0.8, 0.3), blur=True, bilateral=True)
+    rows = np.stack([draws(np.random.default_rng(seed)) for seed in range(500)])
+    assert not rows[:, 9].any() and 0.05 <= rows[:, 10].min() < 0.07 and 0.73 < rows[:, 10].max() <= 0.75
 
 
 def test_edge_target_of_a_step() -> None:

@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The contract: a flag leaves or joins this list on purpose only.
 FLAGS = """
---accumulate --arch --attention_pixels --backbone --batch_weighting --bs_mult --bs_mult_val --cache --cache_dir
---city_mode --ckpt --class_uniform_pct --class_uniform_tile --clip_grad_norm --cls_wt_loss --clusters
+--accumulate --arch --attention_pixels --backbone --batch_weighting --bblur --bs_mult --bs_mult_val --cache
+--cache_dir --city_mode --ckpt --class_uniform_pct --class_uniform_tile --clip_grad_norm --cls_wt_loss --clusters
 --coarse_boost_classes --color_aug --config --cov_stat_epoch --covstat_val_dataset --crop_nopad --crop_size --dataset
 --date --deterministic --device --dist_url --domains --dump_augmentation_images --dynamic --ema_decay --eval_protocol
 --exp --fp16 --freeze_bn --gblur --help --image_in --image_uniform_sampling --img_wt_loss --jitter --jointwtborder

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -22,9 +23,9 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 # A sample's draws: jitter on or off; the order of the four operations; brightness, contrast and saturation factor,
-# hue shift; sigma of the blur (0 = none).
-NUM_DRAWS = 10
-_ORDER, _FACTORS, _SIGMA = slice(1, 5), slice(5, 9), 9
+# hue shift; sigma of the Gaussian and of the bilateral blur (0 = none).
+NUM_DRAWS = 11
+_ORDER, _FACTORS, _SIGMA, _BILATERAL = slice(1, 5), slice(5, 9), 9, 10
 _CONTRAST, _SATURATION, _HUE = 1, 2, 3  # brightness is 0
 _GREY = (0.2989, 0.587, 0.114)  # torchvision's
 _SCALE_AND_SHIFT = 1 / (255 * np.array(STD)), -np.array(MEAN) / np.array(STD)
@@ -37,11 +38,12 @@ class _Draws(NamedTuple):
     order: list[int]
     factors: list[float]
     sigma: float
+    bilateral: float
 
 
 @dataclass(frozen=True)
 class AppearanceDraws:
-    """Draws one sample's appearance: jitter with a probability, and blur always or never.
+    """Draws one sample's appearance: jitter with a probability, and blur always or never; bilateral instead if asked.
 
     `strengths` are those of brightness, contrast, saturation and hue.
     """
@@ -49,6 +51,7 @@ class AppearanceDraws:
     probability: float
     strengths: tuple[float, float, float, float]
     blur: bool
+    bilateral: bool = False
 
     def __call__(self, rng: Rng) -> np.ndarray:
         """Return (D,) float32; the number of draws does not depend on their outcome."""
@@ -57,7 +60,10 @@ class AppearanceDraws:
         row[_ORDER] = np.argsort([rng.random() for _ in range(4)])
         factors = [rng.uniform(max(1 - strength, 0), 1 + strength) for strength in self.strengths[:3]]
         row[_FACTORS] = [*factors, rng.uniform(-self.strengths[3], self.strengths[3])]
-        row[_SIGMA] = 0.15 + 1.15 * rng.random() if self.blur else 0
+        if self.bilateral:
+            row[_BILATERAL] = rng.uniform(0.05, 0.75)
+        elif self.blur:
+            row[_SIGMA] = 0.15 + 1.15 * rng.random()
         return row
 
 
@@ -101,15 +107,40 @@ def _kernel(sigma: float) -> np.ndarray:
     return weights / weights.sum()
 
 
-def gaussian_blur(images: Tensor, sigmas: list[float]) -> Tensor:
-    """Blur (B, C, H, W) float, each sample with its sigma in pixels (0 = not at all); the border pixel is repeated."""
+def _kernels(sigmas: list[float]) -> Tensor:
+    """Return (B, 2r+1) float32 kernels of one length on the CPU, zero where a smaller sigma reaches less far."""
     rows = [_kernel(sigma) for sigma in sigmas]
     radius = max(len(row) // 2 for row in rows)
+    return torch.from_numpy(np.stack([np.pad(row, radius - len(row) // 2) for row in rows]).astype(np.float32))
+
+
+def bilateral_blur(images: Tensor, sigmas: list[float]) -> Tensor:
+    """Blur (B, C, H, W) float where colours are alike, each sample with its sigma in pixels (0 = not at all).
+
+    The colours' sigma is the deviation of the whole image, their distance a C-th of the Euclidean one, as in
+    scikit-image, whose spatial kernel is off its centre and so moves the image; the border pixel is repeated.
+    """
+    kernels = _kernels(sigmas).to(images.device, non_blocking=True)
+    length, channels, (height, width) = kernels.shape[1], images.shape[1], images.shape[2:]
+    spread = images.std(dim=(1, 2, 3), correction=0, keepdim=True).clamp(min=1e-6)
+    padded = functional.pad(images, (length // 2,) * 4, mode="replicate")
+    total, weights = torch.zeros_like(images), torch.zeros_like(images[:, :1])
+    for down, across in product(range(length), repeat=2):
+        other = padded[:, :, down : down + height, across : across + width]
+        distance = ((other - images) / (channels * spread)).square().sum(1, keepdim=True)  # (B, 1, H, W)
+        weight = (-0.5 * distance).exp() * (kernels[:, down] * kernels[:, across])[:, None, None, None]
+        total.addcmul_(weight, other)
+        weights += weight
+    return total / weights
+
+
+def gaussian_blur(images: Tensor, sigmas: list[float]) -> Tensor:
+    """Blur (B, C, H, W) float, each sample with its sigma in pixels (0 = not at all); the border pixel is repeated."""
+    kernels = _kernels(sigmas)
+    radius = kernels.shape[1] // 2
     if radius == 0:
         return images
-    padded = [np.pad(row, radius - len(row) // 2) for row in rows]
     batch, channels, height, width = images.shape
-    kernels = torch.from_numpy(np.stack(padded).astype(np.float32))
     kernels = kernels.to(images.device, non_blocking=True).repeat_interleave(channels, dim=0)  # (B*C, 2r+1)
     maps = images.reshape(1, batch * channels, height, width)
     maps = functional.pad(maps, (0, 0, radius, radius), mode="replicate")
@@ -182,7 +213,7 @@ class Appearance:
             (B, 3, H, W) float32 on the device of the images.
         """
         rows = [
-            _Draws(bool(row[0]), [int(index) for index in row[_ORDER]], row[_FACTORS], row[_SIGMA])
+            _Draws(bool(row[0]), [int(index) for index in row[_ORDER]], row[_FACTORS], row[_SIGMA], row[_BILATERAL])
             for row in draws.tolist()
         ]
         return (self._with_opencv if images.device.type == "cpu" else self._with_torch)(images, rows)
@@ -200,6 +231,8 @@ class Appearance:
             for image, row in zip(colours, rows, strict=True)
         ]
         blurred = gaussian_blur(torch.stack(samples), [row.sigma for row in rows])
+        if any(row.bilateral for row in rows):
+            blurred = bilateral_blur(blurred, [row.bilateral for row in rows])
         return self.normalisation(blurred * 255)
 
     def _with_opencv(self, images: Tensor, rows: Sequence[_Draws]) -> Tensor:
@@ -210,5 +243,8 @@ class Appearance:
             planes = list(image.numpy())
             if row.jittered:
                 planes = cv2.split(_jitter_with_opencv(cv2.merge(planes).astype(np.float32), row.order, row.factors))
+            if row.bilateral:
+                colours = torch.from_numpy(np.stack(planes)).float()[None]
+                planes = list(bilateral_blur(colours, [row.bilateral])[0].numpy())
             _blur_with_opencv(planes, row.sigma, scale, shift, target)
         return self.normalisation(out) if self.normalisation.per_image else out

@@ -51,7 +51,8 @@ def build_geometry(cfg: Any) -> Geometry:
 
 def build_draws(cfg: Any, *, jitter: str) -> AppearanceDraws:
     """Return what draws the appearance of a training sample; `jitter` names the strengths (diia, robustnet)."""
-    return AppearanceDraws(cfg.AUGMENT.COLOR_AUG, jitter_strengths(jitter), cfg.AUGMENT.GBLUR)
+    augment = cfg.AUGMENT
+    return AppearanceDraws(augment.COLOR_AUG, jitter_strengths(jitter), augment.GBLUR, augment.BBLUR)
 
 
 def statistics_draws() -> AppearanceDraws:
