@@ -29,6 +29,7 @@ __C.DATASET.GTAV_DIR = "./data/GTAV"
 __C.DATASET.BDD_DIR = "./data/bdd-100k"
 __C.DATASET.SYNTHIA_DIR = "./data/synthia"
 __C.DATASET.CAMVID_DIR = "./data/camvid"
+__C.DATASET.KITTI_DIR = "./data/kitti"
 
 GROUPS = {
     "DATASET": "data",
@@ -62,7 +63,7 @@ ALIASES = {"--local-rank": "--local_rank", "-wb": "--wt_bound"}
 # fmt: off
 _ROWS = (
     *(Option(f"DATASET.{name}_DIR", __C.DATASET.get(f"{name}_DIR", ""), "", f"Folder of {name}.", kind=str)
-      for name in ("CITYSCAPES", "MAPILLARY", "GTAV", "BDD", "SYNTHIA", "CAMVID")),
+      for name in ("CITYSCAPES", "MAPILLARY", "GTAV", "BDD", "SYNTHIA", "CAMVID", "KITTI")),
     Option("DATASET.DOMAINS_FILE", "", "--domains", "YAML file that declares domains of your own."),
     Option("DATASET.TRAIN", ["cityscapes"], "--dataset", "Source domains to train on.", lengths=(1, 100)),
     Option("DATASET.VAL", ["mapillary"], "--val_dataset", "Target domains to score on.", kind=str),

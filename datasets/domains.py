@@ -153,6 +153,12 @@ BUILTIN: dict[str, Domain] = {
             merge=((3, 2), (6, 7), (9, 8), (14, 13), (15, 13), (16, 13), (17, 12), (18, 12)),
             classes=(0, 1, 2, 4, 5, 7, 8, 10, 11, 12, 13),
         ),
+        _row(
+            "kitti",
+            "cityscapes_ids",
+            _splits(train="training", val="training", test="testing"),  # it has no other labelled frames
+            layouts=(Layout("{split}/image_2/*_10.png", (("{split}/image_2/", "{split}/semantic/"),)),),
+        ),
     )
 }
 
@@ -240,7 +246,8 @@ def find_pairs(domain: Domain, split: str, *, need_labels: bool = True) -> list[
         UserError: no such split or folder, no images, or an image without a label.
     """
     if split == "trainval":
-        return find_pairs(domain, "train", need_labels=need_labels) + find_pairs(domain, "val", need_labels=need_labels)
+        both = [find_pairs(domain, part, need_labels=need_labels) for part in ("train", "val")]
+        return both[0] if both[0] == both[1] else both[0] + both[1]
     found = list_split(domain, split, need_labels=need_labels)
     if found is None:
         folders = dict(domain.splits)[split]

@@ -104,6 +104,7 @@ PUBLISHED: dict[str, dict[str, tuple[int, ...]]] = {  # images of each split; se
     "cityscapes": {"train": (2_975,), "val": (500,), "test": (1_525,)},
     "bdd100k": {"train": (7_000,), "val": (1_000,), "test": (2_000,)},
     "mapillary": {"train": (18_000,), "val": (2_000,), "test": (5_000,)},
+    "kitti": {"train": (200,), "val": (200,), "test": (200,)},  # train and val are the same
 }
 LISTED = ("gtav", "synthia")  # a list says which split a file is in, not the provider's folders
 WITHOUT_LABELS = (("cityscapes", "test"), ("bdd100k", "test"), ("mapillary", "test"))  # or with empty ones

@@ -20,6 +20,7 @@ ROOTS = {
     "synthia": "SYNTHIA_DIR",
     "mapillary": "MAPILLARY_DIR",
     "camvid": "CAMVID_DIR",
+    "kitti": "KITTI_DIR",
 }
 GTAV_PALETTE = np.array([colour for colour, _ in CITYSCAPES_LABELS], dtype=np.uint8)
 CLASSES = {  # train ids that each domain's encoding can hold
@@ -97,6 +98,11 @@ def write_pair(root: Path, domain: str, split: str, number: int, label: np.ndarr
         save(root / f"{folder}/images/{name}.jpg", image)
         raw = inverse(MAPILLARY_IDS)[label].astype(np.uint8)
         save(root / f"{folder}/labels/{name}.png", raw, palette=mapillary_palette(road=13))
+    elif domain == "kitti":
+        if split == "train":  # val is the same
+            save(root / f"training/image_2/{number:06d}_10.png", image)
+            save(root / f"training/image_2/{number:06d}_11.png", image)  # the stereo benchmark's second frame
+            save(root / f"training/semantic/{number:06d}_10.png", inverse(CITYSCAPES_IDS)[label].astype(np.uint8))
     else:
         save(root / f"{split}/{name}.png", image)
         save(root / f"{split}annot/{name}.png", inverse(CAMVID_IDS)[label].astype(np.uint8))

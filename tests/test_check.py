@@ -61,7 +61,10 @@ def test_a_healthy_set_has_no_faults(tmp_path: Path, name: str, quick: bool) -> 
     report = examine(domain_at(tmp_path, name), quick=quick)
     assert report.healthy and not found(report)
     train, val = report.splits
-    assert (train.images, train.labels, train.decoded) == (4, 4, 4) and (val.split, val.images) == ("val", 2)
+    assert (train.images, train.labels, train.decoded) == (4, 4, 4) and (val.split, val.images) == (
+        "val",
+        4 if name == "kitti" else 2,
+    )
     assert len(list(tmp_path.glob(train.image_pattern))) == 4
     assert len(list(tmp_path.glob(train.label_pattern))) == 4
     assert sum(train.shares.values()) == pytest.approx(1) and list(train.shares)[-1] == "ignored"

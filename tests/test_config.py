@@ -351,7 +351,7 @@ def load_edited(tmp_path: Path, old: str, new: str) -> Any:
 
 def test_the_paths_stand_near_the_top_and_editing_them_works(tmp_path: Path) -> None:
     lines = (ROOT / "config.py").read_text().splitlines()
-    for name in ("CITYSCAPES", "MAPILLARY", "GTAV", "BDD", "SYNTHIA", "CAMVID"):
+    for name in ("CITYSCAPES", "MAPILLARY", "GTAV", "BDD", "SYNTHIA", "CAMVID", "KITTI"):
         (number,) = (i for i, line in enumerate(lines) if re.match(rf'__C\.DATASET\.{name}_DIR = "', line))
         assert number < 50
     old = '__C.DATASET.GTAV_DIR = "./data/GTAV"'

@@ -7,6 +7,7 @@ import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +23,9 @@ NAMES = ["road", "car", "train"]
 def report() -> Report:
     confusion = np.array([[8, 2, 0], [1, 9, 0], [0, 0, 0]], dtype=np.int64)
     found = Evaluation(confusion, loss=0.5, num_images=4, pictures=[])
-    domain = SimpleNamespace(name="town", merge=(), classes=(0, 1, 2), subsets=(("2", (0, 1)),))
-    other = SimpleNamespace(name="village", merge=((1, 0),), classes=(0,), subsets=())
-    source = SimpleNamespace(name="home", merge=(), classes=(2,), subsets=())
+    domain = SimpleNamespace(name="town", splits=(), merge=(), classes=(0, 1, 2), subsets=(("2", (0, 1)),))
+    other = SimpleNamespace(name="village", splits=(), merge=((1, 0),), classes=(0,), subsets=())
+    source = SimpleNamespace(name="home", splits=(), merge=(), classes=(2,), subsets=())
     rows = []
     for row in (domain, other, source):
         rows += domain_scores(
@@ -90,3 +91,14 @@ def test_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be made"):
         write_text(tmp_path / "file" / "scores.md", "x")
+
+
+def test_a_split_that_is_the_training_frames_says_so() -> None:
+    found = Evaluation(np.eye(3, dtype=np.int64), loss=0.5, num_images=4, pictures=[])
+    names: Any = {"list_hash": "abc", "transform": "native size", "class_names": NAMES}
+    for val, expected in (("a", "val (the training frames)"), ("b", "val")):
+        domain = SimpleNamespace(
+            name="x", merge=(), classes=(0,), subsets=(), splits=(("train", ("a",)), ("val", (val,)))
+        )
+        (row,) = domain_scores(found, domain=domain, is_source=True, split="val", **names)
+        assert row.protocol.split == expected

@@ -187,11 +187,14 @@ def domain_scores(
     """Turn the counts of a domain into its scores: the main counting first, then those of further class subsets.
 
     Args:
-        domain: anything with `name`, `merge`, `classes` and `subsets`.
+        domain: anything with `name`, `splits`, `merge`, `classes` and `subsets`.
         list_hash: names the list of images.
         transform: words for resize and crop.
     """
     confusion = merge_classes(found.confusion, domain.merge)
+    folders = dict(domain.splits)
+    if split != "train" and folders.get(split) == folders.get("train", ()):
+        split += " (the training frames)"
     return [
         DomainScore(
             domain=domain.name,
