@@ -96,14 +96,14 @@ class Whitening(nn.Module):
         self._set_ready(False)
 
     def intersect_masks(self, masks: Sequence[Tensor]) -> None:
-        """Keep what these masks and, if there are any, the ones before agree on; warn where nothing is left."""
+        """Keep what these masks and, if there are any, the ones before agree on; warn once where nothing is left."""
         assert self.selective and len(masks) == len(self.channels)
-        for own, new in zip(self.masks, masks, strict=True):
+        for width, own, new in zip(self.channels, self.masks, masks, strict=True):
+            was_empty = self._ready and not own.any()
             own.copy_(new.to(own) & own if self._ready else new.to(own))
-        self._set_ready(True)
-        for width, count in zip(self.channels, self.num_sensitive(), strict=True):
-            if count == 0:
+            if not was_empty and not own.any():
                 log.warning("ISW: no covariance of the %d-channel map is left in its mask; its loss is zero", width)
+        self._set_ready(True)
 
     def num_sensitive(self) -> list[int]:
         """Count the entries in each mask."""

@@ -60,6 +60,15 @@ def test_only_the_last_checkpoint_of_a_run_is_continued_in_place(run: Path, tmp_
         start(tmp_path, "--resume none.pth")
 
 
+@pytest.mark.parametrize("url", ["bogus", "env://"])  # the second needs MASTER_ADDR
+def test_processes_that_cannot_meet_are_told(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(UserError, match=f"--dist_url {url}: the processes cannot meet"):
+        distributed.init(torch.device("cpu"), url)
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [

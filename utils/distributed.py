@@ -66,17 +66,26 @@ def set_deterministic(*, wanted: bool) -> None:
 
 
 def init(device: torch.device, dist_url: str = "env://") -> None:
-    """Join the process group that the launcher announced (nccl on GPUs, gloo on CPUs); nothing without a launcher."""
+    """Join the process group that the launcher announced (nccl on GPUs, gloo on CPUs); nothing without a launcher.
+
+    Raises:
+        UserError: `dist_url` or the launcher's variables name no place where the processes could meet.
+    """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ or is_initialized():
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(
-        backend,
-        init_method=dist_url,
-        rank=int(os.environ["RANK"]),
-        world_size=int(os.environ["WORLD_SIZE"]),
-        timeout=datetime.timedelta(hours=2),  # rank 0 may scan a whole data set before the first step
-    )
+    try:
+        dist.init_process_group(
+            backend,
+            init_method=dist_url,
+            rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+            timeout=datetime.timedelta(hours=2),  # rank 0 may scan a whole data set before the first step
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"--dist_url {dist_url}: the processes cannot meet there ({error}); start with torchrun"
+        ) from error
 
 
 @contextmanager
