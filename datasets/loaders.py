@@ -142,7 +142,7 @@ def build_training_loader(cfg: Any, *, jitter: str, rank: int, world_size: int) 
     dataset = TrainingSet(pools, geometry=build_geometry(cfg), draws=draws, seed=cfg.RUN.SEED, cache=cache)
     loader = _loader(dataset, cfg=cfg, collate=_collate, persistent=True, batch_sampler=batches)
     text += f"; {batches.steps_per_epoch} steps of {batches.global_batch} per epoch"
-    text += f"; {loader.num_workers} loader workers per process"
+    text += f"; {loader.num_workers} loader worker(s) per process"
     return TrainingLoader(batches, loader, text, cached=cache is not None)
 
 
