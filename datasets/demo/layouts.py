@@ -46,7 +46,8 @@ def _hashed(index: int, split: str, length: int) -> str:
 
 
 def _gtav_paths(split: str, index: int) -> tuple[str, str]:
-    name = f"{ {'train': 'train', 'val': 'valid'}[split] }/{index // 16 + 1:02d}/{index + 1:05d}.png"
+    folder, number = {"train": ("train", index + 1), "val": ("valid", index + 20001)}[split]  # one name, one frame
+    name = f"{folder}/{index // 16 + 1:02d}/{number:05d}.png"
     return f"images/{name}", f"labels/{name}"
 
 
@@ -66,7 +67,8 @@ def _bdd_paths(split: str, index: int) -> tuple[str, str]:
 
 
 def _synthia_paths(split: str, index: int) -> tuple[str, str]:
-    return f"RGB/{split}/{index:07d}.png", f"GT/LABELS/{split}/{index:07d}.png"
+    number = index + {"train": 0, "val": 6580}[split]
+    return f"RGB/{split}/{number:07d}.png", f"GT/LABELS/{split}/{number:07d}.png"
 
 
 def _mapillary_paths(split: str, index: int) -> tuple[str, str]:

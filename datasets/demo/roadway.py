@@ -106,16 +106,17 @@ def vehicle(street: Street, kind: str, x: float, z: float, *, towards: bool, acr
     sizes = {"truck": (8.5, 2.5), "bus": (11.0, 2.55), "train": (24.0, 2.5), "car": (outline[-1][0], car_width)}
     length, width = sizes[kind]
     painter.group(z)
-    frame = vehicles.Frame(x if across else x - width / 2, z, length, width, towards, across)
-    vehicles.contact(painter, ROAD, frame, shade(look.road, 0.35 if look.shadows else 0.55))
+    left, label = x if across else x - width / 2, CLASS_NAMES.index(kind)
+    frame = vehicles.Frame(painter, label, left, z, length, width, towards, across)
+    vehicles.contact(frame, ROAD, shade(look.road, 0.35 if look.shadows else 0.55))
     if kind == "truck":
-        vehicles.truck(painter, frame, colour=pick(rng, look.cars), cargo=pick(rng, look.cargo))
+        vehicles.truck(frame, colour=pick(rng, look.cars), cargo=pick(rng, look.cargo))
     elif kind == "bus":
-        vehicles.bus(painter, frame, colour=pick(rng, look.buses))
+        vehicles.bus(frame, colour=pick(rng, look.buses))
     elif kind == "train":
-        vehicles.tram(painter, frame, colour=pick(rng, look.trams))
+        vehicles.tram(frame, colour=pick(rng, look.trams))
     else:
-        vehicles.car(painter, frame, kind=model, colour=pick(rng, look.cars))
+        vehicles.car(frame, kind=model, colour=pick(rng, look.cars))
     return width if across else length
 
 
