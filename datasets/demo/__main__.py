@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets.demo.write import TARGETS, Frame, Summary, already_there, draw_frame, write_domains
+from datasets.demo.write import Frame, Summary, already_there, draw_frame, write_domains
 from datasets.labels import CLASS_NAMES
 from utils.errors import UserError, run_entry_point
 from utils.pictures import contact_sheet, save_png
@@ -16,6 +16,14 @@ SIZES = {  # training and validation frames per domain, height and width of the 
     "small": (60, 20, (256, 512)),
     "medium": (600, 150, (256, 512)),
     "large": (3000, 500, (512, 1024)),
+}
+
+SHEET = {  # the numbers of frames in all the light and weather of their domain
+    "gtav": (5, 6, 8, 13),
+    "cityscapes": (3, 4, 13, 15),
+    "bdd100k": (1, 2, 6, 10),
+    "synthia": (0, 1, 4, 8),
+    "mapillary": (12, 14, 18, 20),
 }
 
 
@@ -63,8 +71,8 @@ def _table(summary: Summary) -> str:
 
 
 def _draw_sheet(path: str, *, size: tuple[int, int], seed: int) -> None:
-    """Draw the first validation frames of every domain on one sheet, a domain per row."""
-    frames = [Frame(domain, "val", number) for domain in TARGETS for number in range(4)]
+    """Draw validation frames of every domain on one sheet, a domain per row."""
+    frames = [Frame(domain, "val", number) for domain, numbers in SHEET.items() for number in numbers]
     images = [draw_frame(frame, size=size, seed=seed)[0] for frame in frames]
     captions = [f"{frame.domain} {frame.number}" for frame in frames]
     save_png(contact_sheet(images, columns=4, captions=captions, width=384), path)
