@@ -43,7 +43,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    content = {"schema": SCHEMA, "average": None, **content}
+    content = {"schema": SCHEMA, "average": {}, **content}
     assert content.keys() == KEYS, content.keys() ^ KEYS
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -110,8 +110,8 @@ def _check(content: dict[str, Any], *, path: str | Path) -> None:
     if missing:
         raise UserError(f"{path}: not a whole checkpoint, {', '.join(missing)} missing")
     for name in sorted(KEYS - {"schema", "kind", "world_size"}):
-        if not isinstance(content[name], dict):
-            raise UserError(f"{path}: not a checkpoint of a run, its {name} is a {type(content[name]).__name__}")
+        if not isinstance(value := content.get(name, {}), dict):
+            raise UserError(f"{path}: not a checkpoint of a run, its {name} is a {type(value).__name__}")
 
 
 def load_weights(network: nn.Module, content: dict[str, Any], *, path: str | Path) -> None:

@@ -55,7 +55,7 @@ class RunState:
             {
                 "kind": path.stem,
                 **{name: getattr(self, name).state_dict() for name in parts},
-                "average": self.average.state_dict() if self.average is not None else None,
+                "average": self.average.state_dict() if self.average is not None else {},
                 "progress": asdict(self.progress),
                 "best": dict(self.best),
                 "config": config,
