@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from loss import build_criterion
-from network import build_network
 from network.methods import METHODS, method_for, resolve_method
 from tests import reference
 from utils.errors import UserError
@@ -80,57 +79,6 @@ def test_method_of_a_weight_file() -> None:
     assert method_for(head="plain", codes=[0, 0, 5, 5, 5, 0, 0]).name == "sw"
     assert method_for(head="plain", codes=[0, 0, 5, 2, 2, 0, 0]).name == "isw"
     assert method_for(head="diia", codes=[0] * 7).parts == METHODS["diia"].parts
-
-
-TERMS = {
-    "base": {"fused", "aux"},
-    "iw": {"fused", "aux", "whitening"},
-    "diia": {"coarse", "aux", "fused", "layout", "edge_logits", "edge", "whitening"},
-    "diia-no-edge": {"coarse", "aux", "fused", "layout", "whitening"},
-    "diia-no-layout": {"coarse", "aux", "fused", "edge_logits", "edge", "whitening"},
-    "diia-no-aggregation": {"coarse", "aux", "fused", "layout", "edge_logits", "edge", "whitening"},
-    "diia-no-whitening": {"coarse", "aux", "fused", "layout", "edge_logits", "edge"},
-    "diia-coarse": {"fused", "aux", "whitening"},
-}
-TERMS |= dict.fromkeys(("ibn", "is", "sw"), TERMS["base"]) | dict.fromkeys(("irw", "isw"), TERMS["iw"])
-CASES: list[tuple[str, tuple[int, ...] | None]] = [
-    *((name, None) for name in METHODS),
-    ("isw", (0, 0, 2, 5, 4, 3, 0)),
-    ("irw", (0, 0, 5, 1, 0, 1, 4)),
-    ("sw", (0, 0, 0, 5, 3, 5, 5)),
-    ("diia-no-whitening", (0, 0, 4, 3, 4, 0, 0)),
-    ("diia", (0, 0, 5, 5, 2, 0, 0)),
-    ("diia-no-layout", (0, 0, 4, 1, 5, 0, 0)),
-]
-
-
-@pytest.mark.parametrize(("name", "codes"), CASES)
-def test_every_parameter_receives_a_gradient(name: str, codes: tuple[int, ...] | None) -> None:
-    """A ResNet-50 at a small crop: forward, backward, what is scored, and its weights in a second network."""
-    torch.manual_seed(0)
-    cfg = reference.options(name, codes=codes)
-    network = build_network(cfg)
-    criterion = build_criterion(cfg, method=network.method, style_channels=network.style_channels)
-    if network.method.whitening == "isw":
-        criterion.intersect_masks([torch.ones(c, c, dtype=torch.bool).triu(1) for c in network.style_channels])
-    images, labels, edges = reference.sample()
-    terms = criterion(network(images), labels, edges, whiten=criterion.has_masks)
-    criterion.total(terms).backward()
-    assert terms.keys() == TERMS[name]
-    bad = [key for key, value in network.named_parameters() if value.grad is None or not value.grad.isfinite().all()]
-    assert not bad
-    still = {key for key, value in network.named_parameters() if not value.grad.any()}  # type: ignore[union-attr]
-    # The attention's gate starts at zero, so its three inputs wait for it.
-    waiting = {f"aggregate.{part}.{leaf}" for part in ("query", "key", "value") for leaf in ("weight", "bias")}
-    assert still == (waiting if "aggregation" in network.method.parts else set())
-    with torch.no_grad():
-        predicted = network.eval().predict(images)
-    assert predicted.shape == (2, 19, 48, 64) and predicted.isfinite().all()
-    with torch.device("meta"):
-        second = build_network(cfg)
-    second.load_state_dict(network.state_dict(), assign=True)
-    with torch.no_grad():
-        assert torch.equal(second.eval().predict(images), predicted)
 
 
 @pytest.mark.parametrize("name", ["base", "diia"])
