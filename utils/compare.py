@@ -96,7 +96,7 @@ def _rows(file: Path, *, checkpoint: str) -> list[tuple[str, int, Any]]:
         about, rows = content["weights"], [row for row in content["domains"] if not row["subset"]]
         if about["checkpoint"] != checkpoint:
             return []
-        return [(about["method"], about["seed"], row) for row in rows]
+        return [(about["method"], about.get("seed") or 0, row) for row in rows]  # published files do not know their seed
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: not a score file of train.py or valid.py ({error!r}); leave it out") from error
 
@@ -140,9 +140,13 @@ def difference_table(results: Results, *, against: str) -> list[list[str]]:
     for method, differences in pairs.items():
         if method != against:
             better = sum(value > 0 for value in differences)
-            p = f"{wilcoxon(differences).pvalue:.3f}" if any(differences) else "-"
+            p = _p(wilcoxon(differences).pvalue) if any(differences) else "-"
             table.append([method, str(len(differences)), _spread(differences, sign="+"), str(better), p])
     return table
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 NOTE = """Mean IoU in %, mean ± deviation over seeds. Differences in points, paired by seed and target; p: Wilcoxon's
