@@ -96,7 +96,7 @@ def _rows(file: Path, *, checkpoint: str) -> list[tuple[str, int, Any]]:
         about, rows = content["weights"], [row for row in content["domains"] if not row["subset"]]
         if about["checkpoint"] != checkpoint:
             return []
-        return [(about["method"], about.get("seed") or 0, row) for row in rows]  # published files do not know their seed
+        return [(about["method"], about.get("seed") or 0, row) for row in rows]  # published: unknown
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: not a score file of train.py or valid.py ({error!r}); leave it out") from error
 
