@@ -1,4 +1,4 @@
-"""The named types that cross the network's border. B batch, H x W input size, h x w one sixteenth of it."""
+"""The named types that cross the network's border. B batch, H x W input size, h x w the last features' size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class SegmentorOutput(NamedTuple):
     """
 
     fused: Tensor  # (B, classes, H, W) final logits of either head
-    aux: Tensor | None = None  # (B, classes, h, w) logits of the auxiliary head, not up-sampled
+    aux: Tensor | None = None  # (B, classes, h3, w3) logits of the auxiliary head, of the third stage's size
     coarse: Tensor | None = None  # (B, classes, H, W) logits before aggregation
     layout: Tensor | None = None  # (B, H, W) int64 coarse layout, 255 where the network is not confident, detached
     layout_logits: Tensor | None = None  # (B, classes, H, W) logits decoded from the layout
@@ -36,7 +36,7 @@ def _float(value: Any) -> Any:
 class Features(NamedTuple):
     """What a backbone returns."""
 
-    low_level: Tensor  # (B, C1, H/4, W/4) first stage
-    aux: Tensor  # (B, C3, h, w) third stage
+    low_level: Tensor  # (B, C1, h1, w1) first stage, 1/4 or 1/8 of the input
+    aux: Tensor  # (B, C3, h3, w3) third stage
     top: Tensor  # (B, C4, h, w) last stage
     style: tuple[Tensor, ...]  # standardised maps captured at the whitening sites, before their ReLU

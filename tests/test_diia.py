@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from network.diia import TripleAggregation, coarse_layout
 from tests import reference
@@ -99,6 +103,29 @@ def test_first_step_has_no_attention_yet() -> None:
     tiam = TripleAggregation(8, feature_channels=8)
     top = torch.randn(1, 8, 2, 2)
     torch.testing.assert_close(tiam(top, torch.randn(1, 8, 2, 2), torch.randn(1, 8, 2, 2)), tiam.up(top))
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many values the largest tensor has that any operation returns."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.size = max([self.size, *(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor))])
+        return out
+
+
+def test_attention_never_holds_all_pairs_of_positions() -> None:
+    """At 1024x2048 and stride 8 they would take 4 GiB, in either direction."""
+    tiam = TripleAggregation(8, feature_channels=8)
+    maps = [torch.randn(1, 8, 32, 48, requires_grad=True) for _ in range(3)]
+    with Largest() as largest:
+        tiam(*maps).sum().backward()
+    assert 0 < largest.size < (32 * 48) ** 2 / 4
+    with Largest() as largest, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        tiam(*maps).sum().backward()
+    assert largest.size >= (32 * 48) ** 2, "the mode sees what it should"
 
 
 def test_one_branch_asks_and_answers() -> None:
