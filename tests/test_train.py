@@ -223,7 +223,7 @@ def test_broken_weights_are_not_saved(straight: Path, small_camvid: Path, tmp_pa
     trainer = train.Trainer(config.parse(arguments, program="train"), device=torch.device("cpu"), start=Start())
     with torch.no_grad():
         next(trainer.network.parameters()).fill_(float("inf"))
-    trainer.folder = tmp_path
+    trainer.folder, trainer.versions = tmp_path, {}
     with pytest.raises(UserError, match="weights are not finite"):
         trainer.save("last")
     assert not (tmp_path / "last.pth").exists()
