@@ -1,7 +1,8 @@
 """Every method on every backbone at every output stride.
 
 By default: each of them at least once at full depth, and mixed style codes. All together, with one block in each stage
-of a ResNet and each ResNet that then differs once: `pytest -m exhaustive tests/test_every_network.py`.
+of a ResNet and each ResNet that then differs once, takes 8 minutes of one core:
+`pytest -m exhaustive tests/test_every_network.py`.
 """
 
 from __future__ import annotations
@@ -155,6 +156,7 @@ def test_switchable_whitening_needs_whole_groups(name: str) -> None:
     ],
 )
 def test_compiles_as_one_graph(method: str, name: str, stride: int) -> None:
+    """One stride each: another stride changes numbers in the graph's convolutions, not the code that is traced."""
     torch._dynamo.reset()
     network, (images, _, _) = build(method, name, stride, short=True), reference.sample(2, *SIZE)
     outputs = []
