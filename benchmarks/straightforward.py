@@ -11,7 +11,7 @@ from torchvision.transforms import functional
 
 from datasets.domains import Pair
 from datasets.labels import NUM_CLASSES, PALETTE
-from transforms.appearance import MEAN, STD, AppearanceDraws
+from transforms.appearance import MEAN, STD, AppearanceDraws, Draws
 
 CROP = 768
 
@@ -41,18 +41,11 @@ def plain_sample(
         image, label = (part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for part in (image, label))
     grey = cv2.cvtColor(np.asarray(image, dtype=np.float32), cv2.COLOR_BGR2GRAY)
     edges = np.minimum(np.abs(cv2.Sobel(grey, cv2.CV_16S, 1, 0)), 255).astype(np.float32)
-    jittered, *order, brightness, contrast, saturation, hue, sigma = draws(rng).tolist()
-    changes = (
-        (functional.adjust_brightness, brightness),
-        (functional.adjust_contrast, contrast),
-        (functional.adjust_saturation, saturation),
-        (functional.adjust_hue, hue),
-    )
-    if jittered:
-        for index in order:
-            change, factor = changes[int(index)]
-            image = change(image, factor)
-    blurred = gaussian(np.asarray(image), sigma=sigma, channel_axis=2)
+    drawn, names = Draws.of(draws(rng).tolist()), ("brightness", "contrast", "saturation", "hue")
+    if drawn.jittered:
+        for index in drawn.order:
+            image = getattr(functional, f"adjust_{names[index]}")(image, drawn.factors[index])
+    blurred = gaussian(np.asarray(image), sigma=drawn.sigma, channel_axis=2)
     tensor = functional.normalize(torch.from_numpy(blurred.transpose(2, 0, 1)).float(), MEAN, STD)
     return tensor, torch.from_numpy(np.array(label)).long(), edges
 

@@ -31,7 +31,7 @@ _GREY = (0.2989, 0.587, 0.114)  # torchvision's
 _SCALE_AND_SHIFT = 1 / (255 * np.array(STD)), -np.array(MEAN) / np.array(STD)
 
 
-class _Draws(NamedTuple):
+class Draws(NamedTuple):
     """A sample's draws by name."""
 
     jittered: bool
@@ -39,6 +39,12 @@ class _Draws(NamedTuple):
     factors: list[float]
     sigma: float
     bilateral: float
+
+    @classmethod
+    def of(cls, row: list[float]) -> Draws:
+        """Name the D numbers that `AppearanceDraws` returned."""
+        order = [int(index) for index in row[_ORDER]]
+        return cls(bool(row[0]), order, row[_FACTORS], row[_SIGMA], row[_BILATERAL])
 
 
 @dataclass(frozen=True)
@@ -212,10 +218,7 @@ class Appearance:
         Returns:
             (B, 3, H, W) float32 on the device of the images.
         """
-        rows = [
-            _Draws(bool(row[0]), [int(index) for index in row[_ORDER]], row[_FACTORS], row[_SIGMA], row[_BILATERAL])
-            for row in draws.tolist()
-        ]
+        rows = [Draws.of(row) for row in draws.tolist()]
         return (self._with_opencv if images.device.type == "cpu" else self._with_torch)(images, rows)
 
     def colours(self, images: Tensor, draws: Tensor) -> Tensor:
@@ -224,7 +227,7 @@ class Appearance:
         mean, std = (torch.tensor(values).reshape(3, 1, 1) * 255 for values in (MEAN, STD))
         return (shown * std + mean).round().clamp(0, 255).byte()
 
-    def _with_torch(self, images: Tensor, rows: Sequence[_Draws]) -> Tensor:
+    def _with_torch(self, images: Tensor, rows: Sequence[Draws]) -> Tensor:
         colours = images.float() / 255
         samples = [
             jitter(image, row.order, row.factors) if row.jittered else image
@@ -235,7 +238,7 @@ class Appearance:
             blurred = bilateral_blur(blurred, [row.bilateral for row in rows])
         return self.normalisation(blurred * 255)
 
-    def _with_opencv(self, images: Tensor, rows: Sequence[_Draws]) -> Tensor:
+    def _with_opencv(self, images: Tensor, rows: Sequence[Draws]) -> Tensor:
         cv2 = opencv()  # some thirty times faster than torch on the CPU; the blur normalises in passing
         out = torch.empty(images.shape)
         scale, shift = (np.ones(3), np.zeros(3)) if self.normalisation.per_image else _SCALE_AND_SHIFT
