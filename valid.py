@@ -44,7 +44,7 @@ def load_network(cfg: Any, path: str) -> tuple[Segmentor, Any, dict[str, Any]]:
     if checkpoint.is_ours(content):
         saved = config.from_dict(content["config"])
         about.update(checkpoint=content["kind"], epoch=content["progress"]["epoch"])
-        about.update(ema=saved.OPTIM.EMA_DECAY if content.get("average") else None)
+        about.update(ema=saved.OPTIM.EMA_DECAY if content["average"] else None)
         if content["kind"] != checkpoint.CONVERTED:  # published weights do not say how they were trained
             about.update(step=content["progress"]["step"], seed=saved.RUN.SEED, source=" ".join(saved.DATASET.TRAIN))
         network = build_network(saved)

@@ -14,14 +14,14 @@ from torch import nn
 
 from utils import legacy
 from utils.errors import UserError
+from utils.files import appearing
 
 SCHEMA = 1
 KEYS = frozenset(
     "schema kind network average criterion optimizer scheduler scaler progress best config versions world_size".split()
 )
 CONVERTED = "converted"  # kind of a checkpoint that holds weights alone
-_LATER = frozenset({"average"})  # what older checkpoints lack
-
+_LATER: dict[str, Any] = {"average": {}}  # what older checkpoints lack
 
 # Published files hold their mean IoU as a numpy number, under numpy 1's or numpy 2's name.
 _SCALAR = np.float64(0).__reduce__()[0]
@@ -43,21 +43,17 @@ def save(path: Path, content: dict[str, Any]) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    content = {"schema": SCHEMA, "average": {}, **content}
+    content = {"schema": SCHEMA, **_LATER, **content}
     assert content.keys() == KEYS, content.keys() ^ KEYS
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with appearing(path) as temporary, temporary.open("wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"{path}: the checkpoint could not be written ({error}); free space or choose another folder"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -79,6 +75,7 @@ def read(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise UserError(f"{path}: a weight file holds a dictionary of names, this one a {type(content).__name__}")
     if is_ours(content):
+        content = {**_LATER, **content}
         _check(content, path=path)
     return content
 
@@ -106,12 +103,12 @@ def _check(content: dict[str, Any], *, path: str | Path) -> None:
     """Raise `UserError` unless what was read is a complete checkpoint of this schema."""
     if content["schema"] != SCHEMA:
         raise UserError(f"{path}: checkpoint schema {content['schema']}, this program reads schema {SCHEMA}")
-    missing = sorted(KEYS - _LATER - content.keys())
+    missing = sorted(KEYS - content.keys())
     if missing:
         raise UserError(f"{path}: not a whole checkpoint, {', '.join(missing)} missing")
     for name in sorted(KEYS - {"schema", "kind", "world_size"}):
-        if not isinstance(value := content.get(name, {}), dict):
-            raise UserError(f"{path}: not a checkpoint of a run, its {name} is a {type(value).__name__}")
+        if not isinstance(content[name], dict):
+            raise UserError(f"{path}: not a checkpoint of a run, its {name} is a {type(content[name]).__name__}")
 
 
 def load_weights(network: nn.Module, content: dict[str, Any], *, path: str | Path) -> None:

@@ -72,7 +72,7 @@ class RunState:
         """
         checkpoint.load_strictly(self.network, content["network"], path=path)
         if self.average is not None:
-            checkpoint.load_strictly(self.average, content.get("average") or content["network"], path=path)
+            checkpoint.load_strictly(self.average, content["average"] or content["network"], path=path)
         checkpoint.load_strictly(self.criterion, content["criterion"], path=path)
         self.optimizer.load_state_dict(content["optimizer"])
         self.scheduler.load_state_dict(content["scheduler"])
