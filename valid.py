@@ -31,7 +31,12 @@ logger = logging.getLogger("valid")
 
 
 def load_network(cfg: Any, path: str) -> tuple[Segmentor, Any, dict[str, Any]]:
-    """Build the network of a weight file and load it.
+    """Do as `network_of` with a file that is read here."""
+    return network_of(cfg, checkpoint.read(path), path)
+
+
+def network_of(cfg: Any, content: dict[str, Any], path: str) -> tuple[Segmentor, Any, dict[str, Any]]:
+    """Build the network of a read weight file and load it.
 
     Returns:
         The network, the config that its normalisation follows, and what the report says about the weights.
@@ -39,7 +44,6 @@ def load_network(cfg: Any, path: str) -> tuple[Segmentor, Any, dict[str, Any]]:
     Raises:
         UserError: the file does not fit; for files without a config the head told from its names contradicts --method.
     """
-    content = checkpoint.read(path)
     about: dict[str, Any] = {"file": path}
     if checkpoint.is_ours(content):
         saved = config.from_dict(content["config"])
@@ -76,11 +80,12 @@ def _default(key: str) -> Any:
     return config.KEYS[f"NETWORK.{key}"].default
 
 
-def feature_drawer(cfg: Any, network: Segmentor, saved: Any, device: torch.device) -> FeatureDrawer:
+def feature_drawer(
+    cfg: Any, network: Segmentor, saved: Any, content: dict[str, Any], device: torch.device
+) -> FeatureDrawer:
     """Return what draws the inside of a loaded network; masks come from the weight file where it has them."""
     criterion = build_criterion(saved, method=network.method, style_channels=network.style_channels)
-    state = checkpoint.read(cfg.RUN.SNAPSHOT).get("criterion")
-    if state:  # published files have none
+    if state := content.get("criterion"):  # published files have none
         checkpoint.load_strictly(criterion, state, path=cfg.RUN.SNAPSHOT)
     return FeatureDrawer(
         network,
@@ -102,7 +107,8 @@ def score(cfg: Any, device: torch.device) -> Report:
         raise UserError("no weights to score: give --snapshot FILE")
     if not cfg.DATASET.VAL:
         raise UserError("no domain to score: give --val_dataset NAME ...")
-    network, saved, about = load_network(cfg, cfg.RUN.SNAPSHOT)
+    content = checkpoint.read(cfg.RUN.SNAPSHOT)
+    network, saved, about = network_of(cfg, content, cfg.RUN.SNAPSHOT)
     share = {"rank": distributed.rank(), "world_size": distributed.world_size(), "limit": cfg.EVAL.LIMIT}
     chosen = build_evaluation_loaders(cfg, cfg.DATASET.VAL, split=cfg.DATASET.SPLIT, **share)
     network.to(device)
@@ -116,7 +122,7 @@ def score(cfg: Any, device: torch.device) -> Report:
         batch_size=cfg.EVAL.BATCH_SIZE,
         autocast_dtype=mixed_dtype(device, wanted=cfg.OPTIM.FP16),
         num_pictures=cfg.EVAL.PICTURES,
-        features=feature_drawer(cfg, network, saved, device) if cfg.EVAL.VISUALIZE else None,
+        features=feature_drawer(cfg, network, saved, content, device) if cfg.EVAL.VISUALIZE else None,
     )
     sources = saved.DATASET.TRAIN if "source" in about else ()  # published files do not say what they were trained on
     make_folder(result_folder(cfg))  # where nothing can be written, nothing is scored

@@ -266,7 +266,7 @@ def test_valid_draws_with_the_masks_of_the_file(runs: dict[bool, Path], small_ca
     assert {path.name for path in (tmp_path / "features").iterdir()} == names
     cfg = config.parse(arguments, program="valid")
     network, saved, _ = valid.load_network(cfg, weights)
-    draw = valid.feature_drawer(cfg, network, saved, torch.device("cpu"))
+    draw = valid.feature_drawer(cfg, network, saved, read_weights(Path(weights)), torch.device("cpu"))
     masks = [value for name, value in read_weights(Path(weights))["criterion"].items() if "mask" in name]
     assert draw.whitening.has_masks and draw.pixels == (5, 6)
     for found, mask in zip(draw.whitening.masks, masks, strict=False):
