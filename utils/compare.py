@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,16 +131,16 @@ def difference_table(results: Results, *, against: str) -> list[list[str]]:
         known = ", ".join(results.values)
         raise UserError(f"--against {against}: not among {known}{did_you_mean(against, results.values)}")
     table = [[f"difference from {against}", "pairs", "mean", "better in", "p"]]
-    pairs: dict[str, list[float]] = defaultdict(list)
     for method in results.values:
+        if method == against:
+            continue
+        differences = []
         for column in results.targets or results.columns:
             mine, theirs = results.of(method, column), results.of(against, column)
-            pairs[method] += [mine[seed] - theirs[seed] for seed in mine if seed in theirs]
-    for method, differences in pairs.items():
-        if method != against:
-            better = sum(value > 0 for value in differences)
-            p = _p(wilcoxon(differences).pvalue) if any(differences) else "-"
-            table.append([method, str(len(differences)), _spread(differences, sign="+"), str(better), p])
+            differences += [mine[seed] - theirs[seed] for seed in mine if seed in theirs]
+        better = sum(value > 0 for value in differences)
+        p = _p(wilcoxon(differences).pvalue) if any(differences) else "-"
+        table.append([method, str(len(differences)), _spread(differences, sign="+"), str(better), p])
     return table
 
 
