@@ -359,15 +359,16 @@ class Trainer:
         if path is None:
             return
         content = checkpoint.read_checkpoint(path)
-        saved = content["config"]["OPTIM"]
-        if saved["NAME"] != cfg.OPTIM.NAME:
+        trained = config.from_dict(content["config"], source=str(path))
+        saved = trained.OPTIM
+        if saved.NAME != cfg.OPTIM.NAME:
             raise UserError(
-                f"{path} was trained with --optimizer {saved['NAME']}, whose state {cfg.OPTIM.NAME} cannot use: "
+                f"{path} was trained with --optimizer {saved.NAME}, whose state {cfg.OPTIM.NAME} cannot use: "
                 "continue with it, or start anew from the weights (--snapshot without --restore_optimizer)"
             )
         self.state.load(content, path=path)
         apply_settings(cfg, self.optimizer, self.scheduler)
-        for key in changed_keys(content["config"], config.to_dict(cfg)):
+        for key in changed_keys(config.to_dict(trained), config.to_dict(cfg)):
             logger.warning("continuing with another %s", key)
         step = self.state.progress.step_in_epoch
         if step > self.steps_per_epoch:
@@ -375,7 +376,7 @@ class Trainer:
                 f"{path} was saved at step {step} of an epoch, but an epoch has only {self.steps_per_epoch} steps "
                 "now; continue with the same images and batch"
             )
-        before = saved["BATCH_SIZE"] * saved["ACCUMULATE"] * content["world_size"]
+        before = saved.BATCH_SIZE * saved.ACCUMULATE * content["world_size"]
         if step and before != self.global_batch:
             raise UserError(
                 f"{path} was saved in the middle of an epoch at {before} images per step, now there are "

@@ -163,6 +163,17 @@ def test_a_resumed_run_takes_the_rate_that_it_is_given(
     assert "continuing with another OPTIM.LR: 0.01 -> 0.5" in caplog.text
 
 
+def test_options_that_an_older_checkpoint_lacks_have_not_changed(
+    straight: Path, small_camvid: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = read_weights(straight / "last.pth")
+    del content["config"]["OPTIM"]["EMA_DECAY"], content["config"]["LOSS"]
+    torch.save(content, tmp_path / "older.pth")
+    cfg = config.parse(resumable(small_camvid, tmp_path, "--lr", "0.02"), program="train")
+    train.Trainer(cfg, device=torch.device("cpu"), start=Start(tmp_path / "older.pth"))
+    assert re.findall(r"continuing with another (\S+):", caplog.text) == ["OPTIM.LR"]
+
+
 MODERN = (
     *("--method", "base", "--backbone", "mobilenet_v2", "--optimizer", "adamw", "--lr", "0.001"),
     *("--clip_grad_norm", "0.5", "--ema_decay", "0.5", "--ohem_thresh", "0.9", "--ohem_min_kept", "500"),

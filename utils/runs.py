@@ -121,6 +121,6 @@ def changed_keys(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Iterat
     for section in SEQUENCE_SECTIONS:
         for key, value in current[section].items():
             name = f"{section}.{key}"
-            before = saved.get(section, {}).get(key)
+            before = saved[section][key]
             if before != value and name not in PLACE_KEYS and not key.endswith("_DIR"):
                 yield f"{name}: {before} -> {value}"
