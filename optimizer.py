@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import torch
@@ -52,6 +53,8 @@ def build_scheduler(cfg: Any, optimizer: Optimizer) -> LRScheduler:
             return first(step)
         return optim.RESCALE * poly(step - start, max_iter=optim.MAX_ITER - start, exponent=optim.REPOLY)
 
+    # In float16 the scaler may leave out first steps while it looks for its scale; the schedule counts them.
+    warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step\(\)` before", category=UserWarning)
     return LambdaLR(optimizer, scaled if optim.LR_SCHEDULE == "scl-poly" else first)
 
 

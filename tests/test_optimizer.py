@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,20 @@ def test_poly_equals_the_reference(golden: Path) -> None:
     np.testing.assert_allclose(rates(options(MAX_ITER=1000), steps=1000), values["poly_lr_max1000"], rtol=1e-12)
     for step, rate in values["poly_lr_formula_40000"]:
         assert 0.01 * poly(int(step), max_iter=40000, exponent=0.9) == pytest.approx(rate, rel=1e-12)
+
+
+def test_a_first_step_that_the_scaler_leaves_out_is_no_warning() -> None:
+    network, scaler = nn.Linear(1, 1), torch.amp.GradScaler("cpu")
+    optimizer = build_optimizer(options(), network)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scheduler = build_scheduler(options(), optimizer)
+        scaler.scale(network(torch.ones(1, 1)).sum() * float("inf")).backward()
+        before = network.weight.item()
+        scaler.step(optimizer)
+        scaler.update()
+        scheduler.step()
+    assert network.weight.item() == before and scheduler.last_epoch == 1
 
 
 def test_two_steps_of_sgd_equal_the_formula() -> None:
