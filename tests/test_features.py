@@ -160,6 +160,17 @@ def test_images_of_any_shape_in_mixed_precision(size: tuple[int, int]) -> None:
     assert len(drawn) == 3 and all(max(picture.shape) < 2000 for picture in drawn.values())
 
 
+def test_large_images_are_thinned_and_stay_in_place() -> None:
+    _, (first, second) = figures.image_panels(2, size=(1600, 3200), columns=2)
+    image = np.zeros((1600, 3200, 3), np.uint8)
+    figures.show(first, "image", image)
+    figures.show_heat(second, image, np.full((2, 4), 1 / 8), asking=(3100, 1500))
+    for panel in (first, second):
+        assert panel.images[0].get_array().shape[:2] == (534, 1067)
+    assert list(second.images[0].get_extent()) == [-0.5, 3199.5, 1599.5, -0.5]
+    assert figures.thinned(image[:1500, :1500]).shape == (1500, 1500, 3)
+
+
 def test_default_pixels_lie_deep_in_the_largest_classes() -> None:
     assert class_centres(label(60, 90), class_names=CLASS_NAMES) == {"road (14, 44)": (14, 44), "sky (9, 9)": (9, 9)}
     assert class_centres(np.full((6, 8), 255), class_names=CLASS_NAMES) == {"(4, 3)": (4, 3)}

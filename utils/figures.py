@@ -10,6 +10,7 @@ import numpy as np
 from utils.pictures import Array
 
 DPI, AREA = 80, 12.0  # of a figure; square inches of an image's panel
+LARGEST = 1500  # pixels a side, several times a panel's: matplotlib resamples in floating point, slowly
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -32,11 +33,17 @@ def image_panels(number: int, *, size: tuple[int, int], columns: int) -> tuple[A
 
 def show(panel: Any, title: str, array: Array, *, bar: bool = False, **scale: Any) -> None:
     """Show an image or a matrix, with a colour bar where one is asked for; `scale` goes to imshow."""
-    shown = panel.imshow(array, **scale)
+    shown = panel.imshow(thinned(array), **scale)
     panel.set_title(title, fontsize=10)
     panel.set(xticks=[], yticks=[])
     if bar:
         colour_bar(panel, shown)
+
+
+def thinned(array: Array) -> Array:
+    """Return every k-th row and column of an array (H,W,...), so that neither side is above LARGEST."""
+    step = -(-max(array.shape[:2]) // LARGEST)
+    return array[::step, ::step]
 
 
 def colour_bar(panel: Any, shown: Any) -> None:
@@ -60,11 +67,12 @@ def show_heat(panel: Any, image: Array, weights: Array, *, asking: tuple[int, in
     colours[..., 3] = 0.1 + 0.6 * np.minimum(np.abs(np.log(relative)) / np.log(limit), 1)
     # the corners of map and image coincide, as in every resampling of the network
     right, down = ((side - 1) / max(cells - 1, 1) / 2 for side, cells in ((width, columns), (height, rows)))
-    panel.imshow(image.mean(2), cmap="gray", vmin=-60, vmax=255)
+    frame = (-0.5, width - 0.5, height - 0.5, -0.5)
+    panel.imshow(thinned(image).mean(2), extent=frame, cmap="gray", vmin=-60, vmax=255)
     panel.imshow(colours, extent=(-right, width - 1 + right, height - 1 + down, -down), interpolation="nearest")
     panel.plot(*asking, "+", color="black", markersize=15, markeredgewidth=4)
     panel.plot(*asking, "+", color="yellow", markersize=14, markeredgewidth=2)
-    panel.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
+    panel.set(xlim=frame[:2], ylim=frame[2:], xticks=[], yticks=[])
     bar = panel.figure.colorbar(scale, ax=panel, shrink=0.85, aspect=25, pad=0.02)
     ticks = limit ** np.array((-1, -0.5, 0, 0.5, 1))
     bar.set_ticks(ticks, labels=[f"{tick:.3g}x" for tick in ticks], fontsize=8)
