@@ -77,6 +77,16 @@ def test_a_damaged_file_is_refused(tmp_path: Path, data: bytes) -> None:
         checkpoint.read(path)
 
 
+def test_a_download_cut_short_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "cut.pth"
+    torch.save({"state_dict": {"a": torch.ones(3)}, "epoch": 3}, path, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()  # in the format that published files have
+    for end in range(0, len(data), 5):
+        path.write_bytes(data[:end])
+        with pytest.raises(UserError, match=r"cut\.pth"):
+            checkpoint.read(path)
+
+
 def test_a_missing_file_and_a_foreign_one_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such weight file"):
         checkpoint.read(tmp_path / "none.pth")
