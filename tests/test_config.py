@@ -223,6 +223,7 @@ def test_mistakes_on_the_command_line_are_named(line: str, message: str) -> None
         ("DATASET: {TRAIN: null}", "DATASET.TRAIN must be a list"),
         ("- 1", "must hold SECTION"),
         ("OPTIM: {LR: 1", "not valid YAML"),
+        ("RUN: {DATE: 2026-02-30}", "c.yaml: not valid YAML"),
     ],
 )
 def test_mistakes_in_a_file_are_named(text: str, message: str, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def read_yaml(path: str, options: Mapping[str, Option]) -> list[Setting]:
         raise UserError(
             f"--config {path}: cannot be read ({getattr(error, 'strerror', None) or 'not text'})"
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # the second of 2026-02-30 and the like
         mark = getattr(error, "problem_mark", None)
         place = f" (line {mark.line + 1})" if mark else ""
         raise UserError(f"--config {path}: not valid YAML{place}") from error
