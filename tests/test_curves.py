@@ -26,6 +26,12 @@ def test_runs_become_a_picture(tmp_path: Path) -> None:
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
     with pytest.raises(UserError, match="no history"):
         curves.draw_curves([tmp_path], out)
+    for bad in ("curves.png/below.png", "curves.what"):
+        with pytest.raises(UserError, match=f"--out .*{bad}: the picture cannot be written"):
+            curves.draw_curves([tmp_path / "one" / "time"], tmp_path / bad)
+    curves.draw_curves([tmp_path / "one" / "time"], tmp_path / "new" / "curves.pdf")
+    assert (tmp_path / "new" / "curves.pdf").read_bytes().startswith(b"%PDF")
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path: Path) -> None:

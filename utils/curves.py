@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError, run_entry_point
+from utils.files import appearing
 from utils.logs import read_history, write_line
 
 
@@ -15,7 +16,7 @@ def draw_curves(folders: Sequence[Path], out: Path) -> None:
     """Draw every loss term and every score of the runs' histories over the steps, one panel per tag.
 
     Raises:
-        UserError: a folder has no history.jsonl.
+        UserError: a folder has no history.jsonl, or the picture cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -44,7 +45,11 @@ def draw_curves(folders: Sequence[Path], out: Path) -> None:
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
     figure.supxlabel("step")
-    figure.savefig(out, dpi=90)
+    try:
+        with appearing(out) as temporary:
+            figure.savefig(temporary, dpi=90, format=out.suffix[1:] or "png")
+    except (OSError, ValueError) as error:
+        raise UserError(f"--out {out}: the picture cannot be written ({error})") from error
 
 
 def _place(tag: str) -> tuple[int, str]:
