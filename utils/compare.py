@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 from utils.errors import UserError, did_you_mean, run_entry_point
 from utils.files import write_text
@@ -61,16 +60,11 @@ def read_results(files: Sequence[Path], *, checkpoint: str) -> Results:
     """
     results, origin, lists = Results(), dict[tuple[str, str, int], Path](), dict[str, tuple[str, Path]]()
     for file in files:
-        for method, seed, row in _rows(file, checkpoint=checkpoint):
-            how = row["protocol"]
-            split = "" if how["split"] == "val" else f" {how['split']}"
-            column = f"{row['domain']}{split}{' (source)' if row['is_source'] else ''}"
-            images = f"list {how['list_hash']}, {how['transform']}"
+        for method, seed, column, is_source, images, value in _rows(file, checkpoint=checkpoint):
             known, first = lists.setdefault(column, (images, file))
             if known != images:
                 raise UserError(f"{file}: {column} was scored on {images}, but in {first} on {known}; score both alike")
             cell = results.values.setdefault(method, {}).setdefault(column, {})
-            value = row["scores"]["mean_iou"]
             if cell.get(seed, value) != value:
                 raise UserError(
                     f"{file} and {origin[method, column, seed]} both score {method}, seed {seed}, on {column}; "
@@ -79,7 +73,7 @@ def read_results(files: Sequence[Path], *, checkpoint: str) -> Results:
             if value is None:
                 raise UserError(f"{file}: {column} has no labelled pixel; leave it out")
             cell[seed], origin[method, column, seed] = value, file
-            kinds = [results.columns] if row["is_source"] else [results.columns, results.targets]
+            kinds = [results.columns] if is_source else [results.columns, results.targets]
             for kind in kinds:
                 if column not in kind:
                     kind.append(column)
@@ -88,14 +82,21 @@ def read_results(files: Sequence[Path], *, checkpoint: str) -> Results:
     return results
 
 
-def _rows(file: Path, *, checkpoint: str) -> list[tuple[str, int, Any]]:
-    """Return method, seed and row of each domain's main counting."""
+def _rows(file: Path, *, checkpoint: str) -> list[tuple[str, int, str, bool, str, float | None]]:
+    """Return method, seed, column, whether it is a source, images and mean IoU of each domain's main counting."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         about, rows = content["weights"], [row for row in content["domains"] if not row["subset"]]
         if about["checkpoint"] != checkpoint:
             return []
-        return [(about["method"], about.get("seed") or 0, row) for row in rows]  # published: unknown
+        found = []
+        for row in rows:
+            how, seed = row["protocol"], about.get("seed") or 0  # published: unknown
+            split = "" if how["split"] == "val" else f" {how['split']}"
+            column = f"{row['domain']}{split}{' (source)' if row['is_source'] else ''}"
+            images = f"list {how['list_hash']}, {how['transform']}"
+            found.append((about["method"], seed, column, row["is_source"], images, row["scores"]["mean_iou"]))
+        return found
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: not a score file of train.py or valid.py ({error!r}); leave it out") from error
 
