@@ -320,7 +320,7 @@ class Trainer:
 
     def _feature_drawer(self) -> FeatureDrawer:
         return FeatureDrawer(
-            self.network,
+            self.scored_network,
             whitening=self.criterion.whitening,
             photometric_copy=build_fixed_copy(self.cfg),
             covariance=covariance,

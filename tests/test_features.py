@@ -25,6 +25,7 @@ from transforms.recipes import build_fixed_copy, build_normalisation
 from utils import features, figures
 from utils.errors import UserError
 from utils.features import FeatureDrawer, class_centres
+from utils.runs import Start
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3)).astype(np.uint8)
 TINY = ("--backbone", "resnet18", "--test_mode", "--max_iter", "2", "--val_interval", "1")
@@ -259,6 +260,13 @@ def test_a_run_leaves_pictures_and_tags(runs: dict[bool, Path]) -> None:
     assert read_events(runs[True]) == tags | {"camvid/predictions"}
     assert read_events(runs[False]) == {"camvid/predictions"}
     assert not (runs[False] / "pictures" / "features").exists()
+
+
+def test_what_is_drawn_is_of_the_weights_that_are_scored(small_camvid: Path, tmp_path: Path) -> None:
+    arguments = train_arguments(small_camvid, tmp_path, *TINY, "--visualize_feature", "--ema_decay", "0.5")
+    trainer = train.Trainer(config.parse(arguments, program="train"), device=torch.device("cpu"), start=Start())
+    assert trainer.average is not None and trainer.scorer.features is not None
+    assert trainer.scorer.features.network is trainer.average.network
 
 
 def test_drawing_changes_nothing_in_a_run(runs: dict[bool, Path]) -> None:
