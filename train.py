@@ -425,7 +425,7 @@ def _stream(seed: int, step: int, micro_batch: int) -> int:
 def _shortened(cfg: Any) -> Any:
     """Return the config of --test_mode: a few steps, few images, every part of a run."""
     plain = config.to_dict(cfg)
-    plain["OPTIM"]["MAX_ITER"] = min(cfg.OPTIM.MAX_ITER, 4)
+    plain["OPTIM"].update(MAX_ITER=min(cfg.OPTIM.MAX_ITER, 4), RLX_OFF_ITER=min(cfg.OPTIM.RLX_OFF_ITER, 2))
     plain["WHITENING"].update(COV_STAT_EPOCH=0, TRIALS=1, STAT_IMAGES=2)
     plain["EVAL"]["LIMIT"] = 2
     return config.from_dict(plain)

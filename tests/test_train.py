@@ -305,7 +305,8 @@ def test_mixed_precision_trains(small_camvid: Path, tmp_path: Path) -> None:
 
 
 def test_test_mode_does_a_little_of_everything(small_camvid: Path, tmp_path: Path) -> None:
-    train.main(train_arguments(small_camvid, tmp_path, "--test_mode", "--max_iter", "40000", "--val_interval", "1"))
+    long = ("--max_iter", "40000", "--lr_schedule", "scl-poly", "--rlx_off_iter", "20000")
+    train.main(train_arguments(small_camvid, tmp_path, "--test_mode", *long, "--val_interval", "1"))
     content = read_weights(run_folder(tmp_path) / "last.pth")
     assert content["progress"]["step"] <= 8
     assert any(
