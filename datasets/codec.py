@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -97,10 +97,12 @@ def _colour_table(encoding: Encoding) -> np.ndarray:
 
 
 @contextmanager
-def _named(path: str) -> Iterator[None]:
-    """Turn what goes wrong with a file into a sentence with its path."""
+def naming(path: str) -> Iterator[None]:
+    """Turn what goes wrong with an image file into a `UserError` with its path."""
     try:
         yield
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -110,7 +112,7 @@ def _named(path: str) -> Iterator[None]:
 
 
 def _open(path: str) -> Image.Image:
-    with _named(path):
+    with naming(path):
         image = Image.open(path)
         image.load()
     return image
@@ -140,25 +142,21 @@ def read_image(path: str, *, decoder: str = "opencv") -> np.ndarray:
             RGB, and whatever the decoder gives up on, so that all of them accept and refuse the same files.
 
     Raises:
-        UserError: the file is not there, damaged or no image.
+        UserError: the file is not there, damaged, no image, or one of a single channel beyond 8 bits.
     """
-    with _named(path):
+    with naming(path):
         data = Path(path).read_bytes()
         header = Image.open(io.BytesIO(data))
+        if header.mode[0] in "IF":
+            raise UserError(f"{path}: a {header.mode} image, whose values do not fit into 8 bits; convert it to 8 bits")
         jpeg = header.format in ("JPEG", "MPO") and data.endswith(b"\xff\xd9")  # decoders differ on cut-off files
         png = header.format == "PNG" and data[24:26] == b"\x08\x02"  # 8 bits, RGB
         if header.mode == "RGB" and (jpeg or png):
-            found = _try(DECODERS[decoder], data)
-            if found is not None and found.dtype == np.uint8 and found.shape == (header.height, header.width, 3):
-                return found
+            with suppress(Exception):  # each package has errors of its own; Pillow then says what is wrong
+                found = DECODERS[decoder](data)
+                if found.dtype == np.uint8 and found.shape == (header.height, header.width, 3):
+                    return found
         return _pillow(data)
-
-
-def _try(decode: Callable[[bytes], np.ndarray], data: bytes) -> np.ndarray | None:
-    try:
-        return decode(data)
-    except Exception:  # each package has errors of its own; Pillow then says what is wrong
-        return None
 
 
 def decode_label(path: str, *, encoding: Encoding) -> np.ndarray:
@@ -246,11 +244,11 @@ def _from_colours(image: Image.Image, path: str, encoding: Encoding) -> np.ndarr
 def _read_synthia(path: str) -> np.ndarray:
     """Return the class ids of a SYNTHIA label; Pillow would read its 16-bit RGB files as zeros."""
     cv2 = opencv()
-    with open(path, "rb") as file:
-        data = np.frombuffer(file.read(), dtype=np.uint8)
-    array = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
-    if array is None:
-        raise UserError(f"{path}: this file cannot be decoded; it is damaged or not an image")
+    with naming(path):
+        data = np.fromfile(path, dtype=np.uint8)
+        array = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+        if array is None:
+            raise UnidentifiedImageError
     if array.ndim == 2:
         return array
     if array.dtype != np.uint16:

@@ -12,7 +12,9 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets.codec import ENCODINGS, Encoding
+from PIL import Image
+
+from datasets.codec import ENCODINGS, Encoding, naming
 from datasets.labels import NUM_CLASSES
 from utils.errors import UserError, did_you_mean
 
@@ -320,17 +322,13 @@ def image_size(path: str) -> tuple[int, int]:
     Raises:
         UserError: the file cannot be opened or is no image.
     """
-    from PIL import Image
-
-    try:
+    with naming(path):
         with open(path, "rb") as file:
             head = file.read(24)
         if head[:8] == b"\x89PNG\r\n\x1a\n" and head[12:16] == b"IHDR":
             return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
         with Image.open(path) as image:
             return image.size
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or 'not an image'})") from error
 
 
 def list_hash(pairs: Iterable[Pair]) -> str:

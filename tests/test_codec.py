@@ -112,6 +112,8 @@ def test_damaged_files_are_named(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "empty.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"empty\.png: this file cannot be decoded"):
         decode(tmp_path / "empty.png", encoding)
+    with pytest.raises(UserError, match=r"none\.png: no such file"):
+        decode(tmp_path / "none.png", encoding)
 
 
 def test_truncated_photograph_is_named(tmp_path: Path) -> None:
@@ -126,6 +128,13 @@ def test_truncated_photograph_is_named(tmp_path: Path) -> None:
 def test_images_become_rgb(tmp_path: Path) -> None:
     path = save(tmp_path / "grey.png", LABEL)
     assert np.asarray(read_image(str(path))).shape == (*LABEL.shape, 3)
+
+
+@pytest.mark.parametrize(("dtype", "mode"), [(np.uint16, "I;16"), (np.int32, "I"), (np.float32, "F")])
+def test_images_that_pillow_would_cut_off_at_255_are_refused(tmp_path: Path, dtype: type, mode: str) -> None:
+    path = save(tmp_path / "deep.tif", LABEL.astype(dtype))
+    with pytest.raises(UserError, match=rf"deep\.tif: a {mode} image, whose values do not fit into 8 bits"):
+        read_image(str(path))
 
 
 PHOTO = np.asarray(Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)).resize((120, 90)))
