@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from datasets import labels
 from datasets.labels import IGNORE
-from utils.errors import UserError, did_you_mean
+from utils.errors import UserError
 from utils.opencv import opencv
 
 _TRAIN_OF_FOUND = np.array([IGNORE, *range(19)] + [IGNORE] * 236, dtype=np.uint8)  # of what `_colour_table` holds
@@ -67,15 +67,6 @@ ENCODINGS: dict[str, Encoding] = {
         _ids("camvid", labels.CAMVID_IDS),
     )
 }
-
-
-def encoding_by_name(name: str) -> Encoding:
-    """Return the row of a name, or raise `UserError` with the closest match."""
-    if name not in ENCODINGS:
-        raise UserError(
-            f"unknown label encoding {name!r}; there are {', '.join(ENCODINGS)}{did_you_mean(name, ENCODINGS)}"
-        )
-    return ENCODINGS[name]
 
 
 @lru_cache(maxsize=32)

@@ -219,7 +219,7 @@ def stray_labels(domain: Domain, listing: Listing) -> list[str]:
     layouts = [layout for layout in domain.layouts if layout.images == listing.layout.images]
     known = {layout.label_path(pair.name, listing.folder) for layout in layouts for pair in listing.pairs}
     parts = [new.replace("{split}", listing.folder) for _, new in listing.layout.label]
-    names = glob(label_pattern(listing.layout, listing.folder), root_dir=domain.root)
+    names = glob(label_pattern(listing.layout, listing.folder), root_dir=domain.root, recursive=True)
     found = sorted(name.replace(os.sep, "/") for name in names)
     return [name for name in found if name not in known and all(part in name for part in parts)]
 

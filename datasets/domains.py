@@ -277,22 +277,24 @@ def _way_out(domain: Domain) -> str:
 
 
 def _list_images(root: str, layout: Layout, folder: str) -> list[Pair]:
-    names = sorted(name.replace(os.sep, "/") for name in glob(layout.images.replace("{split}", folder), root_dir=root))
+    found = glob(layout.images.replace("{split}", folder), root_dir=root, recursive=True)
+    names = sorted(name.replace(os.sep, "/") for name in found)
     return [Pair(f"{root}/{name}", f"{root}/{layout.label_path(name, folder)}", name) for name in names]
 
 
 def _with_labels(pairs: Sequence[Pair]) -> list[Pair]:
-    """Return the pairs whose label exists; every folder is listed once."""
-    names = {folder: set(os.listdir(folder)) if os.path.isdir(folder) else set() for folder in _folders(pairs)}
-    return [pair for pair in pairs if os.path.basename(pair.label) in names[os.path.dirname(pair.label)]]
-
-
-def _folders(pairs: Iterable[Pair]) -> set[str]:
-    return {os.path.dirname(pair.label) for pair in pairs}
+    """Return the pairs whose label exists and is not the image itself; every folder is listed once."""
+    folders = {os.path.dirname(pair.label) for pair in pairs}
+    names = {folder: set(os.listdir(folder)) if os.path.isdir(folder) else set() for folder in folders}
+    return [
+        pair
+        for pair in pairs
+        if pair.label != pair.image and os.path.basename(pair.label) in names[os.path.dirname(pair.label)]
+    ]
 
 
 def _without_unequal(pairs: list[Pair], domain: Domain, split: str) -> list[Pair]:
-    """Leave out, with a warning, the pairs whose image and label differ in size."""
+    """Leave out, with a warning, the pairs whose image and label differ in size; one at least must be left."""
     with ThreadPool(8) as pool:  # a network drive answers eight at once
         equal = pool.map(_same_size, pairs, chunksize=256)
     if not all(equal):
@@ -305,6 +307,8 @@ def _without_unequal(pairs: list[Pair], domain: Domain, split: str) -> list[Pair
             len(pairs),
             ", ".join(unequal[:5]) + (", ..." if len(unequal) > 5 else ""),
         )
+    if not any(equal):
+        raise UserError(f"{domain.name}/{split}: no pair is left whose image and label have one size; mend the labels")
     return [pair for pair, same in zip(pairs, equal, strict=True) if same]
 
 

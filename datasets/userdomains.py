@@ -8,7 +8,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets.codec import Encoding, encoding_by_name
+from datasets.codec import ENCODINGS, Encoding
 from datasets.domains import Domain, Layout
 from datasets.labels import CLASS_NAMES, IGNORE, NUM_CLASSES
 from utils.errors import UserError, did_you_mean
@@ -27,7 +27,7 @@ def read_domains(path: Path, *, taken: Container[str] = ()) -> dict[str, Domain]
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check --domains") from error
     except yaml.YAMLError as error:
@@ -77,7 +77,7 @@ class _Fields:
         """Build the row."""
         root = os.path.expanduser(os.path.expandvars(self._get("root", str)))
         images, label = self._get("images", str), self._get("label", dict)
-        if not all(isinstance(text, str) for item in label.items() for text in item):
+        if not all(isinstance(text, str) for item in label.items() for text in item) or "" in label:
             raise UserError(f"{self.where}: label must map parts of an image's path to parts of its label's path")
         tile = self._get("tile", int, 0)
         if tile < 0:
@@ -85,7 +85,7 @@ class _Fields:
         return Domain(
             name=self.name,
             root=root if os.path.isabs(root) else str(self.folder / root),
-            root_key=f"'root' or 'images' of {self.where}",
+            root_key=f"'root', 'images' or 'label' of {self.where}",
             layouts=(Layout(images, tuple(label.items())),),
             encoding=self._encoding(),
             splits=self._splits("{split}" in images),
@@ -144,10 +144,12 @@ class _Fields:
     def _encoding(self) -> Encoding:
         value = self.fields["encoding"]
         if isinstance(value, str):
-            try:
-                return encoding_by_name(value)
-            except UserError as error:
-                raise UserError(f"{self.where}: {error}") from error
+            if value not in ENCODINGS:
+                raise UserError(
+                    f"{self.where}: unknown label encoding {value!r}; there are {', '.join(ENCODINGS)}"
+                    + did_you_mean(value, ENCODINGS)
+                )
+            return ENCODINGS[value]
         if not isinstance(value, dict):
             raise UserError(f"{self.where}: encoding must be a name or map raw ids to train ids, not {value!r}")
         table, other = {IGNORE: IGNORE}, None

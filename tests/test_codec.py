@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from datasets import codec
-from datasets.codec import DECODERS, ENCODINGS, decode_label, encoding_by_name, read_image
+from datasets.codec import DECODERS, ENCODINGS, decode_label, read_image
 from datasets.labels import CITYSCAPES_IDS, CITYSCAPES_LABELS, MAPILLARY_IDS, SYNTHIA_IDS
 from tests.street_data import GTAV_PALETTE, blocks, inverse, mapillary_palette, save, save_synthia
 from utils.errors import UserError
@@ -203,11 +203,6 @@ def test_every_decoder_refuses_what_pillow_refuses(tmp_path: Path, decoder: str,
         )
         with pytest.raises(UserError, match="cannot be decoded"):
             read_image(str(path), decoder=decoder)
-
-
-def test_misspelt_encoding() -> None:
-    with pytest.raises(UserError, match="did you mean 'train_ids'"):
-        encoding_by_name("trainids")
 
 
 # ---------------------------------------------------------------------------------- real files

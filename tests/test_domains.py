@@ -131,6 +131,10 @@ def test_gtav_leaves_out_pairs_of_unequal_size(tmp_path: Path, caplog: pytest.Lo
     with caplog.at_level(logging.WARNING):
         pairs = find_pairs(domain_at(tmp_path, "gtav"), "train")
     assert len(pairs) == 3 and "1 of 4 pairs are skipped" in caplog.text and "folder/00001.png" in caplog.text
+    for number in range(4):
+        save(tmp_path / f"images/train/folder/{number:05d}.png", paint(blocks(0, (10, 10))))
+    with pytest.raises(UserError, match="gtav/train: no pair is left whose image and label have one size"):
+        find_pairs(domain_at(tmp_path, "gtav"), "train")
 
 
 def test_list_hash_depends_on_the_names_only(tmp_path: Path) -> None:
@@ -171,6 +175,23 @@ def test_declared_domain_is_found_beside_its_file(tmp_path: Path) -> None:
     assert load_domains(cfg)["mine"] == domain and set(load_domains(cfg)) > set(BUILTIN)
 
 
+def test_declared_folders_of_any_depth(tmp_path: Path) -> None:
+    for name in ("a", "day/b", "night/rain/c"):
+        save(tmp_path / f"facades/images/{name}.jpg", paint(blocks(0)))
+        save(tmp_path / f"facades/labels/{name}.png", blocks(0))
+    domain = declare(tmp_path, images='"images/**/*.jpg"')["mine"]
+    assert [pair.name for pair in find_pairs(domain, "val")] == [
+        f"images/{name}.jpg" for name in ("a", "day/b", "night/rain/c")
+    ]
+
+
+def test_an_image_is_not_its_own_label(tmp_path: Path) -> None:
+    save(tmp_path / "facades/images/a.png", blocks(0))
+    domain = declare(tmp_path, images="images/*.png", label="{image/: labels/}")["mine"]
+    with pytest.raises(UserError, match=r"1 of 1 images have no label, .*; mend 'root', 'images' or 'label' of .*: mine"):
+        find_pairs(domain, "val")
+
+
 def test_declared_splits_ids_and_classes(tmp_path: Path) -> None:
     for path in ("rgb/training/a/1_rgb.png", "ids/training/a/1_ids.png"):
         save(tmp_path / "facades" / path, np.array([[0, 1], [2, 9]], np.uint8))
@@ -208,6 +229,7 @@ def test_declared_splits_ids_and_classes(tmp_path: Path) -> None:
         ({"root": "7"}, "root must be text, not 7"),
         ({"label": "labels"}, "label must be a mapping, not 'labels'"),
         ({"label": "{images/: 3}"}, "label must map parts"),
+        ({"label": "{'': labels/}"}, "label must map parts"),
         ({"classes": "[raod]"}, "classes names no class 'raod'; did you mean 'road'"),
         ({"classes": "[0, road]"}, "classes names a class twice"),
         ({"classes": "[]"}, "classes must be a list"),
@@ -229,6 +251,7 @@ def test_declared_mistakes_are_one_sentence(tmp_path: Path, fields: dict[str, st
     ("text", "message"),
     [
         ("a: [1", "not valid YAML at line"),
+        ("# caf\u00e9", "not valid YAML; see"),
         ("", "must map names of domains"),
         ("- a", "must map names of domains"),
         ("mine: 3", "mine: must be a mapping"),
@@ -240,7 +263,7 @@ def test_declared_mistakes_are_one_sentence(tmp_path: Path, fields: dict[str, st
 )
 def test_broken_files(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "domains.yaml"
-    path.write_text(text)
+    path.write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match=message):
         read_domains(path, taken=BUILTIN)
 
