@@ -63,8 +63,7 @@ def check_domain(domain: Domain, *, quick: bool, workers: int, splits: Sequence[
     chosen = {split: _sample(listing.pairs) if quick else listing.pairs for split, listing in listings.items()}
     there = {pair for listing in listings.values() for pair in listing.labelled}
     pairs = [pair if pair in there else pair._replace(label="") for part in chosen.values() for pair in part]
-    title = "" if quick else domain.name
-    found = iter(scan(pairs, encoding=domain.encoding, workers=workers, processes=not quick, title=title))
+    found = iter(scan(pairs, encoding=domain.encoding, workers=workers, processes=not quick, title=domain.name))
     reports = []
     for split, listing in listings.items():
         findings = [next(found) for _ in chosen[split]]
@@ -205,7 +204,7 @@ def _paragraphs(faults: Sequence[Fault]) -> list[str]:
 
 
 def _to_text(reports: Sequence[DomainReport], absent: Sequence[str]) -> str:
-    from utils.report import align  # imports torch, which --json and the workers need not wait for
+    from utils.report import align  # imports torch, which a quick --json need not wait for
 
     faults = [fault for report in reports for fault in report.faults]
     notes = sum(fault.severity == "note" for fault in faults)

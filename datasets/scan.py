@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
-import zlib
 from collections.abc import Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from datasets.codec import ENCODINGS, Encoding, decode_label, read_image
+from datasets.codec import ENCODINGS, Encoding, decode_label, naming, read_image
 from datasets.domains import Pair
 from datasets.labels import IGNORE, NUM_CLASSES
 from utils.errors import UserError, one_line
 
 Size = tuple[int, int]  # width, height
 FEW_COLOURS = 8  # unknown colours that a label may have: GTAV's own have (20, 20, 20) for static things
-_PNG = b"\x89PNG\r\n\x1a\n"
 _TRAIN_IDS = range(NUM_CLASSES)
 
 
@@ -52,36 +46,22 @@ class Finding(NamedTuple):
     odd_colours: int = 0
 
 
-def scan(pairs: Sequence[Pair], *, encoding: Encoding, workers: int, processes: bool, title: str = "") -> list[Finding]:
-    """Decode pairs (an empty label is left out) with all workers, in processes or threads, and tell what they hold."""
-    from tqdm import tqdm
+def scan(pairs: Sequence[Pair], *, encoding: Encoding, workers: int, processes: bool, title: str) -> list[Finding]:
+    """Decode pairs (an empty label is left out) in worker processes, with a bar, or in threads: what they hold."""
+    task = partial(look, encoding=encoding)
+    if processes:
+        from datasets.workers import in_workers  # imports torch, which the quick mode need not wait for
 
-    workers = min(workers, -(-len(pairs) // 8))
-    try:
-        with nullcontext() if workers <= 1 else _pool(workers, processes=processes) as pool:
-            task = partial(look, encoding=encoding)
-            found = map(task, pairs) if pool is None else pool.map(task, pairs, chunksize=4)
-            bar = tqdm(found, desc=title, total=len(pairs), unit="pair", disable=None if title else True)
-            return list(bar)
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"{title}: a worker process was killed, most likely for want of memory; give fewer --workers than {workers}"
-        ) from error
-
-
-def _pool(workers: int, *, processes: bool) -> Executor:
-    if not processes:
-        return ThreadPoolExecutor(workers)
-    ignore_interrupts = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the parent's to handle
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=ignore_interrupts)
+        return list(in_workers(task, pairs, workers=min(workers, len(pairs) // 8), title=title, unit="pair"))
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(task, pairs))
 
 
 def look(pair: Pair, *, encoding: Encoding) -> Finding:
     """Decode the files of a pair and tell what they hold; no file makes it raise."""
     found = Finding(pair)
     try:
-        _check_png(pair.image)
+        _verify(pair.image)
         height, width = np.asarray(read_image(pair.image)).shape[:2]
         found = found._replace(image_size=(width, height))
     except Exception as error:  # a decoder may raise anything on a damaged file, and the doctor goes on
@@ -89,8 +69,8 @@ def look(pair: Pair, *, encoding: Encoding) -> Finding:
     if not pair.label:
         return found
     try:
-        _check_png(pair.label)
-    except (UserError, OSError) as error:
+        _verify(pair.label)
+    except UserError as error:
         return found._replace(label_error=_reason(error, pair.label))
     try:
         label = decode_label(pair.label, encoding=encoding)
@@ -127,19 +107,10 @@ def _reason(error: Exception, path: str) -> str:
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
-def _check_png(path: str) -> None:
-    """Refuse a PNG file that is cut off or whose checksums are wrong; Pillow reads some of them as noise."""
-    with open(path, "rb") as file:
-        data = file.read()
-    start, kind = len(_PNG), b""
-    while data.startswith(_PNG) and kind != b"IEND":
-        end = start + 8 + int.from_bytes(data[start : start + 4], "big")
-        kind = data[start + 4 : start + 8]
-        if end + 4 > len(data):
-            raise UserError(f"{path}: it is cut off")
-        if zlib.crc32(data[start + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            raise UserError(f"{path}: a checksum is wrong, some of its bytes are not those that were written")
-        start = end + 4
+def _verify(path: str) -> None:
+    """Refuse a PNG file that is cut off or whose checksums are wrong; decoders read some of them as noise."""
+    with naming(path), Image.open(path) as image:
+        image.verify()
 
 
 def _stored(path: str) -> Stored | None:

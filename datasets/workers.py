@@ -34,7 +34,7 @@ def in_workers(
     """Yield what `work` returns for every item, in order, with a progress bar; both must pickle.
 
     Raises:
-        UserError: as `work` raised it, in a worker too.
+        UserError: as `work` raised it, in a worker too; or a worker was killed.
     """
     size = max(1, min(16, len(items) // (4 * max(workers, 1))))  # items per task: handing one over costs time too
     loader: DataLoader[list[Result]] = DataLoader(
@@ -51,3 +51,9 @@ def in_workers(
                 bar.update(len(results))
     except UserError as error:
         raise UserError(one_line(error)) from error  # a worker wraps it in its own traceback
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise UserError(
+            f"{title}: a worker process was killed, most likely for want of memory; use fewer than {workers}"
+        ) from error

@@ -196,10 +196,9 @@ def test_damaged_files(tmp_path: Path, domain: str, pattern: str, name: str, qui
     path = tmp_path / pattern
     whole = path.read_bytes()
     for content in (whole[: len(whole) // 2], whole[:20], b""):
-        reason = "it is cut off" if content[1:4] == b"PNG" else "this file cannot be decoded"
         path.write_bytes(content)
         fault = only(examine(domain_at(tmp_path, domain), quick=quick), name, "fatal")
-        assert fault.count == 1 and fault.examples[0].startswith(f"{pattern}: {reason}")
+        assert fault.count == 1 and fault.examples[0].startswith(f"{pattern}: this file cannot be decoded")
 
 
 @pytest.mark.parametrize(
@@ -216,7 +215,7 @@ def test_changed_bytes_that_pillow_does_not_notice(tmp_path: Path, pattern: str,
     path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     Image.open(path).load()
     fault = only(examine(domain_at(tmp_path, "gtav")), name, "fatal")
-    assert fault.count == 1 and fault.examples[0].startswith(f"{pattern}: a checksum is wrong")
+    assert fault.count == 1 and fault.examples[0].startswith(f"{pattern}: this file cannot be decoded (broken PNG")
 
 
 def test_a_decoder_that_raises_anything_does_not_stop_the_doctor(
@@ -540,7 +539,7 @@ def test_processes_and_threads_find_what_one_finds(tmp_path: Path) -> None:
     pairs = [Pair(f"{tmp_path}/train/{n:05d}.png", f"{tmp_path}/trainannot/{n:05d}.png", str(n)) for n in range(17)]
     expected = [look(pair, encoding=domain.encoding) for pair in pairs]
     for processes in (True, False):
-        assert scan(pairs, encoding=domain.encoding, workers=2, processes=processes) == expected
+        assert scan(pairs, encoding=domain.encoding, workers=2, processes=processes, title="x") == expected
     one, two = (check_domain(domain, quick=False, workers=workers, splits=("train",)) for workers in (1, 2))
     assert one == two and {fault.name for fault in one.faults} == {"undecodable-image", "undecodable-label"}
 
