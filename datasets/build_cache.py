@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from datasets.codec import Encoding
 from datasets.domains import Pair, find_pairs
 from datasets.frames import FrameCache, gigabytes
-from datasets.loaders import choose_workers
+from datasets.loaders import choose_workers, frame_cache
 from datasets.segmentation import read_pair
 from datasets.tools import chosen_domains, data_config, data_parser
 from datasets.workers import in_workers
@@ -33,13 +32,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache", default="", metavar="DIR", help="folder of decoded frames; or DATASET.FRAMES_DIR")
     parser.add_argument("--split", default="train", help="split to decode (%(default)s)")
     parser.add_argument("--verify", action="store_true", help="compare what is there with the sources, remove the rest")
-    parser.add_argument("--num_workers", type=int, default=-1, help="processes, -1 for one per core")
+    parser.add_argument("--num_workers", default="", metavar="N", help="processes, -1 for a number that fits the cores")
     given = parser.parse_args(argv)
-    cfg = data_config(given)
-    folder = given.cache or cfg.DATASET.FRAMES_DIR
-    if not folder:
+    cfg, wrong = data_config(given, "cache", "num_workers"), []
+    cache, workers = frame_cache(cfg), choose_workers(cfg.DATASET.NUM_WORKERS)
+    if cache is None:
         raise UserError("no folder for the decoded frames: give --cache DIR")
-    cache, wrong = FrameCache(Path(folder).expanduser().resolve()), []
     pools = [(domain, find_pairs(domain, given.split)) for domain in chosen_domains(cfg, given.names)]
     cache.reserve([(pairs, domain.encoding) for domain, pairs in pools])
     for domain, pairs in pools:
@@ -47,13 +45,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         todo = [pair for pair in pairs if (pair in missing) != given.verify]
         work = partial(cache.verify if given.verify else partial(_fill, cache=cache), encoding=domain.encoding)
         bar = {"title": f"{'verify' if given.verify else 'decode'} {title}", "unit": "frame"}
-        clauses = in_workers(work, todo, workers=choose_workers(given.num_workers), **bar)
+        clauses = in_workers(work, todo, workers=workers, **bar)
         found = [clause for part in clauses for clause in part]
         if given.verify:
             text = f"{len(todo)} frames compared, {len(found)} files differed and were removed, {len(missing)} missing"
         else:
             text = f"{len(pairs)} frames, {len(todo)} made now"
-        sys.stdout.write(f"{title}: {text}; {gigabytes(cache.size(pairs, encoding=domain.encoding))} in {folder}\n")
+        size = gigabytes(cache.size(pairs, encoding=domain.encoding))
+        sys.stdout.write(f"{title}: {text}; {size} in {cache.folder}\n")
         wrong += found
     for clause in wrong:
         sys.stdout.write(f"{clause}\n")

@@ -222,9 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--class_uniform_pct", default="", metavar="SHARE", help=text)
     parser.add_argument("--out", default="", metavar="DIR", help="folder to write to (default: ./inspect_DOMAIN...)")
     given = parser.parse_args(argv)
-    if given.class_uniform_pct:
-        given.opts = [*given.opts, f"DATASET.CLASS_UNIFORM_PCT={given.class_uniform_pct}"]
-    cfg = data_config(given)
+    cfg = data_config(given, "class_uniform_pct")
     domains, share = chosen_domains(cfg, given.names), cfg.DATASET.CLASS_UNIFORM_PCT or SHARE
     if given.samples < 1:
         raise UserError(f"--samples {given.samples}: at least one crop is needed")

@@ -53,8 +53,6 @@ def _single(samples: Sequence[Any]) -> Any:
 
 def choose_workers(asked: int) -> int:
     """Return the number of loader workers of this process; -1 shares the cores among the processes of the node."""
-    if asked < -1:
-        raise UserError(f"--num_workers {asked}: must be a number of processes, 0 for none or -1 for as many as fit")
     if asked >= 0:
         return asked
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -119,7 +117,7 @@ def build_training_loader(cfg: Any, *, jitter: str, rank: int, world_size: int) 
     """
     domains = load_domains(cfg)
     chosen = [get_domain(domains, name) for name in cfg.DATASET.TRAIN]
-    if not chosen or len({domain.name for domain in chosen}) < len(chosen):
+    if len({domain.name for domain in chosen}) < len(chosen):
         raise UserError("--dataset: name one or several source data sets, each once")
     pools = [LabelledPairs(tuple(_training_pairs(cfg, domain)), domain.encoding) for domain in chosen]
     centroids = [_centroids(cfg, domain, pool.pairs) for domain, pool in zip(chosen, pools, strict=True)]
@@ -129,7 +127,7 @@ def build_training_loader(cfg: Any, *, jitter: str, rank: int, world_size: int) 
         coarse, sources = _boosted(cfg, chosen, sources)
         pools.append(coarse)
         text += f", and {len(coarse.pairs)} coarse frames for rare classes"
-    cache = _frame_cache(cfg)
+    cache = frame_cache(cfg)
     if cache is not None and os.environ.get("LOCAL_RANK", "0") == "0":  # one process per node looks at its disk
         cache.reserve([(pool.pairs, pool.encoding) for pool in pools])
     if cfg.DATASET.IMAGE_UNIFORM_SAMPLING:
@@ -151,21 +149,15 @@ def _training_pairs(cfg: Any, domain: Domain) -> list[Pair]:
 
 
 def _centroids(cfg: Any, domain: Domain, pairs: Sequence[Pair]) -> np.ndarray:
-    if not 0 <= cfg.DATASET.CLASS_UNIFORM_PCT <= 1:
-        raise UserError(f"--class_uniform_pct {cfg.DATASET.CLASS_UNIFORM_PCT}: must be a share from 0 to 1")
     if cfg.DATASET.CLASS_UNIFORM_PCT == 0:
         return _NO_CENTROIDS
-    tile = domain.tile or cfg.DATASET.CLASS_UNIFORM_TILE
-    if tile < 1:
-        raise UserError(f"--class_uniform_tile {tile}: a tile needs at least one pixel")
-    workers = choose_workers(cfg.DATASET.NUM_WORKERS)
     return source_centroids(
         pairs,
         encoding=domain.encoding,
-        tile=tile,
+        tile=domain.tile or cfg.DATASET.CLASS_UNIFORM_TILE,
         name=domain.name,
         cache_dir=cfg.DATASET.CACHE_DIR,
-        workers=workers,
+        workers=choose_workers(cfg.DATASET.NUM_WORKERS),
     )
 
 
@@ -195,7 +187,8 @@ def _boosted(cfg: Any, domains: Sequence[Domain], sources: Sequence[Source]) -> 
     return pool, [*sources[:index], boosted, *sources[index + 1 :]]
 
 
-def _frame_cache(cfg: Any) -> FrameCache | None:
+def frame_cache(cfg: Any) -> FrameCache | None:
+    """Return the run's folder of decoded frames, if it has one."""
     return FrameCache(Path(cfg.DATASET.FRAMES_DIR).expanduser().resolve()) if cfg.DATASET.FRAMES_DIR else None
 
 
@@ -275,5 +268,5 @@ def build_statistics_loader(
     pairs = find_pairs(domain, cfg.DATASET.CITY_MODE if domain.name == "cityscapes" else "train", need_labels=False)
     order = np.random.default_rng((cfg.RUN.SEED, 2, trial)).permutation(len(pairs))[: cfg.WHITENING.STAT_IMAGES]
     picks = [Pick(int(item), (1 << 60) + (trial << 32) + position) for position, item in enumerate(order)]
-    dataset = StatisticsSet(pairs, draws=statistics_draws(), seed=cfg.RUN.SEED, cache=_frame_cache(cfg))
+    dataset = StatisticsSet(pairs, draws=statistics_draws(), seed=cfg.RUN.SEED, cache=frame_cache(cfg))
     return _loader(dataset, cfg=cfg, collate=_single, batch_size=1, sampler=picks[rank::world_size])

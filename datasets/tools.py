@@ -30,15 +30,20 @@ def data_parser(name: str, description: str, *, domains: str) -> argparse.Argume
     return parser
 
 
-def data_config(given: argparse.Namespace) -> Any:
-    """Return the run configuration that config.py, the environment and the flags of `data_parser` give."""
+def data_config(given: argparse.Namespace, *flags: str) -> Any:
+    """Return the run configuration that config.py, the environment and the flags of `data_parser` give.
+
+    `flags` names those of the program's own flags that train.py has too; an empty text leaves the setting as it is.
+    """
     import config
 
     for part in given.opts:
         if "=" not in part:
             raise UserError(f"--opts takes KEY=VALUE, not {part!r}; names of data sets stand before --opts")
-    argv = [part for flag in ("domains", "config") if (value := getattr(given, flag)) for part in (f"--{flag}", value)]
-    return config.parse([*argv, *(["--opts", *given.opts] if given.opts else [])], program="train")
+    argv = ["--opts", *given.opts] if given.opts else []
+    for flag in ("domains", "config", *flags):
+        argv += [f"--{flag}", value] if (value := getattr(given, flag)) else []
+    return config.parse(argv, program="train")
 
 
 def chosen_domains(cfg: Any, names: Sequence[str]) -> list[Domain]:

@@ -188,7 +188,7 @@ def test_declared_folders_of_any_depth(tmp_path: Path) -> None:
 def test_an_image_is_not_its_own_label(tmp_path: Path) -> None:
     save(tmp_path / "facades/images/a.png", blocks(0))
     domain = declare(tmp_path, images="images/*.png", label="{image/: labels/}")["mine"]
-    with pytest.raises(UserError, match=r"1 of 1 images have no label, .*; mend 'root', 'images' or 'label' of .*: mine"):
+    with pytest.raises(UserError, match=r"1 of 1 images have no label, .*mend 'root', 'images' or 'label' of .*: mine"):
         find_pairs(domain, "val")
 
 

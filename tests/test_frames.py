@@ -171,6 +171,8 @@ def test_the_program_builds_goes_on_and_verifies(
     assert "5 frames, 1 made now" in capsys.readouterr().out
     with pytest.raises(UserError, match="give --cache DIR"):
         build_cache.main(["gtav", *where[2:]])
+    with pytest.raises(UserError, match="--num_workers must be a whole number of at least -1, got -3"):
+        build_cache.main(["gtav", "--num_workers", "-3", *where[-2:]])
 
 
 def test_the_program_names_a_broken_source(gtav: tuple[list[Pair], frames.Encoding], tmp_path: Path) -> None:

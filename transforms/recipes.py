@@ -11,7 +11,7 @@ from torch import Tensor
 
 from transforms.appearance import Appearance, AppearanceDraws, Normalisation
 from transforms.geometry import Geometry, RandomCrop, RandomFlip, RandomRotation, RandomScale, Resize, Step
-from utils.errors import UserError, did_you_mean
+from utils.errors import UserError
 
 # Strengths of brightness, contrast, saturation and hue.
 JITTER_STRENGTHS: dict[str, tuple[float, float, float, float]] = {
@@ -20,24 +20,13 @@ JITTER_STRENGTHS: dict[str, tuple[float, float, float, float]] = {
 }
 
 
-def jitter_strengths(name: str) -> tuple[float, float, float, float]:
-    """Return the strengths of a recipe, or raise `UserError` with the closest match."""
-    if name not in JITTER_STRENGTHS:
-        known = ", ".join(JITTER_STRENGTHS)
-        raise UserError(f"--jitter: {name!r} is not one of {known}{did_you_mean(name, JITTER_STRENGTHS)}")
-    return JITTER_STRENGTHS[name]
-
-
 def build_geometry(cfg: Any) -> Geometry:
     """Return scale, crop, flip and (where asked for) rotation of a training sample."""
     augment = cfg.AUGMENT
-    if not 0 < augment.SCALE_MIN <= augment.SCALE_MAX:
+    if augment.SCALE_MIN > augment.SCALE_MAX:
         raise UserError(
-            f"--scale_min {augment.SCALE_MIN} --scale_max {augment.SCALE_MAX}: the first must be above 0 "
-            "and not above the second"
+            f"--scale_min {augment.SCALE_MIN} --scale_max {augment.SCALE_MAX}: the first must not be above the second"
         )
-    if augment.CROP_SIZE < 1:
-        raise UserError(f"--crop_size {augment.CROP_SIZE}: a crop needs at least one pixel")
     steps: list[Step] = [
         RandomScale(augment.SCALE_MIN, augment.SCALE_MAX, augment.PRE_SIZE),
         RandomCrop(augment.CROP_SIZE, pad=not augment.CROP_NOPAD),
@@ -52,7 +41,7 @@ def build_geometry(cfg: Any) -> Geometry:
 def build_draws(cfg: Any, *, jitter: str) -> AppearanceDraws:
     """Return what draws the appearance of a training sample; `jitter` names the strengths (diia, robustnet)."""
     augment = cfg.AUGMENT
-    return AppearanceDraws(augment.COLOR_AUG, jitter_strengths(jitter), augment.GBLUR, augment.BBLUR)
+    return AppearanceDraws(augment.COLOR_AUG, JITTER_STRENGTHS[jitter], augment.GBLUR, augment.BBLUR)
 
 
 def statistics_draws() -> AppearanceDraws:
