@@ -29,6 +29,7 @@ from datasets.loaders import (
     build_evaluation_loaders,
     build_statistics_loader,
     build_training_loader,
+    training_split,
 )
 from datasets.prefetch import DeviceBatches
 from loss import build_criterion, collect_masks, covariance
@@ -392,7 +393,7 @@ class Trainer:
         cfg = self.cfg
         logger.info("run folder %s", self.folder)
         logger.info("built %s", self.network.describe())
-        logger.info("source: %s", self.loader.describe())
+        logger.info("source: %s", self.loader.text)
         if self.start.checkpoint is not None:
             logger.info(
                 "continuing %s at epoch %d, step %d", self.start.checkpoint, self.progress.epoch, self.progress.step
@@ -435,7 +436,7 @@ def check_data(cfg: Any) -> None:
     """Look at a sample of every split that the run reads; raise for what would stop or spoil it, log the rest."""
     domains = load_domains(cfg)
     sources, targets = ([get_domain(domains, name) for name in names] for names in (cfg.DATASET.TRAIN, cfg.DATASET.VAL))
-    needed = [(domain, cfg.DATASET.CITY_MODE if domain.name == "cityscapes" else "train") for domain in sources]
+    needed = [(domain, training_split(cfg, domain)) for domain in sources]
     needed += [(domain, "val") for domain in (*(sources if cfg.EVAL.SOURCE else ()), *targets)]
     for fault in quick_check(needed):
         if fault.severity == "fatal":

@@ -172,7 +172,7 @@ def browse(cfg: Any, domain: Domain, *, split: str, count: int) -> Array:
     parts = (build_geometry(cfg), build_draws(cfg, jitter=jitter), build_appearance(cfg))
     pipeline, rows, classes = Pipeline(*parts, seed=cfg.RUN.SEED, tile=tile), [], set()
     for item in (index * len(pairs) // count for index in range(count)):
-        image, label = (np.asarray(part) for part in read_pair(pairs[item], encoding=domain.encoding))
+        image, label = read_pair(pairs[item], encoding=domain.encoding)
         rows.append(frame_cells(Path(pairs[item].name).name, image, label, item=item, pipeline=pipeline))
         classes |= _classes(label)
     title = (

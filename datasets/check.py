@@ -74,7 +74,7 @@ def check_domain(domain: Domain, *, quick: bool, workers: int, splits: Sequence[
     return DomainReport(domain.name, domain.root, quick, tuple(reports), tuple(faults))
 
 
-def quick_check(domains_with_splits: Iterable[tuple[Domain, str]], *, workers: int = 0) -> list[Fault]:
+def quick_check(domains_with_splits: Iterable[tuple[Domain, str]]) -> list[Fault]:
     """Return the faults (no notes) that the quick mode finds in splits that a run needs with their labels.
 
     A fault whose severity is "fatal" would stop or spoil the run: raise `UserError(fault.sentence())` for it, and log
@@ -86,7 +86,7 @@ def quick_check(domains_with_splits: Iterable[tuple[Domain, str]], *, workers: i
         domains[domain.name] = domain
         wanted[domain.name].update(dict.fromkeys(("train", "val") if split == "trainval" else (split,)))
     reports = [
-        check_domain(domain, quick=True, workers=workers or _cores(), splits=tuple(wanted[name]))
+        check_domain(domain, quick=True, workers=_cores(), splits=tuple(wanted[name]))
         for name, domain in domains.items()
     ]
     return [fault for report in reports for fault in report.faults if fault.severity != "note"]
@@ -160,10 +160,6 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _numbers(values: Iterable[int]) -> str:
-    return " or ".join(f"{value:,}" for value in values)
-
-
 # -------------------------------------------------------------------------------------------------------- the program
 
 
@@ -173,7 +169,7 @@ def _table(reports: Sequence[DomainReport]) -> list[list[str]]:
         rows = [
             [
                 *(row.split, row.image_pattern, f"{row.images:,}", f"{row.labels:,}"),
-                *(_numbers(row.published) or "-", f"{row.decoded:,}"),
+                *(" or ".join(f"{count:,}" for count in row.published) or "-", f"{row.decoded:,}"),
             ]
             for row in report.splits
         ]

@@ -31,7 +31,8 @@ def find_duplicates(domain: Domain, listings: Mapping[str, Listing], *, quick: b
     """
     places = [_Place(split, pair.image) for split, listing in listings.items() for pair in listing.pairs]
     declared = _across_splits((place.path, place) for place in places)
-    places = _without(places, declared)
+    in_both = {place for group in declared for place in group}
+    places = [place for place in places if place not in in_both]
     by_name = _across_splits((os.path.basename(place.path), place) for place in places)
     candidates = [place for group in by_name for place in group] if quick else places
     with ThreadPoolExecutor(16) as pool:
@@ -69,11 +70,6 @@ def _across_splits(keyed: Iterable[tuple[Hashable, _Place]]) -> list[list[_Place
         if key is not None:
             groups[key].append(place)
     return [group for group in groups.values() if len({place.split for place in group}) > 1]
-
-
-def _without(places: Sequence[_Place], groups: Sequence[Sequence[_Place]]) -> list[_Place]:
-    taken = {place for group in groups for place in group}
-    return [place for place in places if place not in taken]
 
 
 def _faults(domain: Domain, groups: Sequence[Sequence[_Place]], name: str, advice: str) -> list[Fault]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from datasets.segmentation import (
     StatisticsSet,
     TrainingSet,
 )
-from transforms.protocols import CentreSquare, NativeSize, Protocol
+from transforms.protocols import CentreSquare, NativeSize
 from transforms.recipes import build_draws, build_geometry, statistics_draws
 from utils.errors import UserError
 
@@ -45,10 +46,6 @@ class TrainingBatch(NamedTuple):
 def _collate(samples: Sequence[Sample]) -> TrainingBatch:
     images, labels, draws, names = zip(*samples, strict=True)
     return TrainingBatch(torch.stack(images), torch.stack(labels), torch.stack(draws), list(names))
-
-
-def _single(samples: Sequence[Any]) -> Any:
-    return samples[0]
 
 
 def choose_workers(asked: int) -> int:
@@ -74,7 +71,10 @@ def _loader(dataset: Any, *, cfg: Any, collate: Any, persistent: bool = False, *
 
 @dataclass(eq=False)
 class TrainingLoader:
-    """Micro-batches of this process, epoch by epoch; every epoch has the same number of steps."""
+    """Micro-batches of this process, epoch by epoch; every epoch has the same number of steps.
+
+    `text` describes them in one line; `cached` tells whether decoded frames are kept.
+    """
 
     batches: GlobalBatches
     loader: DataLoader[TrainingBatch]
@@ -97,10 +97,6 @@ class TrainingLoader:
         self.batches.epoch, self.batches.start_step = epoch, start_step
         return iter(self.loader)
 
-    def describe(self) -> str:
-        """Return one line for the log."""
-        return self.text
-
     def advice(self) -> str:
         """Say what makes the data come faster."""
         cores, workers = choose_workers(-1), self.loader.num_workers
@@ -119,7 +115,9 @@ def build_training_loader(cfg: Any, *, jitter: str, rank: int, world_size: int) 
     chosen = [get_domain(domains, name) for name in cfg.DATASET.TRAIN]
     if len({domain.name for domain in chosen}) < len(chosen):
         raise UserError("--dataset: name one or several source data sets, each once")
-    pools = [LabelledPairs(tuple(_training_pairs(cfg, domain)), domain.encoding) for domain in chosen]
+    pools = [
+        LabelledPairs(tuple(find_pairs(domain, training_split(cfg, domain))), domain.encoding) for domain in chosen
+    ]
     centroids = [_centroids(cfg, domain, pool.pairs) for domain, pool in zip(chosen, pools, strict=True)]
     sources = [Source(len(pool.pairs), rows) for pool, rows in zip(pools, centroids, strict=True)]
     text = _describe_images(cfg, chosen, sources)
@@ -144,8 +142,9 @@ def build_training_loader(cfg: Any, *, jitter: str, rank: int, world_size: int) 
     return TrainingLoader(batches, loader, text, cached=cache is not None)
 
 
-def _training_pairs(cfg: Any, domain: Domain) -> list[Pair]:
-    return find_pairs(domain, cfg.DATASET.CITY_MODE if domain.name == "cityscapes" else "train")
+def training_split(cfg: Any, domain: Domain) -> str:
+    """Return the split of a domain that is trained on."""
+    return str(cfg.DATASET.CITY_MODE) if domain.name == "cityscapes" else "train"
 
 
 def _centroids(cfg: Any, domain: Domain, pairs: Sequence[Pair]) -> np.ndarray:
@@ -235,10 +234,10 @@ def build_evaluation_loader(
     pairs = find_pairs(domain, split)
     if 0 < limit < len(pairs):
         pairs = [pairs[index * len(pairs) // limit] for index in range(limit)]
-    protocol = _protocol(cfg.EVAL.PROTOCOL, domain)
+    protocol = CentreSquare() if cfg.EVAL.PROTOCOL == "robustnet" and domain.name == "mapillary" else NativeSize()
     dataset = EvaluationSet(LabelledPairs(tuple(pairs), domain.encoding), protocol=protocol)
     share = range(rank, len(pairs), world_size)
-    loader = _loader(dataset, cfg=cfg, collate=_single, batch_size=1, sampler=share)
+    loader = _loader(dataset, cfg=cfg, collate=itemgetter(0), batch_size=1, sampler=share)
     return EvaluationLoader(loader, len(pairs), list_hash(pairs), protocol.text)
 
 
@@ -254,10 +253,6 @@ def build_evaluation_loaders(
     ]
 
 
-def _protocol(name: str, domain: Domain) -> Protocol:
-    return CentreSquare() if name == "robustnet" and domain.name == "mapillary" else NativeSize()
-
-
 def build_statistics_loader(
     cfg: Any, domain: Domain, *, trial: int, rank: int, world_size: int
 ) -> DataLoader[StatisticsSample]:
@@ -265,8 +260,8 @@ def build_statistics_loader(
 
     The first WHITENING.STAT_IMAGES of an order that depends on (seed, trial); process `rank` gets every world_size-th.
     """
-    pairs = find_pairs(domain, cfg.DATASET.CITY_MODE if domain.name == "cityscapes" else "train", need_labels=False)
+    pairs = find_pairs(domain, training_split(cfg, domain), need_labels=False)
     order = np.random.default_rng((cfg.RUN.SEED, 2, trial)).permutation(len(pairs))[: cfg.WHITENING.STAT_IMAGES]
     picks = [Pick(int(item), (1 << 60) + (trial << 32) + position) for position, item in enumerate(order)]
     dataset = StatisticsSet(pairs, draws=statistics_draws(), seed=cfg.RUN.SEED, cache=frame_cache(cfg))
-    return _loader(dataset, cfg=cfg, collate=_single, batch_size=1, sampler=picks[rank::world_size])
+    return _loader(dataset, cfg=cfg, collate=itemgetter(0), batch_size=1, sampler=picks[rank::world_size])

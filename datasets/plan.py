@@ -134,15 +134,9 @@ class GlobalBatches:
     def __iter__(self) -> Iterator[list[Pick]]:
         """Yield the picks of every micro-batch of this process."""
         order = self.plan.order(self.epoch)
-        for start in self.starts():
+        for micro_batch in range(self.start_step * self.accumulate, self.steps_per_epoch * self.accumulate):
+            start = (micro_batch * self.world_size + self.rank) * self.batch_size
             yield [_pick(order[position], self.epoch, position) for position in range(start, start + self.batch_size)]
-
-    def starts(self) -> Iterator[int]:
-        """Yield the first position of every micro-batch of this process."""
-        forward = self.batch_size * self.world_size
-        for step in range(self.start_step, self.steps_per_epoch):
-            for micro in range(self.accumulate):
-                yield step * self.global_batch + micro * forward + self.rank * self.batch_size
 
 
 def _pick(row: Sequence[int], epoch: int, position: int) -> Pick:

@@ -62,7 +62,7 @@ def look(pair: Pair, *, encoding: Encoding) -> Finding:
     found = Finding(pair)
     try:
         _verify(pair.image)
-        height, width = np.asarray(read_image(pair.image)).shape[:2]
+        height, width = read_image(pair.image).shape[:2]
         found = found._replace(image_size=(width, height))
     except Exception as error:  # a decoder may raise anything on a damaged file, and the doctor goes on
         found = found._replace(image_error=_reason(error, pair.image))

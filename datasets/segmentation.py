@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -96,9 +97,7 @@ class TrainingSet(Dataset[Sample]):
     ) -> None:
         self.sources, self.geometry, self.draws, self.seed = tuple(sources), geometry, draws, seed
         self.cache = cache
-        self.starts = [0]
-        for source in self.sources:
-            self.starts.append(self.starts[-1] + len(source.pairs))
+        self.starts = [0, *accumulate(len(source.pairs) for source in self.sources)]
 
     def __len__(self) -> int:
         """Return the number of pairs."""

@@ -61,7 +61,7 @@ def join(parts: list[TrainingBatch]) -> TrainingBatch:
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_training_on_every_domain(streets: Path, tmp_path: Path, name: str, share: float) -> None:
     loader = train_on(config(streets, tmp_path, TRAIN=[name], CLASS_UNIFORM_PCT=share))
-    assert (loader.steps_per_epoch, loader.num_images) == (3, 6) and name in loader.describe()
+    assert (loader.steps_per_epoch, loader.num_images) == (3, 6) and name in loader.text
     batches = list(loader.epoch(0))
     assert len(batches) == 3
     for batch in batches:
@@ -138,13 +138,13 @@ def test_several_sources_pooled_or_in_equal_shares(streets: Path, tmp_path: Path
     cfg = config(streets, tmp_path, **values)
     cfg.DATASET.BDD_DIR = str(tmp_path / "more")
     loader = train_on(cfg)
-    assert loader.num_images == 18 and loader.steps_per_epoch == 6 and "equal shares" in loader.describe()
+    assert loader.num_images == 18 and loader.steps_per_epoch == 6 and "equal shares" in loader.text
     for batch in loader.epoch(0):
         assert sum(name.endswith(".jpg") for name in batch.names) == 2
     cfg.DATASET.IMAGE_UNIFORM_SAMPLING, cfg.DATASET.CLASS_UNIFORM_PCT = True, 0.0
     pooled = train_on(cfg)
     names = [name for batch in pooled.epoch(0) for name in batch.names]
-    assert pooled.steps_per_epoch == 4 and len(set(names)) == len(names) == 16 and "pooled" in pooled.describe()
+    assert pooled.steps_per_epoch == 4 and len(set(names)) == len(names) == 16 and "pooled" in pooled.text
 
 
 def test_pooled_centroids_point_at_their_images(streets: Path, tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_coarse_frames_are_drawn_for_rare_classes_only(tmp_path: Path) -> None:
     }
     write_domain(tmp_path / "camvid", "camvid", train=5)
     loader = train_on(make_cfg(tmp_path, **values))
-    assert "3 coarse frames" in loader.describe() and loader.num_images == 24
+    assert "3 coarse frames" in loader.text and loader.num_images == 24
     coarse = [batch for epoch in range(8) for batch in loader.epoch(epoch) if "train_extra" in batch.names[0]]
     assert coarse and all((batch.labels == 16).any() for batch in coarse)
     pooled = train_on(make_cfg(tmp_path, IMAGE_UNIFORM_SAMPLING=True, **values))

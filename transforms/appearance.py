@@ -224,7 +224,7 @@ class Appearance:
     def colours(self, images: Tensor, draws: Tensor) -> Tensor:
         """Return (B, 3, H, W) uint8 on the CPU: what a network is shown, with the normalisation undone."""
         shown = replace(self, normalisation=Normalisation())(images, draws).cpu()  # an image's own could not be undone
-        mean, std = (torch.tensor(values).reshape(3, 1, 1) * 255 for values in (MEAN, STD))
+        mean, std = _constants(shown.device)
         return (shown * std + mean).round().clamp(0, 255).byte()
 
     def _with_torch(self, images: Tensor, rows: Sequence[Draws]) -> Tensor:
