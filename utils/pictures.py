@@ -78,7 +78,7 @@ def comparison(rows: Sequence[Row], *, palette: Array, class_names: Sequence[str
         if not image.shape[:2] == truth.shape == prediction.shape:
             raise ValueError(f"row {number}: the sizes {image.shape[:2]}, {truth.shape} and {prediction.shape} differ")
     width = int(np.clip(max(image.shape[1] for image, _, _ in rows), MIN_COLUMN, MAX_COLUMN))
-    strips = []
+    strips, present = [], set[int]()
     for image, truth, prediction in rows:
         # Ignored pixels are black in the prediction too, so that the eye compares only what is scored.
         shown = np.where(truth == ignore, ignore, prediction)
@@ -89,19 +89,12 @@ def comparison(rows: Sequence[Row], *, palette: Array, class_names: Sequence[str
             error_map(image, truth, prediction, ignore=ignore),
         )
         strips.append([_scaled(cell, width, smooth=number == 0) for number, cell in enumerate(cells)])
-    present = sorted(
-        {
-            int(value)
-            for _, truth, prediction in rows
-            for part in (truth, np.where(truth == ignore, ignore, prediction))
-            for value in np.unique(part)
-        }
-        & set(range(min(len(palette), len(class_names))))
-    )
+        present.update(np.unique([truth, shown]).tolist())
     total = 4 * width + 5 * MARGIN
     font = _font(max(13, width // 26))
     header = _header(total, width, font)
-    entries: list[tuple[str, Any]] = [(class_names[index], palette[index]) for index in present]
+    classes = zip(class_names, palette, strict=False)
+    entries: list[tuple[str, Any]] = [entry for index, entry in enumerate(classes) if index in present]
     entries += [("wrong", WRONG), ("ignored", (0, 0, 0))]
     body = [header]
     for strip in strips:
@@ -183,9 +176,4 @@ def _header(total: int, width: int, font: Any) -> Image.Image:
 
 def stacked(images: Sequence[Image.Image]) -> Array:
     """Put images of one width below each other."""
-    sheet = Image.new("RGB", (images[0].width, sum(image.height for image in images)), PAPER)
-    top = 0
-    for image in images:
-        sheet.paste(image, (0, top))
-        top += image.height
-    return np.asarray(sheet)
+    return np.concatenate([np.asarray(image) for image in images])
