@@ -77,16 +77,12 @@ def versions(repository: Path) -> dict[str, str]:
 
 def git_commit(repository: Path) -> str:
     """Return the commit of a checkout, with `+changes` where files differ from it, or `unknown` outside a checkout."""
+    describe = ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]  # the commit, not a tag
     try:
-        head = _git(repository, "rev-parse", "HEAD")
-        return head + ("+changes" if _git(repository, "status", "--porcelain", "--untracked-files=no") else "")
+        found = subprocess.run(["git", "-C", str(repository), *describe], capture_output=True, text=True, check=True)
+        return found.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def _git(repository: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(repository), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 class TermLog:
