@@ -68,9 +68,8 @@ def read_environment(environ: Mapping[str, str], options: Mapping[str, Option]) 
     settings = []
     for variable in sorted(name for name in environ if name.startswith(ENV_PREFIX)):
         key = variable.removeprefix(ENV_PREFIX).replace("__", ".")
-        option = find_option(options, key, f"environment variable {variable}")
         source = f"environment variable {variable}"
-        settings.append(Setting(key, option.read(environ[variable], source), source))
+        settings.append(Setting(key, find_option(options, key, source).read(environ[variable], source), source))
     return settings
 
 

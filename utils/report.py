@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -145,12 +145,10 @@ class Report:
             metrics["mean_class_accuracy"] = row.scores.mean_class_accuracy
             metrics["frequency_weighted_accuracy"] = row.scores.frequency_weighted_accuracy
             metrics.update({f"iou/{name}": value for name, value in row.scores.iou.items()})
-            how = row.protocol
             for metric, value in metrics.items():
                 text = "" if math.isnan(value) else repr(value)
-                where = [how.split, how.list_hash, how.images, how.transform, how.scales, how.classes]
                 row_of = [row.domain, row.subset, "yes" if row.is_source else "no", metric, text]
-                writer.writerow([*row_of, *where, *made_by.values()])
+                writer.writerow([*row_of, *astuple(row.protocol), *made_by.values()])
         mean = "" if math.isnan(self.mean_over_targets) else repr(self.mean_over_targets)
         writer.writerow(["mean over targets", "", "no", "mean_iou", mean, *[""] * 6, *made_by.values()])
         return buffer.getvalue()
