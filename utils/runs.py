@@ -37,13 +37,11 @@ def find_start(cfg: Any) -> Start:
         UserError: the file to continue from is not there.
     """
     found = distributed.broadcast_object(_find_start(cfg) if distributed.is_main() else None)
-    if isinstance(found, str):
-        raise UserError(found)
     assert isinstance(found, Start)
     return found
 
 
-def _find_start(cfg: Any) -> Start | str:
+def _find_start(cfg: Any) -> Start:
     if cfg.RUN.RESUME == "auto":
         newest = checkpoint.latest(_root(cfg))
         if newest is not None:
@@ -51,7 +49,7 @@ def _find_start(cfg: Any) -> Start | str:
     elif cfg.RUN.RESUME:
         file = Path(cfg.RUN.RESUME)
         if not file.is_file():
-            return f"--resume {file}: there is no such file"
+            raise UserError(f"--resume {file}: there is no such file")
         # from an older or foreign checkpoint a run goes on elsewhere, so that it overwrites nothing
         own = file.name == "last.pth" and (file.parent / "config.yaml").is_file()
         return Start(file, file.parent if own else None)
@@ -68,24 +66,20 @@ def open_folder(cfg: Any, start: Start) -> Path:
     Raises:
         UserError: this folder or that of --tb_path cannot be made.
     """
+    folder = start.folder
     if distributed.is_main():
         make_folder(Path(cfg.RUN.TB_PATH))  # before the run's, so that a refusal leaves no empty one
-    if start.folder is not None:
-        if distributed.is_main():
-            for file in start.folder.glob(".*.tmp"):  # what a kill in the middle of a save left behind
-                file.unlink(missing_ok=True)
-        return start.folder
-    made: Path | str | None = None
-    if distributed.is_main():
         try:
-            made = _new_folder(_root(cfg))
+            folder = folder or _new_folder(_root(cfg))
         except OSError as error:
-            made = f"--ckpt {cfg.RUN.CKPT}: the run folder cannot be made ({error.strerror or error})"
-    made = distributed.broadcast_object(made)
-    if isinstance(made, str):
-        raise UserError(made)
-    assert isinstance(made, Path)
-    return made
+            raise UserError(
+                f"--ckpt {cfg.RUN.CKPT}: the run folder cannot be made ({error.strerror or error})"
+            ) from error
+        for file in folder.glob(".*.tmp"):  # what a kill in the middle of a save left behind
+            file.unlink(missing_ok=True)
+    folder = distributed.broadcast_object(folder)
+    assert isinstance(folder, Path)
+    return folder
 
 
 def _new_folder(root: Path) -> Path:
