@@ -22,7 +22,7 @@ from tqdm import tqdm
 import config
 from datasets.check import quick_check
 from datasets.domains import Domain, get_domain, load_domains
-from datasets.labels import CLASS_NAMES, IGNORE, PALETTE
+from datasets.labels import CLASS_NAMES, PALETTE
 from datasets.loaders import (
     EvaluationLoader,
     TrainingBatch,
@@ -92,7 +92,6 @@ class Trainer:
             device=device,
             class_names=CLASS_NAMES,
             palette=PALETTE,
-            ignore=IGNORE,
             batch_size=cfg.EVAL.BATCH_SIZE,
             autocast_dtype=self.autocast_dtype,
             num_pictures=cfg.EVAL.PICTURES,

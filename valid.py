@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import config
-from datasets.labels import CLASS_NAMES, IGNORE, PALETTE
+from datasets.labels import CLASS_NAMES, PALETTE
 from datasets.loaders import build_evaluation_loaders
 from loss import build_criterion, covariance
 from network import Method, Segmentor, architecture_of, build_network
@@ -118,7 +118,6 @@ def score(cfg: Any, device: torch.device) -> Report:
         device=device,
         class_names=CLASS_NAMES,
         palette=PALETTE,
-        ignore=IGNORE,
         batch_size=cfg.EVAL.BATCH_SIZE,
         autocast_dtype=mixed_dtype(device, wanted=cfg.OPTIM.FP16),
         num_pictures=cfg.EVAL.PICTURES,

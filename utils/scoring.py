@@ -32,7 +32,6 @@ class Scorer:
     device: torch.device
     class_names: Sequence[str]
     palette: np.ndarray
-    ignore: int
     batch_size: int
     autocast_dtype: torch.dtype | None
     num_pictures: int
@@ -68,7 +67,6 @@ class Scorer:
             batch_size=self.batch_size,
             autocast_dtype=self.autocast_dtype,
             num_pictures=self.num_pictures,
-            ignore=self.ignore,
         )
         rows = domain_scores(
             found,
@@ -85,7 +83,7 @@ class Scorer:
         for source, target in domain.merge:
             merged[source] = target
         shown = [(image, merged[truth], merged[prediction]) for image, truth, prediction in found.pictures]
-        sheet = pictures.comparison(shown, palette=self.palette, class_names=self.class_names, ignore=self.ignore)
+        sheet = pictures.comparison(shown, palette=self.palette, class_names=self.class_names)
         drawn = [pictures.Drawing(f"{domain.name}/predictions", f"{domain.name}.png", sheet)]
         if self.features is not None:
             for number, frame in enumerate(varying_sizes(shown), 1):
