@@ -42,7 +42,7 @@ from utils.errors import UserError, run_entry_point
 from utils.evaluation import varying_sizes
 from utils.features import FeatureDrawer
 from utils.report import Report
-from utils.runs import Start, changed_keys, find_start, open_folder, record_start
+from utils.runs import Start, check_continuation, find_start, open_folder, record_start
 from utils.scoring import Scorer, candidates, mixed_dtype
 from utils.state import RunState
 
@@ -70,6 +70,7 @@ class Trainer:
         jitter = self.method.jitter if cfg.AUGMENT.JITTER == "method" else cfg.AUGMENT.JITTER
         self.loader = build_training_loader(cfg, jitter=jitter, rank=self.rank, world_size=self.world_size)
         self.scored = self._scored_domains(limit=cfg.EVAL.LIMIT)
+        self.global_batch = self.loader.batches.global_batch
         self.steps_per_epoch = min(self.loader.steps_per_epoch, 2) if cfg.RUN.TEST_MODE else self.loader.steps_per_epoch
         self.whitened = self._whitened_domains()
         self.appearance = build_appearance(cfg)
@@ -142,7 +143,8 @@ class Trainer:
         self.model.train()
         batches = self.to_device(self.loader.epoch(progress.epoch, start_step=progress.step_in_epoch))
         steps = min(self.steps_per_epoch - progress.step_in_epoch, cfg.OPTIM.MAX_ITER - progress.step)
-        for micro_batches in _steps(batches, cfg.OPTIM.ACCUMULATE, steps):
+        for _ in range(steps):
+            micro_batches = [next(batches) for _ in range(cfg.OPTIM.ACCUMULATE)]
             if progress.step == 0 and cfg.RUN.DUMP_AUGMENTATION:
                 self.draw_batch(micro_batches[0])
             self.train_step(micro_batches)
@@ -359,34 +361,12 @@ class Trainer:
         if path is None:
             return
         content = checkpoint.read_checkpoint(path)
-        trained = config.from_dict(content["config"], source=str(path))
-        saved = trained.OPTIM
-        if saved.NAME != cfg.OPTIM.NAME:
-            raise UserError(
-                f"{path} was trained with --optimizer {saved.NAME}, whose state {cfg.OPTIM.NAME} cannot use: "
-                "continue with it, or start anew from the weights (--snapshot without --restore_optimizer)"
-            )
+        saved, now = (config.to_dict(tree) for tree in (config.from_dict(content["config"], source=str(path)), cfg))
+        check_continuation(
+            content, saved, now, path=path, steps_per_epoch=self.steps_per_epoch, global_batch=self.global_batch
+        )
         self.state.load(content, path=path)
         apply_settings(cfg, self.optimizer, self.scheduler)
-        for key in changed_keys(config.to_dict(trained), config.to_dict(cfg)):
-            logger.warning("continuing with another %s", key)
-        step = self.state.progress.step_in_epoch
-        if step > self.steps_per_epoch:
-            raise UserError(
-                f"{path} was saved at step {step} of an epoch, but an epoch has only {self.steps_per_epoch} steps "
-                "now; continue with the same images and batch"
-            )
-        before = saved.BATCH_SIZE * saved.ACCUMULATE * content["world_size"]
-        if step and before != self.global_batch:
-            raise UserError(
-                f"{path} was saved in the middle of an epoch at {before} images per step, now there are "
-                f"{self.global_batch}; continue with the same --bs_mult x --accumulate x processes"
-            )
-
-    @property
-    def global_batch(self) -> int:
-        """Images per optimizer step over all processes."""
-        return int(self.cfg.OPTIM.BATCH_SIZE * self.cfg.OPTIM.ACCUMULATE * self.world_size)
 
     def _log_start(self) -> None:
         cfg = self.cfg
@@ -410,12 +390,6 @@ class Trainer:
                 "%d images per step, the published recipe of %s has %d: change --accumulate or expect other numbers",
                 self.global_batch, self.method.name, published,
             )  # fmt: skip
-
-
-def _steps(batches: Iterator[TrainingBatch], accumulate: int, steps: int) -> Iterator[list[TrainingBatch]]:
-    """Yield the micro-batches of `steps` optimizer steps."""
-    for _ in range(steps):
-        yield [next(batches) for _ in range(accumulate)]
 
 
 def _stream(seed: int, step: int, micro_batch: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 import config
 from utils import distributed
 from utils.errors import UserError
-from utils.runs import Start, find_start, open_folder
+from utils.runs import Start, check_continuation, find_start, open_folder
 
 
 @pytest.fixture
@@ -58,6 +59,26 @@ def test_only_the_last_checkpoint_of_a_run_is_continued_in_place(run: Path, tmp_
     assert start(tmp_path, f"--resume {foreign}") == Start(foreign)
     with pytest.raises(UserError, match="there is no such file"):
         start(tmp_path, "--resume none.pth")
+
+
+@pytest.mark.parametrize(
+    ("step", "flags", "steps_per_epoch", "words"),
+    [
+        (3, "--optimizer adamw", 5, "was trained with --optimizer sgd, whose state adamw cannot use"),
+        (3, "", 2, "saved at step 3 of an epoch, but an epoch has only 2 steps now"),
+        (3, "--bs_mult 3", 5, "in the middle of an epoch at 4 images per step, now there are 3"),
+        (0, "--bs_mult 3", 5, ""),  # between two epochs
+        (3, "--accumulate 2 --bs_mult 2", 5, ""),  # was two processes
+    ],
+)
+def test_what_a_resume_may_not_change(step: int, flags: str, steps_per_epoch: int, words: str) -> None:
+    saved, now = (config.to_dict(config.parse(line.split(), program="train")) for line in ("--bs_mult 2", flags))
+    content = {"progress": {"step_in_epoch": step}, "world_size": 2}
+    batch = now["OPTIM"]["BATCH_SIZE"] * now["OPTIM"]["ACCUMULATE"]
+    with pytest.raises(UserError, match=f"old.pth.*{words}") if words else contextlib.nullcontext():
+        check_continuation(
+            content, saved, now, path=Path("old.pth"), steps_per_epoch=steps_per_epoch, global_batch=batch
+        )
 
 
 @pytest.mark.parametrize("url", ["bogus", "env://"])  # the second needs MASTER_ADDR

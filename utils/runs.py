@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
+import logging
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from utils.files import make_folder, write_text
 SEQUENCE_SECTIONS = ("DATASET", "NETWORK", "WHITENING", "LOSS", "AUGMENT", "OPTIM")
 # Keys in them that say where things lie or how fast they go, not what is computed.
 PLACE_KEYS = frozenset({"DATASET.CACHE_DIR", "DATASET.NUM_WORKERS", "DATASET.DOMAINS_FILE", "NETWORK.PRETRAINED"})
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,48 @@ def record_start(folder: Path, config_yaml: str, *, step: int, repository: Path)
     return versions
 
 
-def changed_keys(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Iterator[str]:
+def check_continuation(
+    content: Mapping[str, Any],
+    saved: Mapping[str, Any],
+    current: Mapping[str, Any],
+    *,
+    path: Path,
+    steps_per_epoch: int,
+    global_batch: int,
+) -> None:
+    """Refuse to continue a checkpoint in a way that cannot work, and log what a step will compute differently.
+
+    Args:
+        content: of the file `path`.
+        saved, current: configs as plain dicts, that of the checkpoint and that of now.
+        steps_per_epoch, global_batch: optimizer steps of an epoch and images of a step, now.
+
+    Raises:
+        UserError: another optimizer, or another batch or shorter epochs for a checkpoint from the middle of an epoch.
+    """
+    optim, name = saved["OPTIM"], current["OPTIM"]["NAME"]
+    if optim["NAME"] != name:
+        raise UserError(
+            f"{path} was trained with --optimizer {optim['NAME']}, whose state {name} cannot use: "
+            "continue with it, or start anew from the weights (--snapshot without --restore_optimizer)"
+        )
+    step = content["progress"]["step_in_epoch"]
+    if step > steps_per_epoch:
+        raise UserError(
+            f"{path} was saved at step {step} of an epoch, but an epoch has only {steps_per_epoch} steps now; "
+            "continue with the same images and batch"
+        )
+    before = optim["BATCH_SIZE"] * optim["ACCUMULATE"] * content["world_size"]
+    if step and before != global_batch:
+        raise UserError(
+            f"{path} was saved in the middle of an epoch at {before} images per step, now there are {global_batch}; "
+            "continue with the same --bs_mult x --accumulate x processes"
+        )
+    for key in _changed_keys(saved, current):
+        logger.warning("continuing with another %s", key)
+
+
+def _changed_keys(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Iterator[str]:
     """Yield `SECTION.KEY: saved -> current` for every key that decides what a step computes and differs."""
     if saved["RUN"]["SEED"] != current["RUN"]["SEED"]:
         yield f"RUN.SEED: {saved['RUN']['SEED']} -> {current['RUN']['SEED']}"
