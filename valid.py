@@ -30,13 +30,8 @@ from utils.scoring import Scorer, mixed_dtype
 logger = logging.getLogger("valid")
 
 
-def load_network(cfg: Any, path: str) -> tuple[Segmentor, Any, dict[str, Any]]:
-    """Do as `network_of` with a file that is read here."""
-    return network_of(cfg, checkpoint.read(path), path)
-
-
-def network_of(cfg: Any, content: dict[str, Any], path: str) -> tuple[Segmentor, Any, dict[str, Any]]:
-    """Build the network of a read weight file and load it.
+def load_network(cfg: Any, content: dict[str, Any]) -> tuple[Segmentor, Any, dict[str, Any]]:
+    """Build the network of the weight file --snapshot, whose content was read, and load it.
 
     Returns:
         The network, the config that its normalisation follows, and what the report says about the weights.
@@ -44,9 +39,10 @@ def network_of(cfg: Any, content: dict[str, Any], path: str) -> tuple[Segmentor,
     Raises:
         UserError: the file does not fit; for files without a config the head told from its names contradicts --method.
     """
+    path = cfg.RUN.SNAPSHOT
     about: dict[str, Any] = {"file": path}
     if checkpoint.is_ours(content):
-        saved = config.from_dict(content["config"])
+        saved = config.from_dict(content["config"], source=path)
         about.update(checkpoint=content["kind"], epoch=content["progress"]["epoch"])
         about.update(ema=saved.OPTIM.EMA_DECAY if content["average"] else None)
         if content["kind"] != checkpoint.CONVERTED:  # published weights do not say how they were trained
@@ -108,7 +104,7 @@ def score(cfg: Any, device: torch.device) -> Report:
     if not cfg.DATASET.VAL:
         raise UserError("no domain to score: give --val_dataset NAME ...")
     content = checkpoint.read(cfg.RUN.SNAPSHOT)
-    network, saved, about = network_of(cfg, content, cfg.RUN.SNAPSHOT)
+    network, saved, about = load_network(cfg, content)
     share = {"rank": distributed.rank(), "world_size": distributed.world_size(), "limit": cfg.EVAL.LIMIT}
     chosen = build_evaluation_loaders(cfg, cfg.DATASET.VAL, split=cfg.DATASET.SPLIT, **share)
     network.to(device)

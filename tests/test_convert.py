@@ -24,7 +24,7 @@ ALL = [*reference.DIIA, *(f"rn/{key}" for key in reference.ROBUSTNET)]
 
 def load(path: Path, *flags: str) -> Any:
     """The network that valid.py builds for a file."""
-    return valid.load_network(config.parse(["--snapshot", str(path), *flags], program="valid"), str(path))
+    return valid.load_network(config.parse(["--snapshot", str(path), *flags], program="valid"), checkpoint.read(path))
 
 
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")

@@ -283,10 +283,10 @@ def test_valid_draws_with_the_masks_of_the_file(runs: dict[bool, Path], small_ca
     valid.main([*arguments, "--val_limit", "1", "--opts", f"DATASET.CAMVID_DIR={small_camvid}"])
     names = {f"camvid_1_{kind}.png" for kind in ("covariances", "branches", "attention")}
     assert {path.name for path in (tmp_path / "features").iterdir()} == names
-    cfg = config.parse(arguments, program="valid")
-    network, saved, _ = valid.load_network(cfg, weights)
-    draw = valid.feature_drawer(cfg, network, saved, read_weights(Path(weights)), torch.device("cpu"))
-    masks = [value for name, value in read_weights(Path(weights))["criterion"].items() if "mask" in name]
+    cfg, content = config.parse(arguments, program="valid"), read_weights(Path(weights))
+    network, saved, _ = valid.load_network(cfg, content)
+    draw = valid.feature_drawer(cfg, network, saved, content, torch.device("cpu"))
+    masks = [value for name, value in content["criterion"].items() if "mask" in name]
     assert draw.whitening.has_masks and draw.pixels == (5, 6)
     for found, mask in zip(draw.whitening.masks, masks, strict=False):
         assert torch.equal(found, mask)

@@ -12,6 +12,7 @@ import config
 import train
 import valid
 from tests.runs import launch, run_folder, train_arguments
+from utils import checkpoint
 from utils.errors import UserError
 
 
@@ -61,6 +62,14 @@ def test_a_checkpoint_needs_nothing_but_itself(
     assert "mean over targets" in printed
 
 
+def test_an_option_that_does_not_exist_any_more_is_told_with_its_file(weights: Path) -> None:
+    file = str(weights / "last.pth")
+    content = checkpoint.read(file)
+    content["config"]["OPTIM"]["FORMER"] = 1
+    with pytest.raises(UserError, match=r"last\.pth: there is no option 'OPTIM\.FORMER'"):
+        valid.load_network(config.parse(["--snapshot", file], program="valid"), content)
+
+
 def test_the_score_is_the_one_that_training_wrote(weights: Path, small_camvid: Path, tmp_path: Path) -> None:
     expected = json.loads((weights / "scores" / "scores.json").read_text())
     assert score(weights / "last.pth", small_camvid, tmp_path)["domains"] == expected["domains"]
@@ -84,7 +93,9 @@ def test_flags_that_a_checkpoint_does_not_follow_are_named(
     flags: str, words: str, weights: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = str(weights / "last.pth")
-    network, _, _ = valid.load_network(config.parse(["--snapshot", file, *flags.split()], program="valid"), file)
+    network, _, _ = valid.load_network(
+        config.parse(["--snapshot", file, *flags.split()], program="valid"), checkpoint.read(file)
+    )
     assert "ResNet-50, output stride 16, method ibn" in network.describe()
     found = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(found) == bool(words) and all(words in message for message in found), found
