@@ -20,7 +20,7 @@ from loss import MaskStatistics, build_criterion
 from network import Segmentor, build_network
 from network.diia import coarse_layout
 from utils.logs import write_line
-from utils.metrics import confusion_matrix
+from utils.metrics import best_class, confusion_matrix
 from utils.report import markdown
 
 Work = Callable[[], object]
@@ -55,11 +55,11 @@ def evaluation(*, height: int, width: int, device: torch.device) -> Work:
     network, _ = network_of("diia", device)
     network.eval()
     images = torch.randn(1, 3, height, width, device=device)
-    labels = torch.randint(0, 19, (1, height, width), device=device)
+    labels = torch.randint(0, 19, (1, height, width), dtype=torch.uint8, device=device)
 
     @torch.inference_mode()
     def work() -> object:
-        return confusion_matrix(labels, network.predict(images).argmax(1), num_classes=19).cpu()
+        return confusion_matrix(labels, best_class(network.predict(images)), num_classes=19).cpu()
 
     return work
 
