@@ -120,12 +120,15 @@ class Trainer:
         self.board = logs.Board(events, self.folder / "history.jsonl", first_step=progress.step)
         self.to_device.restart()
         hidden = not distributed.is_main()
-        total, first = cfg.OPTIM.MAX_ITER, progress.step
-        with tqdm(total=total, initial=first, desc="train", unit="step", disable=hidden) as self.bar:
+        self.last_step = cfg.OPTIM.MAX_ITER
+        if cfg.OPTIM.MAX_EPOCH:
+            left = (cfg.OPTIM.MAX_EPOCH - progress.epoch) * self.steps_per_epoch - progress.step_in_epoch
+            self.last_step = min(self.last_step, progress.step + left)
+        with tqdm(total=self.last_step, initial=progress.step, desc="train", unit="step", disable=hidden) as self.bar:
             while True:
                 if progress.step_in_epoch == self.steps_per_epoch:  # also where a resumed run was killed in end_epoch
                     self.end_epoch()
-                if progress.step >= cfg.OPTIM.MAX_ITER or 0 < cfg.OPTIM.MAX_EPOCH <= progress.epoch:
+                if progress.step >= self.last_step:
                     break
                 self.train_epoch()
         self.terms.check_finite()
@@ -138,11 +141,11 @@ class Trainer:
         logger.info("finished at step %d; run folder %s", progress.step, self.folder)
 
     def train_epoch(self) -> None:
-        """Train the rest of the current epoch, or up to --max_iter."""
+        """Train the rest of the current epoch, or up to the last step of the run."""
         cfg, progress = self.cfg, self.progress
         self.model.train()
         batches = self.to_device(self.loader.epoch(progress.epoch, start_step=progress.step_in_epoch))
-        steps = min(self.steps_per_epoch - progress.step_in_epoch, cfg.OPTIM.MAX_ITER - progress.step)
+        steps = min(self.steps_per_epoch - progress.step_in_epoch, self.last_step - progress.step)
         for _ in range(steps):
             micro_batches = [next(batches) for _ in range(cfg.OPTIM.ACCUMULATE)]
             if progress.step == 0 and cfg.RUN.DUMP_AUGMENTATION:
@@ -151,7 +154,7 @@ class Trainer:
             progress.step += 1
             progress.step_in_epoch += 1
             self.bar.update()
-            if progress.step % cfg.RUN.LOG_INTERVAL == 0 or progress.step == cfg.OPTIM.MAX_ITER:
+            if progress.step % cfg.RUN.LOG_INTERVAL == 0 or progress.step == self.last_step:
                 self.terms.check_finite()
                 self.log_terms()
             if cfg.RUN.SAVE_INTERVAL and progress.step % cfg.RUN.SAVE_INTERVAL == 0:
@@ -308,7 +311,7 @@ class Trainer:
         text = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
         logger.info(
             "epoch %d, step %d/%d, lr %.5f: %s; %.0f%% of the time waiting for data",
-            self.progress.epoch, step, self.cfg.OPTIM.MAX_ITER, rate, text, 100 * waited,
+            self.progress.epoch, step, self.last_step, rate, text, 100 * waited,
         )  # fmt: skip
         if waited > SLOW_DATA and not self.advised:
             self.advised = True

@@ -316,6 +316,13 @@ def test_test_mode_does_a_little_of_everything(small_camvid: Path, tmp_path: Pat
     )
 
 
+def test_the_last_steps_are_logged_where_epochs_end_the_run(small_camvid: Path, tmp_path: Path) -> None:
+    long = ("--max_iter", "1000", "--log_interval", "3", "--backbone", "resnet18", "--method", "base")
+    train.main(train_arguments(small_camvid, tmp_path, *long, "--max_epoch", "1", "--val_limit", "1"))
+    assert read_weights(run_folder(tmp_path) / "last.pth")["progress"] == {"epoch": 1, "step_in_epoch": 0, "step": 4}
+    assert re.findall(r"step (\d/\d), lr", (run_folder(tmp_path) / "log.txt").read_text()) == ["3/4", "4/4"]
+
+
 def test_bad_input_is_one_line_and_exit_code_2(small_camvid: Path, tmp_path: Path) -> None:
     arguments = train_arguments(small_camvid, tmp_path)
     arguments[arguments.index("camvid")] = "camvit"
