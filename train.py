@@ -409,7 +409,7 @@ def _shortened(cfg: Any) -> Any:
 
 
 def check_data(cfg: Any) -> None:
-    """Look at a sample of every split that the run reads; raise for what would stop or spoil it, log the rest."""
+    """Look at a sample of all splits that the run reads with labels; raise for what would stop it, log the rest."""
     domains = load_domains(cfg)
     sources, targets = ([get_domain(domains, name) for name in names] for names in (cfg.DATASET.TRAIN, cfg.DATASET.VAL))
     needed = [(domain, training_split(cfg, domain)) for domain in sources]
