@@ -18,7 +18,7 @@ from datasets.labels import CLASS_NAMES, NUM_CLASSES, PALETTE
 from datasets.plan import sample_rng
 from datasets.segmentation import read_pair, to_tensor
 from datasets.tools import chosen_domains, data_config, data_parser
-from transforms.appearance import Appearance, AppearanceDraws
+from transforms.appearance import Appearance, AppearanceDraws, Draws
 from transforms.edges import edge_target
 from transforms.geometry import Geometry, RandomFlip, RandomScale
 from transforms.recipes import build_appearance, build_draws, build_geometry
@@ -93,17 +93,18 @@ def frame_cells(name: str, image: Array, label: Array, *, item: int, pipeline: P
     view, draws, shown, mirrored = pipeline.deliver(start, item=item)
     crop, target = view.image, view.label  # (h, w, 3), (h, w)
     edges = edge_target(to_tensor(crop)[None])[0].byte().numpy()  # (h, w)
-    sigma, ignored, found = float(draws[-1]), float(np.mean(target >= NUM_CLASSES)), len(_classes(target))
+    drawn, ignored, found = Draws.of(draws.tolist()), float(np.mean(target >= NUM_CLASSES)), len(_classes(target))
     geometry = (
         f"scale {shown[0] / label.shape[1]:.2f}: {shown[0]}x{shown[1]}",
         f"crop {crop.shape[1]}x{crop.shape[0]}{', mirrored' if mirrored else ''}",
     )
-    appearance = (f"jitter {'on' if draws[0] else 'off'}", f"blur sigma {sigma:.2f}" if sigma else "no blur")
+    sigmas = {"Gaussian": drawn.sigma, "bilateral": drawn.bilateral}
+    blur = next((f"{kind} blur, sigma {sigma:.2f}" for kind, sigma in sigmas.items() if sigma), "no blur")
     return [
         Cell(_fit(image, FRAME), (name, f"{label.shape[1]}x{label.shape[0]}")),
         Cell(_overlaid(image, label, start, FRAME), (f"focus: {CLASS_NAMES[focus[0]] if focus else 'none'}",)),
         Cell(_overlaid(crop, target, view, CROP), geometry),
-        Cell(_fit(pipeline.seen(crop, draws), CROP), appearance),
+        Cell(_fit(pipeline.seen(crop, draws), CROP), (f"jitter {'on' if drawn.jittered else 'off'}", blur)),
         Cell(
             _fit(colorize(target, palette=PALETTE), CROP, smooth=False),
             (f"{found} class{'' if found == 1 else 'es'}", f"{ignored:.1%} ignored"),
@@ -175,10 +176,11 @@ def browse(cfg: Any, domain: Domain, *, split: str, count: int) -> Array:
         image, label = read_pair(pairs[item], encoding=domain.encoding)
         rows.append(frame_cells(Path(pairs[item].name).name, image, label, item=item, pipeline=pipeline))
         classes |= _classes(label)
+    blur = "bilateral" if augment.BBLUR else "Gaussian" if augment.GBLUR else "no"
     title = (
         f"{domain.name}/{split}: {count} of {len(pairs)} frames. Crop {augment.CROP_SIZE}, scale {augment.SCALE_MIN:g} "
         f"to {augment.SCALE_MAX:g}, {jitter} jitter with probability {augment.COLOR_AUG:g}, "
-        f"blur {'on' if augment.GBLUR else 'off'}, seed {cfg.RUN.SEED}"
+        f"{blur} blur, seed {cfg.RUN.SEED}"
     )
     return draw_sheet(title, rows, classes=classes)
 

@@ -112,6 +112,14 @@ def test_the_focus_is_on_its_class_and_every_class_gets_its_turn() -> None:
     assert make_pipeline(parse(), tile=0).focus(label, item=0) is None
 
 
+@pytest.mark.parametrize(("option", "kind", "column"), [("GBLUR", "Gaussian", 9), ("BBLUR", "bilateral", 10)])
+def test_the_blur_is_told(option: str, kind: str, column: int) -> None:
+    pipeline, label = make_pipeline(parse(f"AUGMENT.{option}=true")), blocks(3, (64, 64))
+    cells = frame_cells("", paint(label), label, item=0, pipeline=pipeline)
+    sigma = pipeline.deliver(make_view(paint(label), label, focus=None), item=0).draws[column]
+    assert cells[3].lines[1] == f"{kind} blur, sigma {sigma:.2f}" and sigma > 0
+
+
 def test_a_row_shows_frame_labels_crop_cross_and_edges() -> None:
     label = np.full((100, 200), 13, np.uint8)
     label[40:60, 90:110] = 255
