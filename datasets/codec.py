@@ -129,8 +129,8 @@ def read_image(path: str, *, decoder: str = "opencv") -> np.ndarray:
     """Return an image file as (H, W, 3) uint8 RGB, as it is stored: an EXIF orientation is not applied.
 
     Args:
-        decoder: a name of `DECODERS`. Pillow reads what is not plain 8-bit
-            RGB, and whatever the decoder gives up on, so that all of them accept and refuse the same files.
+        decoder: a name of `DECODERS`. Pillow reads what is not plain 8-bit RGB, and whatever the decoder gives up on,
+            so that all of them accept and refuse the same files.
 
     Raises:
         UserError: the file is not there, damaged, no image, or one of a single channel beyond 8 bits.
@@ -167,15 +167,11 @@ def decode_label(path: str, *, encoding: Encoding) -> np.ndarray:
             "check the label files or the encoding of the domain"
         )
     if encoding.foreign is not None:
-        _refuse_foreign(image, path, encoding.foreign)
+        index, colour, sentence = encoding.foreign
+        palette = image.getpalette() or []
+        if tuple(palette[3 * index : 3 * index + 3]) == colour:
+            raise UserError(f"{path}: {sentence}")
     return _from_ids(np.asarray(image), path, encoding)
-
-
-def _refuse_foreign(image: Image.Image, path: str, foreign: tuple[int, tuple[int, int, int], str]) -> None:
-    index, colour, sentence = foreign
-    palette = image.getpalette() or []
-    if tuple(palette[3 * index : 3 * index + 3]) == colour:
-        raise UserError(f"{path}: {sentence}")
 
 
 def _from_ids(raw: np.ndarray, path: str, encoding: Encoding) -> np.ndarray:
@@ -189,22 +185,17 @@ def _from_ids(raw: np.ndarray, path: str, encoding: Encoding) -> np.ndarray:
     if encoding.other is None and (train == _UNKNOWN).any():
         unknown = np.unique(raw[train == _UNKNOWN])
         names = ", ".join(str(value) for value in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-        raise UserError(_unknown_values(path, names, encoding))
+        way_out = "check the label files, or the table and encoding of the domain"
+        raise UserError(
+            f"{path}: has the label ids {names}, which the encoding {encoding.name} does not know; "
+            + (way_out if encoding.foreign is None else encoding.foreign[2])
+        )
     return train
 
 
 def _look_up(table: np.ndarray, raw: np.ndarray) -> np.ndarray:
     """Return `table[raw]` for a table of 256 and (H, W), both uint8; OpenCV is several times faster than numpy."""
     return opencv().LUT(raw, table)
-
-
-def _unknown_values(path: str, names: str, encoding: Encoding) -> str:
-    if encoding.foreign is not None:
-        return f"{path}: has the label ids {names}, which {encoding.name} does not have; {encoding.foreign[2]}"
-    return (
-        f"{path}: has the label ids {names}, which the encoding {encoding.name} does not know; "
-        "check the label files, or the table and encoding of the domain"
-    )
 
 
 def _from_colours(image: Image.Image, path: str, encoding: Encoding) -> np.ndarray:

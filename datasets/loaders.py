@@ -219,10 +219,6 @@ class EvaluationLoader:
         """Yield the samples of this process."""
         return iter(self.loader)
 
-    def __len__(self) -> int:
-        """Return the number of images of this process."""
-        return len(self.loader)
-
 
 def build_evaluation_loader(
     cfg: Any, domain: Domain, *, split: str, rank: int, world_size: int, limit: int = 0

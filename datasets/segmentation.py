@@ -99,10 +99,6 @@ class TrainingSet(Dataset[Sample]):
         self.cache = cache
         self.starts = [0, *accumulate(len(source.pairs) for source in self.sources)]
 
-    def __len__(self) -> int:
-        """Return the number of pairs."""
-        return self.starts[-1]
-
     def __getitem__(self, pick: Pick) -> Sample:
         """Read, transform and hand over one sample; the same pick always gives the same sample."""
         index = bisect_right(self.starts, pick.item) - 1
@@ -139,10 +135,6 @@ class StatisticsSet(Dataset[StatisticsSample]):
         self, pairs: Sequence[Pair], *, draws: AppearanceDraws, seed: int, cache: FrameCache | None = None
     ) -> None:
         self.pairs, self.draws, self.seed, self.cache = tuple(pairs), draws, seed, cache
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.pairs)
 
     def __getitem__(self, pick: Pick) -> StatisticsSample:
         """Read one image."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from utils.errors import UserError, one_line
@@ -15,17 +16,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class _Works(Dataset[Any]):
-    """Work that is done on an item when it is asked for."""
-
-    def __init__(self, work: Callable[[Any], Any], items: Sequence[Any]) -> None:
-        self.work, self.items = work, items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.work(self.items[index])
+def _each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    return [work(item) for item in items]
 
 
 def in_workers(
@@ -37,11 +29,12 @@ def in_workers(
         UserError: as `work` raised it, in a worker too; or a worker was killed.
     """
     size = max(1, min(16, len(items) // (4 * max(workers, 1))))  # items per task: handing one over costs time too
+    dataset: Any = items
     loader: DataLoader[list[Result]] = DataLoader(
-        _Works(work, items),
+        dataset,
         batch_size=size,
         num_workers=min(workers, len(items)),
-        collate_fn=list,
+        collate_fn=partial(_each, work),
         generator=torch.Generator(),  # keeps the loader from drawing its own seed from the global stream
     )
     try:
