@@ -95,6 +95,7 @@ def test_processes_that_cannot_meet_are_told(url: str, monkeypatch: pytest.Monke
     [
         (torch.OutOfMemoryError("CUDA out of memory"), "lower --bs_mult"),
         (RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [::1]:85"), "another process"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "lower --num_workers"),
         (RuntimeError("something else"), "something else"),
     ],
 )

@@ -95,7 +95,7 @@ def process_group(device: torch.device, dist_url: str = "env://") -> Iterator[No
     After an error it is left as it is: the others may be waiting in it, and the launcher ends them when this one exits.
 
     Raises:
-        UserError: the GPU's memory did not suffice, or another process has gone.
+        UserError: the GPU's memory did not suffice, or another process or a loader process has gone.
     """
     try:
         init(device, dist_url)
@@ -108,6 +108,11 @@ def process_group(device: torch.device, dist_url: str = "env://") -> Iterator[No
     except RuntimeError as error:
         if re.search(r"gloo.*by peer", str(error)):
             raise UserError("another process of this run has ended; it says why") from error
+        if str(error).startswith("DataLoader worker"):
+            raise UserError(
+                "a loader process was killed, most likely for want of memory: lower --num_workers (0 for none); a "
+                "training goes on with --resume auto"
+            ) from error
         raise
     if is_initialized():
         dist.destroy_process_group()
