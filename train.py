@@ -195,9 +195,10 @@ class Trainer:
 
     def whitening_is_on(self) -> bool:
         """Tell whether the whitening loss counts in this epoch: IRW always, ISW once its masks exist."""
-        if self.method.whitening == "isw":
-            return self.criterion.has_masks and self.progress.epoch > self.cfg.WHITENING.COV_STAT_EPOCH
-        return self.method.whitening is not None
+        whitening = self.criterion.whitening
+        if whitening is not None and whitening.selective:
+            return whitening.has_masks and self.progress.epoch > self.cfg.WHITENING.COV_STAT_EPOCH
+        return whitening is not None
 
     def end_epoch(self) -> None:
         """Collect the whitening masks and score where it is due, then save and go on to the next epoch."""
@@ -223,8 +224,10 @@ class Trainer:
         """Find the style-sensitive covariances from pairs of a training image and its photometric copy (SPEC: ISW)."""
         cfg = self.cfg.WHITENING
         passes = (self._pairs(domain, trial) for trial in range(cfg.TRIALS) for domain in self.whitened)
-        found = collect_masks(self.criterion, self.network, passes, clusters=cfg.CLUSTERS, device=self.device)
-        sensitive = self.criterion.num_sensitive()
+        whitening = self.criterion.whitening
+        assert whitening is not None
+        found = collect_masks(whitening, self.network, passes, clusters=cfg.CLUSTERS, device=self.device)
+        sensitive = whitening.num_sensitive()
         logger.info("epoch %d: whitening masks keep %s entries", self.progress.epoch, sensitive)
         self.board.scalars({f"whitening/sensitive_{i}": float(n) for i, n in enumerate(sensitive)}, self.progress.step)
         if self.scorer.features is not None and distributed.is_main():

@@ -121,29 +121,3 @@ class Criterion(nn.Module):
                 value = torch.where(value.detach() > LAYOUT_LIMIT, LAYOUT_DAMPING, 1.0) * value
             parts.append(self.weights[name] * value)
         return torch.stack(parts).sum()
-
-    @property
-    def has_masks(self) -> bool:
-        """Tell whether the whitening term can be computed (IW and IRW: always)."""
-        return self.whitening is not None and self.whitening.has_masks
-
-    @property
-    def relax_denom(self) -> float:
-        """The whitening's relaxation, which ISW's statistics need."""
-        return self.whitening.relax_denom if self.whitening is not None else 0.0
-
-    def reset_masks(self) -> None:
-        """Forget ISW's masks."""
-        self._selective().reset_masks()
-
-    def intersect_masks(self, masks: Sequence[Tensor]) -> None:
-        """Intersect ISW's masks with those of one more trial; warns where nothing is left."""
-        self._selective().intersect_masks(masks)
-
-    def num_sensitive(self) -> list[int]:
-        """Count the covariances in each mask."""
-        return self.whitening.num_sensitive() if self.whitening is not None else []
-
-    def _selective(self) -> Whitening:
-        assert self.whitening is not None and self.whitening.selective, "only ISW chooses masks"
-        return self.whitening

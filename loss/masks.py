@@ -13,41 +13,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from loss.criterion import Criterion
-from loss.whitening import covariance, relaxation
+from loss.whitening import Whitening, covariance, relaxation
 from utils import distributed
 from utils.errors import UserError
 
 
 def collect_masks(
-    criterion: Criterion, network: Any, passes: Iterable[Iterable[Tensor]], *, clusters: int, device: torch.device
+    whitening: Whitening, network: Any, passes: Iterable[Iterable[Tensor]], *, clusters: int, device: torch.device
 ) -> list[Tensor]:
-    """Give the criterion new masks: every pass over images chooses covariances, those that all passes chose stay.
+    """Give ISW new masks: every pass over images chooses covariances, those that all passes chose stay.
 
     The processes each read their share of a pass and all get the same masks.
 
     Args:
         network: has `style_features` and `style_channels`; is left in evaluation mode.
         passes: pairs (2, 3, H, W), normalised: an image's photometric copy and the image.
-        clusters: of the variances, unless the criterion's relaxation chooses.
+        clusters: of the variances, unless the relaxation chooses.
 
     Returns:
         The variance matrix (C, C) of each map's covariances, the mean over the passes.
     """
     found = []
     distributed.broadcast_buffers(network)
-    criterion.reset_masks()
+    whitening.reset_masks()
     network.eval()
     for pairs in passes:
         statistics = MaskStatistics(
-            network.style_channels, clusters=clusters, relax_denom=criterion.relax_denom, device=device
+            network.style_channels, clusters=clusters, relax_denom=whitening.relax_denom, device=device
         )
         with torch.inference_mode():
             for pair in pairs:
                 statistics.update(network.style_features(pair))
         for tensor in statistics.tensors():
             distributed.all_reduce_sum(tensor)
-        criterion.intersect_masks(statistics.masks())
+        whitening.intersect_masks(statistics.masks())
         found.append(statistics.variances())
     return [torch.stack(variances).mean(0) for variances in zip(*found, strict=True)]
 

@@ -58,6 +58,7 @@ class Whitening(nn.Module):
     """
 
     masks_ready: Tensor
+    has_masks: bool  # the buffer's value on the host, so that a step need not ask the device
 
     def __init__(self, channels: Sequence[int], *, kind: str, relax_denom: float = 0.0) -> None:
         super().__init__()
@@ -72,50 +73,43 @@ class Whitening(nn.Module):
             mask = torch.zeros(width, width, dtype=torch.bool) if self.selective else strict_triangle(width)
             self.register_buffer(f"mask{index}", mask, persistent=self.selective)
         self.register_buffer("masks_ready", torch.tensor(not self.selective), persistent=self.selective)
-        self._ready = not self.selective  # the buffer's value on the host, so that a step need not ask the device
+        self.has_masks = not self.selective
         self.register_load_state_dict_post_hook(lambda module, _: module._read_ready())
 
     def _read_ready(self) -> None:
-        self._ready = bool(self.masks_ready)
+        self.has_masks = bool(self.masks_ready)
 
     @property
     def masks(self) -> list[Tensor]:
         """The (C, C) boolean mask of each captured map."""
         return [self.get_buffer(f"mask{index}") for index in range(len(self.channels))]
 
-    @property
-    def has_masks(self) -> bool:
-        """Tell whether the term can be computed."""
-        return self._ready
-
     def reset_masks(self) -> None:
         """Forget ISW's masks."""
         assert self.selective, "only ISW chooses masks"
         for mask in self.masks:
             mask.zero_()
-        self._set_ready(False)
+        self.masks_ready.fill_(False)
+        self.has_masks = False
 
     def intersect_masks(self, masks: Sequence[Tensor]) -> None:
         """Keep what these masks and, if there are any, the ones before agree on; warn once where nothing is left."""
         assert self.selective and len(masks) == len(self.channels)
         for width, own, new in zip(self.channels, self.masks, masks, strict=True):
-            was_empty = self._ready and not own.any()
-            own.copy_(new.to(own) & own if self._ready else new.to(own))
+            was_empty = self.has_masks and not own.any()
+            own.copy_(new.to(own) & own if self.has_masks else new.to(own))
             if not was_empty and not own.any():
                 log.warning("ISW: no covariance of the %d-channel map is left in its mask; its loss is zero", width)
-        self._set_ready(True)
+        self.masks_ready.fill_(True)
+        self.has_masks = True
 
     def num_sensitive(self) -> list[int]:
         """Count the entries in each mask."""
         return [int(mask.sum()) for mask in self.masks]
 
-    def _set_ready(self, ready: bool) -> None:
-        self.masks_ready.fill_(ready)
-        self._ready = ready
-
     def forward(self, style: Sequence[Tensor]) -> Tensor:
         """Average the losses of the captured maps (B, C, h, w)."""
-        assert self._ready, "ISW has no masks yet: call collect_masks first"
+        assert self.has_masks, "ISW has no masks yet: call collect_masks first"
         assert len(style) == len(self.channels), f"{len(style)} captured maps, {len(self.channels)} expected"
         rows = zip(style, self.masks, self.margins, strict=True)
         losses = [whitening_loss(maps, mask=mask, margin=margin) for maps, mask, margin in rows]

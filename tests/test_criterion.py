@@ -49,7 +49,7 @@ def some_labels() -> torch.Tensor:
 def test_terms_and_weights_of_diia() -> None:
     criterion, output, labels = build(), made_up_output(), some_labels()
     edges = torch.full((2, 8, 8), 7.0)
-    criterion.intersect_masks([torch.ones(4, 4).triu(1).bool(), torch.ones(6, 6).triu(1).bool()])
+    criterion.whitening.intersect_masks([torch.ones(4, 4).triu(1).bool(), torch.ones(6, 6).triu(1).bool()])
     terms = criterion(output, labels, edges, whiten=True)
     entropy = {"fused": output.fused, "coarse": output.coarse, "edge_logits": output.edge_logits}
     for name, logits in entropy.items():
@@ -183,9 +183,9 @@ def test_half_precision_logits_are_summed_in_single() -> None:
 def test_state_holds_the_masks() -> None:
     criterion = build("isw")
     assert set(criterion.state_dict()) == {"whitening.mask0", "whitening.mask1", "whitening.masks_ready"}
-    criterion.intersect_masks([torch.ones(4, 4).triu(1).bool(), torch.ones(6, 6).triu(1).bool()])
+    criterion.whitening.intersect_masks([torch.ones(4, 4).triu(1).bool(), torch.ones(6, 6).triu(1).bool()])
     other = build("isw")
-    assert not other.has_masks
+    assert not other.whitening.has_masks
     other.load_state_dict(criterion.state_dict())
-    assert other.has_masks and other.num_sensitive() == [6, 15]
-    assert build("base").num_sensitive() == [] and not build("base").has_masks
+    assert other.whitening.has_masks and other.whitening.num_sensitive() == [6, 15]
+    assert build("base").whitening is None

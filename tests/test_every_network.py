@@ -71,9 +71,11 @@ def build(method: str, name: str, stride: int, codes: tuple[int, ...] | None = N
 
 
 def loss_of(network: Segmentor) -> Any:
-    criterion = build_criterion(reference.options(), method=network.method, style_channels=network.style_channels)
+    criterion: Any = build_criterion(reference.options(), method=network.method, style_channels=network.style_channels)
     if network.method.whitening == "isw":
-        criterion.intersect_masks([torch.ones(c, c, dtype=torch.bool).triu(1) for c in network.style_channels])
+        criterion.whitening.intersect_masks(
+            [torch.ones(c, c, dtype=torch.bool).triu(1) for c in network.style_channels]
+        )
     return criterion
 
 
@@ -88,7 +90,7 @@ def check_features(network: Segmentor, images: torch.Tensor) -> None:
 def check_step(network: Segmentor, terms_wanted: set[str]) -> None:
     """Take a training step: every parameter receives a finite gradient."""
     criterion, (images, labels, edges) = loss_of(network), reference.sample(2, *SIZE)
-    terms = criterion(network(images), labels, edges, whiten=criterion.has_masks)
+    terms = criterion(network(images), labels, edges, whiten=criterion.whitening is not None)
     criterion.total(terms).backward()
     assert terms.keys() == terms_wanted
     bad = [key for key, value in network.named_parameters() if value.grad is None or not value.grad.isfinite().all()]

@@ -15,7 +15,7 @@ import config
 import train
 import valid
 from datasets.labels import CLASS_NAMES, PALETTE
-from loss import Criterion, collect_masks
+from loss import collect_masks
 from loss.whitening import Whitening, covariance
 from network.diia import TripleAggregation
 from tests import reference
@@ -216,9 +216,8 @@ def test_the_collected_variances_are_the_mean_over_the_passes() -> None:
     settings: dict[str, Any] = {"clusters": 3, "device": torch.device("cpu")}
     passes = [[torch.randn(2, 3, 32, 32)], [torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32)]]
     whitening = Whitening(network.style_channels, kind="isw")
-    criterion = Criterion(head="plain", whitening=whitening, whitening_weight=1.0)
     first, second, both = (
-        collect_masks(criterion, network, part, **settings) for part in (passes[:1], passes[1:], passes)
+        collect_masks(whitening, network, part, **settings) for part in (passes[:1], passes[1:], passes)
     )
     for one, other, mean in zip(first, second, both, strict=True):
         assert one.max() > 0 and not torch.equal(one, other)

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from loss import build_criterion
-from loss.criterion import Criterion
 from loss.masks import MaskStatistics
 from network import build_network
 from tests import reference
@@ -75,12 +74,12 @@ def build(cfg: Any, names: Iterable[str]) -> tuple[Any, dict[str, str]]:
     return network, reference.fill_network(network, names)
 
 
-def build_loss(network: Any) -> Criterion:
+def build_loss(network: Any) -> Any:
     cfg = reference.options()
-    criterion = build_criterion(cfg, method=network.method, style_channels=network.style_channels)
+    criterion: Any = build_criterion(cfg, method=network.method, style_channels=network.style_channels)
     if network.method.whitening == "isw":
         for trial in (0, 1):
-            criterion.intersect_masks(reference.trial_masks(trial, network.style_channels))
+            criterion.whitening.intersect_masks(reference.trial_masks(trial, network.style_channels))
     return criterion
 
 
@@ -89,7 +88,7 @@ def train_step(network: Any, names: Mapping[str, str], batch: tuple[Tensor, Tens
     network.train()
     images, labels, edges = batch
     output = network(images)
-    terms = criterion(output, labels, edges, whiten=criterion.has_masks)
+    terms = criterion(output, labels, edges, whiten=criterion.whitening is not None)
     total = criterion.total(terms)
     total.backward()
     parameters = dict(network.named_parameters())

@@ -24,10 +24,11 @@ OUTPUT, LOSS = 3e-5, 1e-5
 def test_masks_of_two_trials(golden: Path) -> None:
     wanted = np.load(golden / "isw.npz")
     network = reference.small_network("isw")
-    criterion: Any = build_criterion(reference.options("isw"), method=network.method, style_channels=DIMS)
+    criterion = build_criterion(reference.options("isw"), method=network.method, style_channels=DIMS)
+    whitening: Any = criterion.whitening
     for trial in (0, 1):
-        criterion.intersect_masks(reference.trial_masks(trial))
-        for width, mask, count in zip(DIMS, criterion.whitening.masks, criterion.num_sensitive(), strict=True):
+        whitening.intersect_masks(reference.trial_masks(trial))
+        for width, mask, count in zip(DIMS, whitening.masks, whitening.num_sensitive(), strict=True):
             stored = np.unpackbits(wanted[f"mask_t{trial + 1}_{width}"], count=width * width).reshape(width, width)
             np.testing.assert_array_equal(mask.numpy(), stored)
             assert count == wanted[f"num_sensitive_t{trial + 1}_{width}"]
