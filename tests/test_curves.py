@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from utils import curves
 from utils.errors import UserError
-from utils.logs import read_history
+from utils.logs import Board, read_history
 
 
 def test_runs_become_a_picture(tmp_path: Path) -> None:
@@ -37,3 +38,10 @@ def test_runs_become_a_picture(tmp_path: Path) -> None:
 def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "history.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert read_history(tmp_path / "history.jsonl") == [{"step": 1}, {"step": 2}]
+
+
+def test_numbers_that_json_lacks_are_left_out_of_the_history(tmp_path: Path) -> None:
+    board = Board(tmp_path / "tb", tmp_path / "history.jsonl", first_step=0)
+    board.scalars({"camvid/val_loss": math.nan, "optim/grad_norm": math.inf, "camvid/acc": 0.5}, 3)
+    board.close()
+    assert (tmp_path / "history.jsonl").read_text() == '{"step": 3, "camvid/acc": 0.5}\n'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import platform
 import subprocess
 import sys
@@ -154,12 +155,13 @@ class Board:
             write_text(history, "".join(json.dumps(line) + "\n" for line in kept))
 
     def scalars(self, values: dict[str, float], step: int) -> None:
-        """Write numbers by tag, as they are after `step` steps."""
+        """Write numbers by tag, as they are after `step` steps; JSON has no nan and no infinity: they are left out."""
         if self._writer is not None:
             for tag, value in values.items():
                 self._writer.add_scalar(tag, value, step)
             with self._history.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
+                finite = {tag: value for tag, value in values.items() if math.isfinite(value)}
+                file.write(json.dumps({"step": step, **finite}) + "\n")
 
     def picture(self, tag: str, image: Any, step: int) -> None:
         """Write an (h,w,3) uint8 picture."""
