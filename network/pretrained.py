@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from network.backbone import Backbone
 from network.resnet import ResNet
@@ -41,8 +41,7 @@ def load_pretrained(network: Segmentor, source: str) -> None:
         raise UserError(f"--pretrained {source}: there is no such file; {_way_out(backbone)}")
     state = _download(backbone) if source == "torchvision" else unwrap_state(checkpoint.read(source))
     origin = f"--pretrained {source}"
-    renamed = _to_backbone(state, backbone, origin=origin)
-    _load_strictly(backbone, renamed, origin=origin, may_miss=("num_batches_tracked",))
+    checkpoint.load_strictly(backbone, _to_backbone(state, backbone, origin=origin), path=origin)
     log.info("backbone: ImageNet weights from %s", source)
 
 
@@ -108,34 +107,3 @@ def _to_backbone(state: Mapping[str, Any], backbone: Backbone, *, origin: str) -
     # What a file cannot have keeps its values: style sites behind a stage, all but the affine part of one in the stem.
     own = [name for name in wanted if ".site." in name or (name.startswith(replaced) and not name.endswith(affine))]
     return converted | {name: wanted[name] for name in own}
-
-
-def _load_strictly(module: nn.Module, state: Mapping[str, Any], *, origin: str, may_miss: Sequence[str] = ()) -> None:
-    """Load weights by name; every missing, unexpected or differently shaped entry is listed in the error.
-
-    Args:
-        module: changed in place, and only if everything fits.
-        state: name -> tensor.
-        origin: file or flag to name in the error.
-        may_miss: last parts of names that may be absent and then keep their value.
-
-    Raises:
-        UserError: names or shapes differ.
-    """
-    own = module.state_dict()
-    missing = [name for name in own if name not in state and name.rsplit(".", 1)[-1] not in may_miss]
-    unexpected = [name for name in state if name not in own]
-    shapes = [
-        f"{name} is {_shape(state[name])}, must be {_shape(value)}"
-        for name, value in own.items()
-        if name in state and _shape(state[name]) != _shape(value)
-    ]
-    found = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-    problems = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in found if names]
-    if problems:
-        raise UserError(f"{origin}: the weights do not fit the network; {'; '.join(problems)}")
-    module.load_state_dict({**own, **state})
-
-
-def _shape(value: Any) -> str:
-    return "x".join(map(str, value.shape)) or "a number" if isinstance(value, Tensor) else type(value).__name__
