@@ -37,10 +37,8 @@ class BackboneSpec:
 
 def at_site(site: Any, maps: Tensor) -> tuple[Tensor, Captured]:
     """Return what comes out of a style site (or None), and the same again where a whitening loss reads it."""
-    if site is None:
-        return maps, ()
-    maps = site(maps)
-    return maps, (maps,) if site.captured else ()
+    maps = maps if site is None else site(maps)
+    return maps, (maps,) if getattr(site, "captured", False) else ()
 
 
 def dilate(layers: nn.Module, dilation: int) -> None:
@@ -95,7 +93,7 @@ class Backbone(nn.Module, abc.ABC):
         known = set(spec.positions.values())
         assert set(sites) <= known, f"unknown style sites {set(sites) - known}"
         assert output_stride in spec.dilations and len(stages) == len(channels) == 4
-        self.spec, self.output_stride, self.low_stride = spec, output_stride, spec.low_stride
+        self.spec, self.output_stride = spec, output_stride
         self.sites, self.channels, self.replaced = dict(sites), list(channels), tuple(replaced)
         self.stem = stem
         for number, stage in enumerate(stages, 1):

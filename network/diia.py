@@ -229,7 +229,7 @@ class DIIASegmentor(Segmentor):
         parts, width = method.parts, TripleAggregation.out_channels
         self.attends = "aggregation" in parts
         self.layout_confidence: Confidence = layout_confidence
-        stride, shrinks = backbone.output_stride, backbone.output_stride // backbone.low_stride
+        stride, shrinks = backbone.output_stride, backbone.output_stride // backbone.spec.low_stride
         self.coarse = CoarseHead(top, output_stride=stride, num_classes=num_classes)
         self.layout = LayoutBranch(output_stride=stride, num_classes=num_classes) if "layout" in parts else None
         self.edge = EdgeBranch(low, stride=shrinks, num_classes=num_classes) if "edge" in parts else None

@@ -134,12 +134,9 @@ class AuxHead(nn.Module):
 
 
 def initialise_head(module: nn.Module) -> None:
-    """Fill convolutions from Kaiming's normal law over fan-in with zero biases, batch norms with ones and zeros."""
+    """Fill convolutions from Kaiming's normal law over fan-in with zero biases; batch norms are born as wanted."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-        elif isinstance(layer, nn.BatchNorm2d):
-            nn.init.ones_(layer.weight)
-            nn.init.zeros_(layer.bias)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from network.backbone import Backbone, BackboneSpec, Captured, at_site
-from network.style import StyleSite, build_site
+from network.style import build_site
 from utils.legacy import convert_backbone_name
 
 WIDTHS = (64, 128, 256, 512)
@@ -145,19 +145,17 @@ class Stage(nn.Module):
         in_channels: int,
         width: int,
         *,
+        spec: ResNetSpec,
         num_blocks: int,
         stride: int,
         dilation: int,
         kind: str | None,
-        block: type[BasicBlock] | type[Bottleneck] = Bottleneck,
-        groups: int = 1,
-        base_width: int = 64,
     ) -> None:
         super().__init__()
-        self.out_channels = width * block.expansion
-        shared = {"dilation": dilation, "groups": groups, "base_width": base_width}
-        first = block(in_channels, width, stride=stride, **shared)
-        rest = [block(self.out_channels, width, **shared) for _ in range(num_blocks - 1)]
+        self.out_channels = width * spec.block.expansion
+        shared = {"dilation": dilation, "groups": spec.groups, "base_width": spec.base_width}
+        first = spec.block(in_channels, width, stride=stride, **shared)
+        rest = [spec.block(self.out_channels, width, **shared) for _ in range(num_blocks - 1)]
         self.blocks = nn.ModuleList([first, *rest])
         self.site = build_site(self.out_channels, kind=kind) if kind else None
 
@@ -184,14 +182,13 @@ class Stem(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Captured]:
         """Map (B, 3, H, W) to (B, out_channels, H/4, W/4) and the captured maps at H/2."""
-        maps, captured = images, []
+        maps = images
+        style: Captured = ()
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            maps = norm(conv(maps))
-            keep = isinstance(norm, StyleSite) and norm.captured
-            if keep:
-                captured.append(maps)
-            maps = F.relu(maps, inplace=not keep)
-        return F.max_pool2d(maps, 3, stride=2, padding=1), tuple(captured)
+            maps, captured = at_site(norm, conv(maps))
+            maps = F.relu(maps, inplace=len(captured) == 0)
+            style += captured
+        return F.max_pool2d(maps, 3, stride=2, padding=1), style
 
 
 class ResNet(Backbone):
@@ -208,13 +205,11 @@ class ResNet(Backbone):
             stage = Stage(
                 channels[-1],
                 WIDTHS[number - 1],
+                spec=spec,
                 num_blocks=spec.blocks[number - 1],
                 stride=1 if number in dilations else STRIDES[number - 1],
                 dilation=dilations.get(number, 1),
                 kind=sites.get(f"stage{number}"),
-                block=spec.block,
-                groups=spec.groups,
-                base_width=spec.base_width,
             )
             stages.append(stage)
             channels.append(stage.out_channels)

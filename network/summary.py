@@ -22,7 +22,6 @@ from utils.logs import write_line
 from utils.report import align
 
 BYTES = 4  # of a float32
-NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d)
 
 
 class Summary(NamedTuple):
@@ -90,8 +89,7 @@ def _multiply_adds(scoring: _Scoring, images: Tensor) -> int:
     import thop
 
     rules = {TripleAggregation: _count_aggregation, SyncSwitchWhiten2d: _count_switch}
-    # Norms can be folded into convolutions: they are left out.
-    rules |= dict.fromkeys(NORMS, lambda *_: None)
+    rules[nn.BatchNorm2d] = lambda *_: None  # it can be folded into a convolution: left out
     total, _ = thop.profile(scoring, inputs=(images,), custom_ops=rules, verbose=False)
     return int(total)
 

@@ -41,7 +41,6 @@ class SyncSwitchWhiten2d(nn.Module):
         affine: whether every channel has a scale and a shift.
     """
 
-    captured = False  # as a style site: no whitening loss reads the output
     running_mean: Tensor
     running_cov: Tensor
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from loss import build_criterion, covariance, whitening_loss
 from network.diia import TripleAggregation, coarse_layout
-from network.resnet import BasicBlock, Bottleneck, Stage
+from network.resnet import RESNETS, Stage
 from tests import reference
 from tests.reference import gap
 
@@ -93,15 +93,13 @@ def test_attention_alone(golden: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "block", "channels", "width"), [("bottleneck", Bottleneck, 64, 16), ("basic", BasicBlock, 32, 32)]
+    ("name", "spec", "channels", "width"), [("bottleneck", "resnet50", 64, 16), ("basic", "resnet18", 32, 32)]
 )
 @pytest.mark.parametrize("code", range(5))
-def test_block_with_a_style_site(
-    code: int, name: str, block: type[Bottleneck] | type[BasicBlock], channels: int, width: int, golden: Path
-) -> None:
+def test_block_with_a_style_site(code: int, name: str, spec: str, channels: int, width: int, golden: Path) -> None:
     wanted = np.load(golden / "parts.npz")
     kind = {0: None, 1: "whiten", 2: "whiten", 3: "instance", 4: "instance_affine"}[code]
-    stage = Stage(channels, width, num_blocks=1, stride=1, dilation=1, kind=kind, block=block).eval()
+    stage = Stage(channels, width, spec=RESNETS[spec], num_blocks=1, stride=1, dilation=1, kind=kind).eval()
     state = OrderedDict(stage.state_dict())
     for ours, value in state.items():
         original = ours.replace("blocks.0.", "").replace("norm", "bn").replace("site.", "instance_norm_layer.")
