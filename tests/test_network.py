@@ -10,6 +10,7 @@ from torch import nn
 
 from network import ARCHITECTURES, build_network
 from network.layers import ASPP, ImagePooling
+from network.summary import summarise
 from tests import reference
 from utils.errors import UserError
 
@@ -72,6 +73,13 @@ def test_initial_values() -> None:
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):
             assert (layer.weight == 1).all() and not layer.bias.any() and layer.eps == 1e-5 and layer.momentum == 0.1
+
+
+@pytest.mark.parametrize("method", ["sw", "ibn", "diia"])
+def test_summary_counts_what_torch_counts(method: str) -> None:
+    found = summarise(on_meta(method, backbone="resnet18"), size=(64, 96))
+    assert found.multiply_adds == pytest.approx(found.torch_multiply_adds, rel=0.01)
+    assert found.shapes["stage1"] == (64, 16, 24) and found.shapes["stage4"] == (512, 4, 6)
 
 
 def test_same_seed_same_network() -> None:
