@@ -163,6 +163,7 @@ def test_values_are_typed() -> None:
         ("--lr 0", "--lr must be a number above 0, got 0"),
         ("--lr nan", "--lr must be a number above 0, got nan"),
         ("--max_iter 1.5", "--max_iter must be a whole number of at least 1, got '1.5'"),
+        (f"--max_iter {10**400}", "--max_iter must be a whole number of at least 1, got 1000"),
         ("--crop_size 16", "--crop_size must be a whole number of at least 32, got 16"),
         ("--bs_mult 0", "--bs_mult must be a whole number of at least 1, got 0"),
         ("--class_uniform_pct 50", "--class_uniform_pct must be a number from 0 to 1, got 50"),

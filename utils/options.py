@@ -99,6 +99,8 @@ class Option:
         return [self._check_item(item, value, source) for item in value]
 
     def _check_item(self, item: Any, whole: Any, source: str) -> Any:
+        if isinstance(item, int) and abs(item) >= 2**63:  # more than a tensor's or a float's whole numbers hold
+            self.refuse(whole, source)
         if self.base is float and isinstance(item, int) and not isinstance(item, bool):
             item = float(item)
         if self.base is float and isinstance(item, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", item):
