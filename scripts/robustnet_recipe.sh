@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What RobustNet's training scripts share; train_{r50os16,r101os8,mobile,shuffle}_*.sh say what differs between them.
 # Usage: scripts/robustnet_recipe.sh DOMAIN [flags of train.py that win over those below]; DOMAIN: gtav or cityscapes
-# Learning rate, schedule, optimiser and scales are the defaults of train.py. As published, the source and the four
-# unseen domains are scored after the last step alone; --val_interval 1 --val_limit 500 scores some after every epoch.
+# As published, the source and the four unseen domains are scored after the last step alone;
+# --val_interval 1 --val_limit 500 scores some after every epoch.
 set -euo pipefail
 domain=${1:-}
 case $domain in
@@ -14,19 +14,9 @@ case $domain in
     ;;
 esac
 shift
-exec "$(dirname "${BASH_SOURCE[0]}")/launch.sh" train.py \
+exec "$(dirname "${BASH_SOURCE[0]}")/recipe.sh" \
   --dataset "$domain" \
   --covstat_val_dataset "$domain" \
   --val_dataset "${targets[@]}" \
-  --max_cu_epoch 10000 \
-  --class_uniform_pct 0.5 \
-  --class_uniform_tile 1024 \
-  --crop_size 768 \
-  --gblur \
-  --color_aug 0.5 \
-  --max_iter 40000 \
   --val_interval 0 \
-  --date 0101 \
-  --ckpt ./logs/ \
-  --tb_path ./logs/ \
   "$@"
