@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from utils.errors import UserError, one_line
+from utils.errors import UserError, is_killed_worker, one_line
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -45,7 +45,7 @@ def in_workers(
     except UserError as error:
         raise UserError(one_line(error)) from error  # a worker wraps it in its own traceback
     except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+        if not is_killed_worker(error):
             raise
         raise UserError(
             f"{title}: a worker process was killed, most likely for want of memory; use fewer than {workers}"

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from utils.errors import UserError
+from utils.errors import UserError, is_killed_worker
 
 
 def is_initialized() -> bool:
@@ -108,7 +108,7 @@ def process_group(device: torch.device, dist_url: str = "env://") -> Iterator[No
     except RuntimeError as error:
         if re.search(r"gloo.*by peer", str(error)):
             raise UserError("another process of this run has ended; it says why") from error
-        if str(error).startswith("DataLoader worker"):
+        if is_killed_worker(error):
             raise UserError(
                 "a loader process was killed, most likely for want of memory: lower --num_workers (0 for none); a "
                 "training goes on with --resume auto"
