@@ -20,7 +20,7 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 import config
-from datasets.check import quick_check
+from datasets.checks import quick_check
 from datasets.domains import Domain, get_domain, load_domains
 from datasets.labels import CLASS_NAMES, PALETTE
 from datasets.loaders import (
@@ -32,18 +32,19 @@ from datasets.loaders import (
     training_split,
 )
 from datasets.prefetch import DeviceBatches
+from evaluation.evaluator import cudnn_benchmark_off
+from evaluation.features import FeatureDrawer
+from evaluation.report import Report
+from evaluation.scoring import Scorer, autocast_dtype, selection_scores
 from loss import build_criterion, collect_masks, covariance
 from network import build_network, load_pretrained
+from network.legacy import load_weights
 from optimizer import apply_settings, build_average, build_optimizer, build_scheduler
+from transforms.build import build_appearance, build_fixed_copy, build_normalisation, statistics_pair
 from transforms.edges import edge_target
-from transforms.recipes import build_appearance, build_fixed_copy, build_normalisation, statistics_pair
 from utils import checkpoint, distributed, logs, pictures
 from utils.errors import UserError, run_entry_point
-from utils.evaluation import varying_sizes
-from utils.features import FeatureDrawer
-from utils.report import Report
 from utils.runs import Start, check_continuation, find_start, open_folder, record_start
-from utils.scoring import Scorer, candidates, mixed_dtype
 from utils.state import RunState
 
 SLOW_DATA = 0.2  # share of the time waiting for data from which the log says what to do
@@ -58,7 +59,7 @@ class Trainer:
         """Build everything and restore what the run continues from; nothing is trained or written yet."""
         self.cfg, self.device, self.start = cfg, device, start
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
-        self.terms = logs.TermLog()
+        self.terms = logs.LossMeter()
         self.gradient_norm: Tensor | None = None  # of the last step, where it is limited
         self.scored_at = -1
         self.to_device = DeviceBatches(device)
@@ -75,7 +76,7 @@ class Trainer:
         self.whitened = self._whitened_domains()
         self.appearance = build_appearance(cfg)
         if start.checkpoint is None and cfg.RUN.SNAPSHOT:
-            checkpoint.load_weights(self.network, checkpoint.read(cfg.RUN.SNAPSHOT), path=cfg.RUN.SNAPSHOT)
+            load_weights(self.network, checkpoint.read(cfg.RUN.SNAPSHOT), path=cfg.RUN.SNAPSHOT)
         elif start.checkpoint is None:
             load_pretrained(self.network, cfg.NETWORK.PRETRAINED)
         criterion = build_criterion(cfg, method=self.method, style_channels=self.network.style_channels)
@@ -87,7 +88,7 @@ class Trainer:
         self.scored_network = self.network if self.average is None else self.average.network
         self.optimizer = build_optimizer(cfg, self.network)
         self.scheduler = build_scheduler(cfg, self.optimizer)
-        self.autocast_dtype = mixed_dtype(device, wanted=cfg.OPTIM.FP16)
+        self.autocast_dtype = autocast_dtype(device, wanted=cfg.OPTIM.FP16)
         self.scorer = Scorer(
             normalise=build_normalisation(cfg),
             device=device,
@@ -117,7 +118,7 @@ class Trainer:
         self.versions = record_start(self.folder, config.to_yaml(cfg), step=progress.step, repository=REPOSITORY)
         self._log_start()
         events = Path(cfg.RUN.TB_PATH) / cfg.RUN.DATE / cfg.RUN.EXP / self.folder.name / f"tb{cfg.RUN.TB_TAG}"
-        self.board = logs.Board(events, self.folder / "history.jsonl", first_step=progress.step)
+        self.board = logs.MetricWriter(events, self.folder / "history.jsonl", first_step=progress.step)
         self.to_device.restart()
         hidden = not distributed.is_main()
         self.last_step = cfg.OPTIM.MAX_ITER
@@ -239,7 +240,7 @@ class Trainer:
         title = f"covariances of {domain.name}, trial {trial + 1}/{self.cfg.WHITENING.TRIALS}"
         loader = self._statistics_loader(domain, trial)
         bar = tqdm(loader, desc=title, unit="image", leave=False, disable=not distributed.is_main())
-        for image, draws in varying_sizes(bar):
+        for image, draws in cudnn_benchmark_off(bar):
             yield statistics_pair(image.to(self.device), draws, appearance=self.appearance)
 
     def _whitened_domains(self) -> list[Domain]:
@@ -288,7 +289,7 @@ class Trainer:
         if distributed.is_main():
             report.write(self.folder / "scores")
         logger.info("step %d\n%s", step, report.to_text())
-        best = candidates(rows, sources=sources, targets=self.cfg.DATASET.VAL) if keep_best else {}
+        best = selection_scores(rows, sources=sources, targets=self.cfg.DATASET.VAL) if keep_best else {}
         for name, value in best.items():
             if value > self.state.best.get(name, -1.0):  # never where it is nan
                 self.state.best[name] = value
@@ -424,7 +425,6 @@ def check_data(cfg: Any) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the program with the given arguments, by default those of the command line."""
     cfg = config.parse(argv, program="train")
     cfg = _shortened(cfg) if cfg.RUN.TEST_MODE else cfg
     distributed.set_deterministic(wanted=cfg.RUN.DETERMINISTIC)

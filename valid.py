@@ -15,17 +15,18 @@ import torch
 import config
 from datasets.labels import CLASS_NAMES, PALETTE
 from datasets.loaders import build_evaluation_loaders
+from evaluation.features import FeatureDrawer
+from evaluation.report import Report
+from evaluation.scoring import Scorer, autocast_dtype
 from loss import build_criterion, covariance
 from network import Method, Segmentor, architecture_of, build_network
+from network.legacy import load_weights
 from network.published import build_published
+from transforms.build import build_fixed_copy, build_normalisation
 from transforms.edges import edge_target
-from transforms.recipes import build_fixed_copy, build_normalisation
 from utils import checkpoint, distributed, logs, pictures
 from utils.errors import UserError, run_entry_point
-from utils.features import FeatureDrawer
 from utils.files import make_folder
-from utils.report import Report
-from utils.scoring import Scorer, mixed_dtype
 
 logger = logging.getLogger("valid")
 
@@ -48,7 +49,7 @@ def load_network(cfg: Any, content: dict[str, Any]) -> tuple[Segmentor, Any, dic
         if content["kind"] != checkpoint.CONVERTED:  # published weights do not say how they were trained
             about.update(step=content["progress"]["step"], seed=saved.RUN.SEED, source=" ".join(saved.DATASET.TRAIN))
         network = build_network(saved)
-        checkpoint.load_weights(network, content, path=path)
+        load_weights(network, content, path=path)
         _warn_of_unused(cfg, saved, network.method, path)
     else:
         saved, network = cfg, build_published(cfg, content, path=path)
@@ -90,7 +91,7 @@ def feature_drawer(
         covariance=covariance,
         edge_target=edge_target,
         device=device,
-        autocast_dtype=mixed_dtype(device, wanted=cfg.OPTIM.FP16),
+        autocast_dtype=autocast_dtype(device, wanted=cfg.OPTIM.FP16),
         palette=PALETTE,
         class_names=CLASS_NAMES,
         pixels=cfg.EVAL.ATTENTION_PIXELS,
@@ -115,7 +116,7 @@ def score(cfg: Any, device: torch.device) -> Report:
         class_names=CLASS_NAMES,
         palette=PALETTE,
         batch_size=cfg.EVAL.BATCH_SIZE,
-        autocast_dtype=mixed_dtype(device, wanted=cfg.OPTIM.FP16),
+        autocast_dtype=autocast_dtype(device, wanted=cfg.OPTIM.FP16),
         num_pictures=cfg.EVAL.PICTURES,
         features=feature_drawer(cfg, network, saved, content, device) if cfg.EVAL.VISUALIZE else None,
     )
@@ -134,7 +135,6 @@ def result_folder(cfg: Any) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the program with the given arguments, by default those of the command line."""
     cfg = config.parse(argv, program="valid")
     distributed.set_deterministic(wanted=cfg.RUN.DETERMINISTIC)
     device = distributed.choose_device(cfg.RUN.DEVICE, cfg.RUN.LOCAL_RANK)

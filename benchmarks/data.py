@@ -42,13 +42,13 @@ from datasets.labels import CITYSCAPES_LABELS, NUM_CLASSES
 from datasets.loaders import choose_workers
 from datasets.plan import EpochPlan, GlobalBatches, Pick, Source, sample_rng
 from datasets.segmentation import LabelledPairs, TrainingSet, read_pair
+from evaluation.metrics import argmax_classes, confusion_matrix
 from loss.borders import neighbour_classes
 from transforms.appearance import AppearanceDraws
+from transforms.build import JITTER_STRENGTHS, build_appearance, build_draws, build_geometry
 from transforms.edges import edge_target
-from transforms.recipes import JITTER_STRENGTHS, build_appearance, build_draws, build_geometry
 from utils.logs import write_line
-from utils.metrics import best_class, confusion_matrix
-from utils.report import markdown
+from utils.tables import markdown
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WIDTH, HEIGHT = 1914, 1052
@@ -207,7 +207,7 @@ def make_rows(root: Path) -> dict[str, Row]:
         ),
         "argmax and confusion matrix, 1024x2048": Row(
             lambda: lambda: plain_counts(logits[0].numpy(), truth[0].numpy()),
-            lambda: lambda: confusion_matrix(truth, best_class(logits), num_classes=NUM_CLASSES),
+            lambda: lambda: confusion_matrix(truth, argmax_classes(logits), num_classes=NUM_CLASSES),
             "79 ms",
             "25 ms",
         ),

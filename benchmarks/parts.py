@@ -16,12 +16,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import config
+from evaluation.metrics import argmax_classes, confusion_matrix
 from loss import MaskStatistics, build_criterion
 from network import Segmentor, build_network
 from network.diia import coarse_layout
 from utils.logs import write_line
-from utils.metrics import best_class, confusion_matrix
-from utils.report import markdown
+from utils.tables import markdown
 
 Work = Callable[[], object]
 
@@ -59,7 +59,7 @@ def evaluation(*, height: int, width: int, device: torch.device) -> Work:
 
     @torch.inference_mode()
     def work() -> object:
-        return confusion_matrix(labels, best_class(network.predict(images)), num_classes=19).cpu()
+        return confusion_matrix(labels, argmax_classes(network.predict(images)), num_classes=19).cpu()
 
     return work
 

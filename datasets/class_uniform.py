@@ -15,10 +15,10 @@ import numpy as np
 from datasets.codec import Encoding, decode_label
 from datasets.domains import Pair
 from datasets.labels import NUM_CLASSES
-from datasets.workers import in_workers
+from datasets.workers import parallel_map
 from utils.distributed import broadcast_object, is_main
 from utils.errors import UserError
-from utils.files import appearing
+from utils.files import atomic_path
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def source_centroids(
             key, title = cache_key(pairs, encoding=encoding, tile=tile), f"class centroids of {name}"
             path = Path(cache_dir).expanduser() / f"centroids_{name}_tile{tile}_{key}.npy"
             scan = partial(_scan, pairs, encoding, tile, title, workers)
-            found = kept_table(path, columns=4, title=title, make=scan)
+            found = load_or_compute(path, columns=4, title=title, make=scan)
         except UserError as error:
             found = error
     found = broadcast_object(found)
@@ -106,7 +106,7 @@ def cache_key(pairs: Sequence[Pair], *, encoding: Encoding, tile: int) -> str:
     return made_by.hexdigest()[:16]
 
 
-def kept_table(path: Path, *, columns: int, title: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+def load_or_compute(path: Path, *, columns: int, title: str, make: Callable[[], np.ndarray]) -> np.ndarray:
     """Return the table (n, columns) of integers that a file keeps; made, and written, where there is none."""
     try:
         rows = np.load(path, allow_pickle=False)
@@ -120,7 +120,7 @@ def kept_table(path: Path, *, columns: int, title: str, make: Callable[[], np.nd
         log.warning("%s: cannot be read (%s); it is made again", path, error)
     rows = make()
     try:
-        with appearing(path) as temporary, temporary.open("wb") as file:
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.save(file, rows)
     except OSError as error:
         log.warning("%s: cannot be written (%s); it will be made again in the next run", path, error)
@@ -129,7 +129,7 @@ def kept_table(path: Path, *, columns: int, title: str, make: Callable[[], np.nd
 
 def _scan(pairs: Sequence[Pair], encoding: Encoding, tile: int, title: str, workers: int) -> np.ndarray:
     work, labels = partial(_of_file, encoding=encoding, tile=tile), [pair.label for pair in pairs]
-    found = in_workers(work, labels, workers=workers, title=title, unit="label")
+    found = parallel_map(work, labels, workers=workers, title=title, unit="label")
     rows = [np.insert(part, 0, index, axis=1) for index, part in enumerate(found)]
     return np.concatenate([np.zeros((0, 4), dtype=np.int32), *rows])
 

@@ -88,7 +88,7 @@ def _colour_table(encoding: Encoding) -> np.ndarray:
 
 
 @contextmanager
-def naming(path: str) -> Iterator[None]:
+def decode_errors(path: str) -> Iterator[None]:
     """Turn what goes wrong with an image file into a `UserError` with its path."""
     try:
         yield
@@ -103,7 +103,7 @@ def naming(path: str) -> Iterator[None]:
 
 
 def _open(path: str) -> Image.Image:
-    with naming(path):
+    with decode_errors(path):
         image = Image.open(path)
         image.load()
     return image
@@ -135,7 +135,7 @@ def read_image(path: str, *, decoder: str = "opencv") -> np.ndarray:
     Raises:
         UserError: the file is not there, damaged, no image, or one of a single channel beyond 8 bits.
     """
-    with naming(path):
+    with decode_errors(path):
         data = Path(path).read_bytes()
         header = Image.open(io.BytesIO(data))
         if header.mode[0] in "IF":
@@ -226,7 +226,7 @@ def _from_colours(image: Image.Image, path: str, encoding: Encoding) -> np.ndarr
 def _read_synthia(path: str) -> np.ndarray:
     """Return the class ids of a SYNTHIA label; Pillow would read its 16-bit RGB files as zeros."""
     cv2 = opencv()
-    with naming(path):
+    with decode_errors(path):
         data = np.fromfile(path, dtype=np.uint8)
         array = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
         if array is None:

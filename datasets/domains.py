@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from datasets.codec import ENCODINGS, Encoding, naming
+from datasets.codec import ENCODINGS, Encoding, decode_errors
 from datasets.labels import NUM_CLASSES
 from utils.errors import UserError, did_you_mean
 
@@ -164,6 +164,15 @@ BUILTIN: dict[str, Domain] = {
     )
 }
 
+
+PUBLISHED: dict[str, dict[str, tuple[int, ...]]] = {  # images of each split; several where published lists differ
+    "gtav": {"train": (12_403, 12_388), "val": (6_382,), "test": (6_181,)},
+    "synthia": {"train": (6_580,), "val": (2_820,)},
+    "cityscapes": {"train": (2_975,), "val": (500,), "test": (1_525,)},
+    "bdd100k": {"train": (7_000,), "val": (1_000,), "test": (2_000,)},
+    "mapillary": {"train": (18_000,), "val": (2_000,), "test": (5_000,)},
+    "kitti": {"train": (200,), "val": (200,), "test": (200,)},  # train and val are the same
+}
 
 # Cityscapes' coarsely labelled frames; they only add centroids of rare classes to the fine ones.
 CITYSCAPES_COARSE = _row(
@@ -326,7 +335,7 @@ def image_size(path: str) -> tuple[int, int]:
     Raises:
         UserError: the file cannot be opened or is no image.
     """
-    with naming(path):
+    with decode_errors(path):
         with open(path, "rb") as file:
             head = file.read(24)
         if head[:8] == b"\x89PNG\r\n\x1a\n" and head[12:16] == b"IHDR":

@@ -18,7 +18,7 @@ import numpy as np
 from datasets.codec import Encoding, decode_label, read_image
 from datasets.domains import Pair, image_size
 from utils.errors import UserError
-from utils.files import appearing
+from utils.files import atomic_path
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def _mapped(place: Path, dimensions: int) -> np.ndarray:
 
 def _write(place: Path, array: np.ndarray, source: str) -> None:
     try:
-        with appearing(place) as temporary, temporary.open("wb") as file:
+        with atomic_path(place) as temporary, temporary.open("wb") as file:
             np.save(file, array)
     except OSError as error:
         raise UserError(

@@ -27,8 +27,8 @@ from datasets.segmentation import (
     StatisticsSet,
     TrainingSet,
 )
+from transforms.build import build_draws, build_geometry, statistics_draws
 from transforms.protocols import CentreSquare, NativeSize
-from transforms.recipes import build_draws, build_geometry, statistics_draws
 from utils.errors import UserError
 
 _NO_CENTROIDS = np.zeros((0, 4), dtype=np.int32)

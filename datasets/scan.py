@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from datasets.codec import ENCODINGS, Encoding, decode_label, naming, read_image
+from datasets.codec import ENCODINGS, Encoding, decode_errors, decode_label, read_image
 from datasets.domains import Pair
 from datasets.labels import IGNORE, NUM_CLASSES
 from utils.errors import UserError, one_line
@@ -50,9 +50,9 @@ def scan(pairs: Sequence[Pair], *, encoding: Encoding, workers: int, processes: 
     """Decode pairs (an empty label is left out) in worker processes, with a bar, or in threads: what they hold."""
     task = partial(look, encoding=encoding)
     if processes:
-        from datasets.workers import in_workers  # imports torch, which the quick mode need not wait for
+        from datasets.workers import parallel_map  # imports torch, which the quick mode need not wait for
 
-        return list(in_workers(task, pairs, workers=min(workers, len(pairs) // 8), title=title, unit="pair"))
+        return list(parallel_map(task, pairs, workers=min(workers, len(pairs) // 8), title=title, unit="pair"))
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(task, pairs))
 
@@ -109,7 +109,7 @@ def _reason(error: Exception, path: str) -> str:
 
 def _verify(path: str) -> None:
     """Refuse a PNG file that is cut off or whose checksums are wrong; decoders read some of them as noise."""
-    with naming(path), Image.open(path) as image:
+    with decode_errors(path), Image.open(path) as image:
         image.verify()
 
 

@@ -20,7 +20,7 @@ def _each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]
     return [work(item) for item in items]
 
 
-def in_workers(
+def parallel_map(
     work: Callable[[Item], Result], items: Sequence[Item], *, workers: int, title: str, unit: str
 ) -> Iterator[Result]:
     """Yield what `work` returns for every item, in order, with a progress bar; both must pickle.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from loss.borders import ClassSets, ImageTargets
-from loss.terms import cross_entropy, edge_distance, hard_labels, set_entropy, shrink_labels
+from loss.terms import cross_entropy, downsample_labels, edge_distance, ignore_easy_pixels, relaxed_cross_entropy
 from loss.whitening import Whitening
 from network.outputs import SegmentorOutput
 
@@ -41,7 +41,7 @@ class Criterion(nn.Module):
         targets: ImageTargets | None = None,
         ohem: tuple[float, float] | None = None,
     ) -> None:
-        """Keep the parts; `ohem` holds threshold and least share of `hard_labels`."""
+        """Keep the parts; `ohem` holds threshold and least share of `ignore_easy_pixels`."""
         super().__init__()
         if head not in WEIGHTS:
             raise ValueError(f"head {head!r}: one of {', '.join(WEIGHTS)}")
@@ -83,9 +83,9 @@ class Criterion(nn.Module):
         """Return what logits at full size and at the auxiliary head's size are compared with."""
         targets = self.targets
         if targets is None:
-            return labels, shrink_labels(labels, size=size)
+            return labels, downsample_labels(labels, size=size)
         sets = targets.sets(labels, num_classes=num_classes, relax=relax)
-        small = shrink_labels(sets, size=size)  # what is around a pixel of the full size
+        small = downsample_labels(sets, size=size)  # what is around a pixel of the full size
         return targets.weigh(sets, num_classes=num_classes), targets.weigh(small, num_classes=num_classes)
 
     def _diia_terms(self, output: SegmentorOutput, truth: Truth, edges: Tensor | None) -> dict[str, Tensor]:
@@ -104,9 +104,9 @@ class Criterion(nn.Module):
 
     def _entropy(self, logits: Tensor, truth: Truth) -> Tensor:
         if isinstance(truth, ClassSets):
-            return set_entropy(logits, truth)
+            return relaxed_cross_entropy(logits, truth)
         if self.ohem is not None:
-            truth = hard_labels(logits, truth, threshold=self.ohem[0], min_share=self.ohem[1])
+            truth = ignore_easy_pixels(logits, truth, threshold=self.ohem[0], min_share=self.ohem[1])
         return cross_entropy(logits, truth, weight=self.class_weights)
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:

@@ -30,7 +30,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, weight: Tensor | None = Non
 
 
 @torch.no_grad()
-def hard_labels(logits: Tensor, labels: Tensor, *, threshold: float, min_share: float) -> Tensor:
+def ignore_easy_pixels(logits: Tensor, labels: Tensor, *, threshold: float, min_share: float) -> Tensor:
     """Return labels with 255 for easy pixels, so that the cross entropy is over the hard ones alone (OHEM).
 
     Hard is whose true class has less than the probability `threshold`; Shrivastava et al., CVPR 2016.
@@ -48,7 +48,7 @@ def hard_labels(logits: Tensor, labels: Tensor, *, threshold: float, min_share: 
     return labels.where(losses >= last.clamp(max=bound), IGNORE)
 
 
-def set_entropy(logits: Tensor, target: ClassSets) -> Tensor:
+def relaxed_cross_entropy(logits: Tensor, target: ClassSets) -> Tensor:
     """Return the weighted mean of -log(probability of any class of a pixel's set); zero where all pixels are ignored.
 
     It is a difference of logarithms of sums, so no probability can vanish. Logits (B, classes, H, W).
@@ -60,7 +60,7 @@ def set_entropy(logits: Tensor, target: ClassSets) -> Tensor:
     return total / share.where(share > 0, 1.0)
 
 
-def shrink_labels(labels: Tensor, *, size: tuple[int, int]) -> Tensor:
+def downsample_labels(labels: Tensor, *, size: tuple[int, int]) -> Tensor:
     """Resize labels (B, H, W) to (B, *size) by the nearest pixel."""
     return F.interpolate(labels.unsqueeze(1).float(), size=size, mode="nearest").squeeze(1).long()
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from network.backbone import Backbone, BackboneSpec
-from network.mobilenet import MNASNET_05, MNASNET_10, MOBILENET_V2, ListedBackbone, ListedSpec
+from network.mobilenet import MNASNET_05, MNASNET_10, MOBILENET_V2, SequentialBackbone, SequentialSpec
 from network.resnet import RESNETS, ResNet, ResNetSpec
 from network.shufflenet import SHUFFLENET_V2, ShuffleNetV2
 from utils.errors import UserError, did_you_mean
@@ -17,7 +17,7 @@ BACKBONES: dict[str, BackboneSpec] = {
 }
 CLASSES: dict[type[BackboneSpec], Callable[..., Backbone]] = {
     ResNetSpec: ResNet,
-    ListedSpec: ListedBackbone,
+    SequentialSpec: SequentialBackbone,
     BackboneSpec: ShuffleNetV2,
 }
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from network.backbone import Backbone
-from network.layers import ASPP, AuxHead, SkipHead, conv_norm_relu, halvings, initialise_head, refinement, resize
+from network.layers import ASPP, AuxHead, SkipHead, conv_norm_relu, initialise_head, refinement, resize, split_stride
 from network.methods import Method
 from network.outputs import Features, SegmentorOutput
 from network.segmentor import Segmentor
@@ -83,7 +83,7 @@ class LayoutBranch(nn.Module):
 
     def __init__(self, *, output_stride: int, num_classes: int) -> None:
         super().__init__()
-        strides, poolings = halvings(output_stride, layers=4)
+        strides, poolings = split_stride(output_stride, layers=4)
         self.encoder = nn.Sequential(
             conv_norm_relu(1, 64, kernel=3, stride=strides[0]),
             nn.MaxPool2d(3, stride=strides[1], padding=1),
@@ -109,7 +109,7 @@ class EdgeBranch(nn.Module):
 
     def __init__(self, low_channels: int, *, stride: int, num_classes: int) -> None:
         super().__init__()
-        strides, poolings = halvings(stride, layers=2)  # from the first stage to the last
+        strides, poolings = split_stride(stride, layers=2)  # from the first stage to the last
         self.encoder = nn.Sequential(conv_norm_relu(low_channels, 128, bias=True), nn.Conv2d(128, 64, 3, padding=1))
         self.decoder = nn.Sequential(
             conv_norm_relu(64, 256, kernel=3, stride=strides[0], bias=True),

@@ -32,7 +32,7 @@ def refinement(in_channels: int, channels: int = 256) -> nn.Sequential:
     return nn.Sequential(conv_norm_relu(in_channels, channels, kernel=3), conv_norm_relu(channels, channels, kernel=3))
 
 
-def halvings(stride: int, *, layers: int) -> tuple[list[int], list[nn.Module]]:
+def split_stride(stride: int, *, layers: int) -> tuple[list[int], list[nn.Module]]:
     """Spread a stride (a power of two) over layers, the first ones first.
 
     Returns:

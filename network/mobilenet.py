@@ -19,7 +19,7 @@ DILATIONS: Mapping[int, Mapping[int, int]] = {32: {}, 16: {3: 2}, 8: {2: 2, 3: 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ListedSpec(BackboneSpec):
+class SequentialSpec(BackboneSpec):
     """One member of the family."""
 
     model: str  # function of torchvision.models
@@ -34,7 +34,7 @@ class ListedSpec(BackboneSpec):
     dilations: Mapping[int, Mapping[int, int]] = dataclasses.field(default_factory=lambda: DILATIONS)
 
 
-MOBILENET_V2 = ListedSpec(
+MOBILENET_V2 = SequentialSpec(
     name="mobilenet_v2",
     title="MobileNetV2 1.0",
     weights="MobileNet_V2_Weights",
@@ -43,7 +43,7 @@ MOBILENET_V2 = ListedSpec(
     starts=(0, 2, 7, 11, 18),
     channels=(16, 32, 64, 320, 1280),
 )
-MNASNET_05 = ListedSpec(
+MNASNET_05 = SequentialSpec(
     name="mnasnet_05",
     title="MNASNet 0.5",
     weights="MNASNet0_5_Weights",
@@ -62,12 +62,12 @@ MNASNET_10 = dataclasses.replace(
 )
 
 
-class ListedBackbone(Backbone):
+class SequentialBackbone(Backbone):
     """The backbone: `sites` says where style is normalised (site name -> kind, see network.style)."""
 
-    spec: ListedSpec
+    spec: SequentialSpec
 
-    def __init__(self, spec: ListedSpec, *, sites: Mapping[str, str], output_stride: int = 16) -> None:
+    def __init__(self, spec: SequentialSpec, *, sites: Mapping[str, str], output_stride: int = 16) -> None:
         import torchvision.models  # slow to import
 
         dilations = spec.dilations_at(output_stride)

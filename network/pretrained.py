@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from network.backbone import Backbone
+from network.legacy import unwrap_state
 from network.resnet import ResNet
 from network.segmentor import Segmentor
 from utils import checkpoint, distributed
 from utils.errors import UserError
-from utils.legacy import unwrap_state
 
 log = logging.getLogger(__name__)
 

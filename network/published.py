@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from network import METHODS, Segmentor, build_network, method_for, resolve_method
+from network import METHODS, Segmentor, build_network, legacy, method_for, resolve_method
 from network.methods import DEFAULT_METHOD, Method
-from utils import checkpoint, legacy
 from utils.errors import UserError
 
 
@@ -23,7 +22,7 @@ def build_published(cfg: Any, content: dict[str, Any], *, path: str) -> Segmento
         UserError: the file's head contradicts --method, nothing says the style codes, or entries do not fit.
     """
     network = build_network(cfg, method=_method(cfg.NETWORK, legacy.unwrap_state(content), path))
-    checkpoint.load_weights(network, content, path=path)
+    legacy.load_weights(network, content, path=path)
     return network
 
 

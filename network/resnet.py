@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from network.backbone import Backbone, BackboneSpec, Captured, at_site
+from network.legacy import convert_backbone_name
 from network.style import build_site
-from utils.legacy import convert_backbone_name
 
 WIDTHS = (64, 128, 256, 512)
 STRIDES = (1, 2, 2, 2)

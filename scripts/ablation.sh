@@ -36,5 +36,5 @@ for method in "${methods[@]}"; do
   done
 done
 
-PET_NPROC_PER_NODE=1 PET_NNODES='' "$here/launch.sh" -m utils.compare \
+PET_NPROC_PER_NODE=1 PET_NNODES='' "$here/launch.sh" -m scripts.compare_runs \
   --against "${methods[0]}" --out "$folder/ablation.md" "${runs[@]}"

@@ -3,4 +3,4 @@
 # Usage: ./scripts/build_cache.sh gtav --cache /fast/frames [--split train] [--verify] [--opts DATASET.GTAV_DIR=...]
 set -euo pipefail
 export PET_NPROC_PER_NODE=1 PET_NNODES='' # one process, which starts its own workers
-exec "$(dirname "${BASH_SOURCE[0]}")/launch.sh" -m datasets.build_cache "$@"
+exec "$(dirname "${BASH_SOURCE[0]}")/launch.sh" -m scripts.cache_frames "$@"

@@ -25,8 +25,8 @@ if nvidia-smi -L 2>/dev/null | grep -q GPU || grep -qsE 'avx512_bf16|amx_bf16' /
 fi
 
 echo "== 1. five domains of drawn street scenes" >&2
-"$python" -m datasets.demo --out "$data" --size small --sheet demo/domains.png >&2
-"$python" -m datasets.check gtav cityscapes bdd100k synthia mapillary --opts "${domains[@]}" >demo/check.txt ||
+"$python" -m demo_world --out "$data" --size small --sheet demo/domains.png >&2
+"$python" -m scripts.check_data gtav cityscapes bdd100k synthia mapillary --opts "${domains[@]}" >demo/check.txt ||
   { cat demo/check.txt >&2 && exit 1; }
 
 for seed in "${seeds[@]}"; do
@@ -49,7 +49,7 @@ for seed in "${seeds[@]}"; do
 done
 
 echo "== 3. the table" >&2
-"$python" -m utils.compare --against base --out demo/results.md demo/runs
+"$python" -m scripts.compare_runs --against base --out demo/results.md demo/runs
 
 cat >&2 <<END
 

@@ -2,7 +2,7 @@
 # Usage: scripts/launch.sh PROGRAM.py [flags]
 # Starts a program with one process per visible GPU (CUDA_VISIBLE_DEVICES counts), or one on the CPU where there is none.
 #
-# Several processes go through torchrun (utils/launch.py); a single one is started directly, so that no launcher stands
+# Several processes go through torchrun (scripts/launch.py); a single one is started directly, so that no launcher stands
 # between it and the terminal. torchrun's own variables are obeyed: PET_NPROC_PER_NODE sets the number of processes, and
 # PET_NNODES with PET_NODE_RANK, PET_MASTER_ADDR, PET_MASTER_PORT (or PET_RDZV_ENDPOINT) join several nodes:
 #   PET_NNODES=2 PET_NODE_RANK=0 PET_MASTER_ADDR=node0 PET_MASTER_PORT=29500 ./scripts/train_r50os16_gtav_isw.sh
@@ -33,7 +33,7 @@ fi
 if [[ $processes == 1 && -z $several_nodes ]]; then
   exec "$python" "$@"
 fi
-launcher=(-m utils.launch --nproc_per_node="$processes")
+launcher=(-m scripts.launch --nproc_per_node="$processes")
 if [[ -z $several_nodes ]]; then
   launcher+=(--standalone) # a free port of this machine, so that several runs fit on it
 fi

@@ -18,9 +18,9 @@ from loss.masks import MaskStatistics
 from network import resolve_method
 from network.deeplab import PlainSegmentor
 from network.diia import DIIASegmentor
+from network.legacy import convert_state_dict
 from network.resnet import RESNET50, RESNET101, ResNet
 from network.style import read_codes
-from utils.legacy import convert_state_dict
 
 R50 = "network.deepv3.DeepR50V3PlusD"
 R101 = "network.deepv3.DeepR101V3PlusD"

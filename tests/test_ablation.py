@@ -37,7 +37,7 @@ def call(folder: Path, *flags: str, **variables: str) -> list[list[str]]:
 def test_it_trains_what_is_not_finished_and_compares_all_in_order(tmp_path: Path) -> None:
     chosen = {"METHODS": "base diia-no-edge", "SEEDS": "5 6"}
     *trainings, compared = call(tmp_path, "--max_iter", "7", METHODS="base", SEEDS="5")
-    assert [words[0] for words in trainings] == ["train.py"] and compared[:2] == ["-m", "utils.compare"]
+    assert [words[0] for words in trainings] == ["train.py"] and compared[:2] == ["-m", "scripts.compare_runs"]
     *trainings, compared = call(tmp_path, "--max_iter", "7", **chosen)
     parsed = [config.parse(words[1:], program="train") for words in trainings]
     runs = [(cfg.NETWORK.METHOD, cfg.RUN.SEED) for cfg in parsed]

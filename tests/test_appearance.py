@@ -25,9 +25,9 @@ from transforms.appearance import (
     gaussian_blur,
     jitter,
 )
+from transforms.build import JITTER_STRENGTHS, build_appearance, build_draws, statistics_draws, statistics_pair
 from transforms.edges import edge_target
 from transforms.geometry import Geometry, RandomCrop, RandomFlip, RandomScale, Resize
-from transforms.recipes import JITTER_STRENGTHS, build_appearance, build_draws, statistics_draws, statistics_pair
 from transforms.view import make_view
 
 MEANS, STDS = torch.tensor(MEAN).reshape(3, 1, 1), torch.tensor(STD).reshape(3, 1, 1)

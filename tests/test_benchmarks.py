@@ -18,8 +18,8 @@ from datasets.plan import Pick, sample_rng
 from datasets.segmentation import LabelledPairs, TrainingSet
 from tests.street_data import GTAV_PALETTE, blocks, inverse, save
 from transforms.appearance import STD
+from transforms.build import build_appearance, build_draws, build_geometry
 from transforms.edges import edge_target
-from transforms.recipes import build_appearance, build_draws, build_geometry
 
 
 def test_the_straightforward_sample_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

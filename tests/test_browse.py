@@ -11,16 +11,16 @@ import torch
 from PIL import Image
 
 import config
-from datasets import browse
-from datasets.browse import COLUMNS, CROP, FRAME, WIDTH, Pipeline, frame_cells
 from datasets.domains import find_pairs, load_domains
 from datasets.labels import CLASS_NAMES, PALETTE
 from datasets.plan import Pick, sample_rng
 from datasets.segmentation import LabelledPairs, TrainingSet, read_pair
+from scripts import browse_data as browse
+from scripts.browse_data import COLUMNS, CROP, FRAME, WIDTH, Pipeline, frame_cells
 from tests.street_data import blocks, paint, write_domain
+from transforms.build import build_appearance, build_draws, build_geometry
 from transforms.edges import edge_target
 from transforms.geometry import Geometry
-from transforms.recipes import build_appearance, build_draws, build_geometry
 from transforms.view import make_view
 from utils.errors import UserError
 

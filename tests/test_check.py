@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import check
-from datasets.check import DomainReport, check_domain, quick_check
+from datasets import checks
+from datasets.checks import DomainReport, check_domain, quick_check
 from datasets.codec import ENCODINGS
 from datasets.diagnosis import Fault
 from datasets.domains import BUILTIN, Domain, Pair
 from datasets.labels import CITYSCAPES_IDS, MAPILLARY_IDS
 from datasets.scan import Finding, look, scan, telling_classes
+from scripts import check_data as check
 from tests.street_data import GTAV_PALETTE, blocks, inverse, mapillary_palette, paint, save, write_domain, write_pair
 from tests.test_domains import declare, domain_at
 from utils.errors import UserError, run_entry_point
@@ -87,13 +88,13 @@ def test_shares_of_the_classes(tmp_path: Path) -> None:
 
 
 def test_both_counts_of_gtav_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert check.PUBLISHED["gtav"] == {"train": (12403, 12388), "val": (6382,), "test": (6181,)}
-    assert [check.PUBLISHED[name]["train"][0] for name in ("cityscapes", "bdd100k", "mapillary", "synthia")] == [
+    assert checks.PUBLISHED["gtav"] == {"train": (12403, 12388), "val": (6382,), "test": (6181,)}
+    assert [checks.PUBLISHED[name]["train"][0] for name in ("cityscapes", "bdd100k", "mapillary", "synthia")] == [
         *(2975, 7000, 18000, 6580)
     ]
     write_domain(tmp_path, "gtav")
     for numbers, expected in (((9, 4), []), ((4,), []), ((9, 8), ["count"])):
-        monkeypatch.setitem(check.PUBLISHED, "gtav", {"train": numbers, "val": (2,)})
+        monkeypatch.setitem(checks.PUBLISHED, "gtav", {"train": numbers, "val": (2,)})
         report = examine(domain_at(tmp_path, "gtav"))
         assert [fault.name for fault in report.faults if fault.name != "same-name"] == expected and report.healthy
     (count,) = (fault for fault in report.faults if fault.name == "count")
@@ -517,10 +518,10 @@ def test_splits_that_are_declared_to_be_the_same_files(tmp_path: Path) -> None:
 
 def test_the_quick_mode_decodes_an_even_sample(tmp_path: Path) -> None:
     pairs = [Pair(str(number), "", str(number)) for number in range(1000)]
-    numbers = [int(pair.name) for pair in check._sample(pairs)]
+    numbers = [int(pair.name) for pair in checks._sample(pairs)]
     assert (len(numbers), numbers[0], numbers[-1]) == (32, 0, 999)
     assert set(np.diff(numbers)) == {32, 33}
-    assert [len(check._sample(pairs[:count])) for count in (0, 1, 2, 31, 32, 33)] == [0, 1, 2, 31, 32, 32]
+    assert [len(checks._sample(pairs[:count])) for count in (0, 1, 2, 31, 32, 33)] == [0, 1, 2, 31, 32, 32]
     for number in range(40):
         write_pair(tmp_path, "camvid", "train", number, LABEL)
     (tmp_path / "train/00004.png").write_bytes(b"broken")
@@ -552,7 +553,7 @@ def test_the_quick_mode_starts_no_processes(tmp_path: Path, monkeypatch: pytest.
         asked.append(options["processes"])
         return scan(pairs, **options)
 
-    monkeypatch.setattr(check, "scan", watched)
+    monkeypatch.setattr(checks, "scan", watched)
     for quick in (True, False):
         examine(domain_at(tmp_path, "camvid"), quick=quick)
     assert asked == [False, True]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from network.legacy import load_weights
 from utils import checkpoint
 from utils.errors import UserError
 
@@ -114,7 +115,7 @@ def test_what_is_no_whole_checkpoint_is_refused(tmp_path: Path, entries: Any, me
 def test_weights_that_do_not_fit_are_listed() -> None:
     state = {"schema": 1, "network": {"weight": torch.zeros(3, 2), "extra": torch.zeros(1)}}
     with pytest.raises(UserError) as caught:
-        checkpoint.load_weights(nn.Linear(2, 4), state, path="x.pth")
+        load_weights(nn.Linear(2, 4), state, path="x.pth")
     message = str(caught.value)
     assert all(word in message for word in ("x.pth", "bias", "extra", "weight"))
 

@@ -14,7 +14,7 @@ from datasets import class_uniform
 from datasets.class_uniform import cache_key, class_centroids, source_centroids
 from datasets.codec import ENCODINGS, decode_label
 from datasets.domains import find_pairs, load_domains
-from datasets.workers import in_workers
+from datasets.workers import parallel_map
 from tests.street_data import ROOTS, blocks, make_cfg, save, write_domain
 from utils.errors import UserError
 
@@ -203,7 +203,7 @@ def _end(_: None) -> None:
 
 def test_a_killed_worker_is_one_sentence() -> None:
     with pytest.raises(UserError, match="centroids of x: a worker process was killed, most likely for want of memory"):
-        list(in_workers(_end, [None], workers=1, title="centroids of x", unit="label"))
+        list(parallel_map(_end, [None], workers=1, title="centroids of x", unit="label"))
 
 
 # ---------------------------------------------------------------------------------- the original's values

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from utils import compare
+from scripts import compare_runs as compare
 from utils.errors import UserError
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import config
-import convert
 import train
 import valid
 from network.published import build_published
+from scripts import convert_weights as convert
 from tests import reference
 from tests.runs import run_folder, train_arguments
 from utils import checkpoint

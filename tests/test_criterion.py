@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from loss import build_criterion
 from loss.criterion import CLASS_WEIGHTS, Criterion
-from loss.terms import cross_entropy, hard_labels, shrink_labels
+from loss.terms import cross_entropy, downsample_labels, ignore_easy_pixels
 from network.methods import METHODS
 from network.outputs import SegmentorOutput
 from tests import reference
@@ -136,7 +136,9 @@ def hard_pixels(logits: torch.Tensor, labels: torch.Tensor, *, threshold: float,
 def test_hard_pixels_follow_the_definition(threshold: float, least: int) -> None:
     logits, labels = made_up_output().fused, some_labels()
     wanted = labels.where(hard_pixels(logits, labels, threshold=threshold, least=least), 255)
-    assert torch.equal(hard_labels(logits, labels, threshold=threshold, min_share=least / labels.numel()), wanted)
+    assert torch.equal(
+        ignore_easy_pixels(logits, labels, threshold=threshold, min_share=least / labels.numel()), wanted
+    )
     assert (threshold, least) == (1e-9, 1) or 1 < (wanted != 255).sum() < 97
 
 
@@ -144,9 +146,9 @@ def test_certain_pixels_are_kept_where_so_many_are_asked_for() -> None:
     labels = torch.zeros(1, 4, 4, dtype=torch.int64)
     labels[0, 0] = 255
     logits = torch.nn.functional.one_hot(labels.clamp(max=18), 19).movedim(-1, 1) * 1000.0  # probability 1
-    kept = hard_labels(logits, labels, threshold=0.7, min_share=0.25)
+    kept = ignore_easy_pixels(logits, labels, threshold=0.7, min_share=0.25)
     assert torch.equal(kept, labels), "ties are all kept"
-    assert (hard_labels(logits, labels, threshold=0.7, min_share=0.0) == 255).all()
+    assert (ignore_easy_pixels(logits, labels, threshold=0.7, min_share=0.0) == 255).all()
 
 
 @pytest.mark.parametrize("class_weights", [False, True])
@@ -155,7 +157,7 @@ def test_terms_of_diia_over_hard_pixels(class_weights: bool) -> None:
     options: Any = {"class_weights": class_weights}
     criterion = build(**options, OHEM_THRESH=0.02, OHEM_MIN_KEPT=16)  # of the 64 pixels of a crop
     terms, plain = (some(output, labels, edges, whiten=False) for some in (criterion, build(**options)))
-    truths = dict.fromkeys(("fused", "coarse", "edge_logits"), labels) | {"aux": shrink_labels(labels, size=(2, 2))}
+    truths = dict.fromkeys(("fused", "coarse", "edge_logits"), labels) | {"aux": downsample_labels(labels, size=(2, 2))}
     for name, truth in truths.items():
         logits = getattr(output, name)
         kept = hard_pixels(logits, truth, threshold=0.02, least=truth.numel() // 4)
@@ -170,7 +172,7 @@ def test_terms_of_diia_over_hard_pixels(class_weights: bool) -> None:
 def test_labels_shrink_by_nearest_pixel() -> None:
     labels = torch.arange(30).view(1, 5, 6)
     wanted = labels[:, [0, 2]][:, :, [0, 2, 4]]
-    assert torch.equal(shrink_labels(labels, size=(2, 3)), wanted)
+    assert torch.equal(downsample_labels(labels, size=(2, 3)), wanted)
 
 
 def test_half_precision_logits_are_summed_in_single() -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils import curves
+from scripts import plot_runs as curves
 from utils.errors import UserError
-from utils.logs import Board, read_history
+from utils.logs import MetricWriter, read_history
 
 
 def test_runs_become_a_picture(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path: Path) -> None:
 
 
 def test_numbers_that_json_lacks_are_left_out_of_the_history(tmp_path: Path) -> None:
-    board = Board(tmp_path / "tb", tmp_path / "history.jsonl", first_step=0)
+    board = MetricWriter(tmp_path / "tb", tmp_path / "history.jsonl", first_step=0)
     board.scalars({"camvid/val_loss": math.nan, "optim/grad_norm": math.inf, "camvid/acc": 0.5}, 3)
     board.close()
     assert (tmp_path / "history.jsonl").read_text() == '{"step": 3, "camvid/acc": 0.5}\n'

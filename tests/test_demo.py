@@ -21,12 +21,12 @@ from PIL import Image, ImageDraw
 import config
 from datasets import labels
 from datasets.codec import decode_label
-from datasets.demo import Frame, Summary, draw_frame, write, write_domains
-from datasets.demo.__main__ import main
-from datasets.demo.looks import GTAV
-from datasets.demo.painter import OVERSAMPLING, Camera, Painter, draw
-from datasets.demo.street import FEATURES, Street
 from datasets.domains import BUILTIN, find_pairs
+from demo_world import Frame, Summary, draw_frame, write, write_domains
+from demo_world.__main__ import main
+from demo_world.looks import GTAV
+from demo_world.painter import OVERSAMPLING, Camera, Painter, draw
+from demo_world.street import FEATURES, Street
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -330,7 +330,7 @@ def test_sizes_have_names(
         asked.update(given)
         return Summary({}, 0, 0, {})
 
-    monkeypatch.setattr("datasets.demo.__main__.write_domains", note)
+    monkeypatch.setattr("demo_world.__main__.write_domains", note)
     main(["--out", str(tmp_path / "set"), *flags])
     assert (asked["train"], asked["val"], asked["size"]) == frames
 
@@ -356,12 +356,12 @@ def test_the_demo_script_uses_flags_that_exist_and_the_folders_written_here(made
             values = [word.replace("${method}", name).replace("$method", name) for word in words]
             cfg = config.parse([word.replace("$seed", "305") for word in values], program="train")
             assert set(cfg.DATASET.VAL) == set(DOMAINS) - {"gtav"} and cfg.RUN.EXP == f"{name}_305"
-    checked = re.search(r"-m datasets\.check ([\w ]+) --opts", text)
+    checked = re.search(r"-m scripts\.check_data ([\w ]+) --opts", text)
     assert checked is not None and sorted(checked[1].split()) == DOMAINS
 
 
 def test_the_command_says_one_line_and_returns_2(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    command = [sys.executable, "-m", "datasets.demo", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "demo_world", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.evaluation import evaluate
+from evaluation.evaluator import evaluate
 
 
 class Threshold(nn.Module):

@@ -15,16 +15,17 @@ import config
 import train
 import valid
 from datasets.labels import CLASS_NAMES, PALETTE
+from evaluation import features
+from evaluation.features import FeatureDrawer, class_centres
 from loss import collect_masks
 from loss.whitening import Whitening, covariance
 from network.diia import TripleAggregation
 from tests import reference
 from tests.runs import launch, read_weights, run_folder, train_arguments
+from transforms.build import build_fixed_copy, build_normalisation
 from transforms.edges import edge_target
-from transforms.recipes import build_fixed_copy, build_normalisation
-from utils import features, figures
+from utils import figures
 from utils.errors import UserError
-from utils.features import FeatureDrawer, class_centres
 from utils.runs import Start
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3)).astype(np.uint8)

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import build_cache, frames
+from datasets import frames
 from datasets.domains import Pair, find_pairs, image_size, load_domains
 from datasets.frames import FrameCache
 from datasets.segmentation import read_pair
+from scripts import cache_frames as build_cache
 from tests.street_data import make_cfg, write_domain
 from utils.errors import UserError
 

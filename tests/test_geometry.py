@@ -13,9 +13,9 @@ from PIL import Image
 
 from datasets.codec import ENCODINGS, decode_label, read_image
 from tests.street_data import blocks, make_cfg, paint
+from transforms.build import build_geometry
 from transforms.geometry import Geometry, RandomCrop, RandomFlip, RandomRotation, RandomScale, Resize, Step
 from transforms.protocols import CentreSquare, NativeSize
-from transforms.recipes import build_geometry
 from transforms.view import View, make_view
 from utils.errors import UserError
 

@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 import config
-from datasets import inspect
 from datasets.class_uniform import class_centroids
 from datasets.domains import find_pairs, load_domains
 from datasets.labels import CLASS_NAMES, PALETTE
 from datasets.loaders import build_training_loader
 from datasets.plan import EpochPlan, Source
+from scripts import inspect_data as inspect
 from tests.street_data import ROOTS, blocks, write_domain, write_pair
 from utils.errors import UserError
 
@@ -96,13 +96,13 @@ def test_the_crops_are_those_that_a_training_gets(folder: Path, tmp_path: Path, 
 def test_pixel_counts_are_kept_until_a_label_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_domain(tmp_path, "bdd100k", train=3)
     first = inspected(tmp_path, tmp_path / "cache", samples=1)[1].columns["pixel_share"]
-    count, titles = inspect.in_workers, []
+    count, titles = inspect.parallel_map, []
 
     def watched(*args: Any, title: str, **kwargs: Any) -> Any:
         titles.append(title)
         return count(*args, title=title, **kwargs)
 
-    monkeypatch.setattr(inspect, "in_workers", watched)
+    monkeypatch.setattr(inspect, "parallel_map", watched)
     again = inspected(tmp_path, tmp_path / "cache", samples=1)[1].columns["pixel_share"]
     assert "pixels of bdd100k" not in titles
     np.testing.assert_array_equal(first, again)
@@ -190,7 +190,7 @@ def test_mistakes_are_told_before_the_work(
 
 def test_run_as_a_module_it_leaves_pythons_own_inspect_alone() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "datasets.inspect", "gtaw"],
+        [sys.executable, "-m", "scripts.inspect_data", "gtaw"],
         cwd=ROOT, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 2 and done.stdout == ""

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from network import build_network
+from network.legacy import convert_state_dict, detect_head, unwrap_state
 from tests import reference
 from utils.errors import UserError
-from utils.legacy import convert_state_dict, detect_head, unwrap_state
 
 # Batch norms that a style site bypasses: the published file has them, nothing reads them.
 DEAD = {"rn/shuffle_ibn": 48, "rn/shuffle_isw": 48, "rn/shuffle_isw_fixed": 48}
@@ -27,7 +27,7 @@ def test_names_and_shapes_of_every_configuration(key: str, test_data: Path, capl
     wanted = reference.shapes(test_data, key)
     prefix = "module." if key.startswith("rn/") else ""
     state = network.state_dict()
-    with caplog.at_level("INFO", logger="utils.legacy"):
+    with caplog.at_level("INFO", logger="network.legacy"):
         converted = convert_state_dict({prefix + n: tuple(s) for n, s in wanted.items()}, wanted=state)
     assert converted == {name: tuple(value.shape) for name, value in state.items()}
     parameters = sum(value.numel() for value in network.parameters())
@@ -46,7 +46,7 @@ def test_entries_that_the_file_shows_to_be_dead(caplog: pytest.LogCaptureFixture
         f"backbone.{n}" for n in ("stem.norm.weight", "stage4.norm.bias", "stage4.conv.weight")
     ]
     state |= dict.fromkeys(("module.layer0.instance_norm_layer.weight", "layer4.instance_norm_layer.weight"), 0)
-    with caplog.at_level("INFO", logger="utils.legacy"):
+    with caplog.at_level("INFO", logger="network.legacy"):
         kept = convert_state_dict(state)
     assert list(kept) == [f"backbone.{n}" for n in ("stage4.conv.weight", "stem.site.weight", "stage4.site.weight")]
     assert (

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils import metrics
-from utils.metrics import best_class, confusion_matrix, merge_classes, score
+from evaluation import metrics
+from evaluation.metrics import argmax_classes, confusion_matrix, merge_classes, score
 
 NAMES = [f"class {i}" for i in range(19)]
 
@@ -56,7 +56,7 @@ def test_the_best_class_is_that_of_argmax(seed: int, batch: int, classes: int, h
     for logits in (values, torch.where(rare, odd[chosen], values), -values.abs().log()):
         expected = logits.argmax(dim=1)
         for given_logits in (logits, logits.double(), logits.contiguous(memory_format=torch.channels_last)):
-            found = best_class(given_logits)
+            found = argmax_classes(given_logits)
             assert found.dtype == torch.uint8 and torch.equal(found.long(), expected)
 
 
@@ -65,7 +65,7 @@ def test_the_best_class_does_not_depend_on_parts_and_threads(threads: int, monke
     monkeypatch.setattr(metrics, "_CHUNK_PIXELS", 40)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     logits = torch.randn(3, 19, 11, 13, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    assert torch.equal(best_class(logits).long(), logits.argmax(dim=1))
+    assert torch.equal(argmax_classes(logits).long(), logits.argmax(dim=1))
 
 
 def test_scores_by_hand() -> None:

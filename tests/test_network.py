@@ -10,7 +10,7 @@ from torch import nn
 
 from network import ARCHITECTURES, build_network
 from network.layers import ASPP, ImagePooling
-from network.summary import summarise
+from scripts.network_summary import summarise
 from tests import reference
 from utils.errors import UserError
 

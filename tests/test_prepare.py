@@ -20,10 +20,10 @@ import pytest
 from scipy.io import savemat
 
 from datasets.codec import decode_label, read_image
-from datasets.domains import BUILTIN, find_pairs
+from datasets.domains import BUILTIN, PUBLISHED, find_pairs
 from datasets.labels import CITYSCAPES_IDS, MAPILLARY_IDS, SYNTHIA_IDS
-from datasets.prepare import main
-from datasets.provided import PUBLISHED, RULES, SPLIT_DATA, synthia_lists
+from scripts.prepare_data import main
+from scripts.provided import RULES, SPLIT_DATA, synthia_lists
 from tests.street_data import CLASSES, GTAV_PALETTE, blocks, inverse, mapillary_palette, paint, save, save_synthia
 from utils.errors import UserError, run_entry_point
 
@@ -142,7 +142,7 @@ def test_archives_become_what_the_domain_reads(tmp_path: Path, name: str, capsys
     assert [int(row[0]) for row in found.values()] == list(COUNTS[name])
     assert [row[1] for row in found.values()] == [f"{count:,}" for count, *_ in PUBLISHED[name].values()]
     assert sum(int(row[3]) for row in found.values()) == NEEDED[name] and {row[4] for row in found.values()} == {"0"}
-    assert f"python -m datasets.check {name} --opts '{domain.root_key}={out}'" in printed
+    assert f"python -m scripts.check_data {name} --opts '{domain.root_key}={out}'" in printed
 
 
 def test_gtav_parts_and_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -250,7 +250,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 KILLED = """
 import os, shutil, signal, sys
-from datasets.prepare import main
+from scripts.prepare_data import main
 
 copy, calls = shutil.copyfileobj, []
 
@@ -311,7 +311,7 @@ def test_nothing_is_overwritten(tmp_path: Path, occupied: bytes | None, capsys: 
 
 def test_a_target_that_appears_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder,) = provide(tmp_path / "provider", "mapillary")
-    monkeypatch.setattr("datasets.prepare._is_there", lambda *_: False)
+    monkeypatch.setattr("scripts.prepare_data._is_there", lambda *_: False)
     for mode in ("--link", "--copy"):
         target = tmp_path / mode / "training/images/ulm_1.jpg"
         target.parent.mkdir(parents=True)

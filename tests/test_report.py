@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from evaluation.evaluator import Evaluation
+from evaluation.report import Report, align, domain_scores, markdown
 from utils.errors import UserError
-from utils.evaluation import Evaluation
 from utils.files import write_text
-from utils.report import Report, align, domain_scores, markdown
 
 NAMES = ["road", "car", "train"]
 

@@ -197,7 +197,7 @@ def test_validation_scripts_score_the_four_unseen_domains(name: str | None, stub
         assert result.returncode == 2 and "WEIGHTS" in result.stderr and result.stderr.count("\n") == 1
 
 
-TORCHRUN = ["-m", "utils.launch"]
+TORCHRUN = ["-m", "scripts.launch"]
 
 
 @pytest.mark.parametrize(
@@ -316,11 +316,11 @@ def test_the_readme_shows_the_commands_that_matter() -> None:
     for part in (
         "demo.sh",
         "test.sh",
-        "datasets.check",
+        "scripts.check_data",
         "train.py",
         "train_r50os16_gtav_isw.sh",
         "valid.py",
-        "convert.py",
+        "scripts.convert_weights",
     ):
         assert part in text
 

@@ -20,7 +20,7 @@ from datasets.loaders import TrainingBatch
 from network.layers import SharedDropout2d
 from tests.runs import launch, read_weights, run_folder, train_arguments
 from utils.errors import UserError
-from utils.logs import TermLog, read_history
+from utils.logs import LossMeter, read_history
 from utils.runs import Start
 
 REAL_SCALER = torch.amp.GradScaler
@@ -258,12 +258,12 @@ def test_a_snapshot_alone_starts_anew_from_its_weights(straight: Path, small_cam
 def test_a_loss_of_nan_stops_the_run_with_its_files(
     small_camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = TermLog.add
+    original = LossMeter.add
 
     def poisoned(self: Any, step: int, terms: dict[str, Tensor], total: Tensor, names: list[str]) -> None:
         original(self, step, terms, total * float("nan") if step == 1 else total, names)
 
-    monkeypatch.setattr(TermLog, "add", poisoned)
+    monkeypatch.setattr(LossMeter, "add", poisoned)
     with pytest.raises(UserError, match=r"step 1: the loss is nan \(.*fused .*\) on the files .*\.png"):
         train.main(train_arguments(small_camvid, tmp_path, "--method", "base", "--save_interval", "1"))
     saved = read_weights(run_folder(tmp_path) / "last.pth")

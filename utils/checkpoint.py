@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils import legacy
 from utils.errors import UserError
-from utils.files import appearing
+from utils.files import atomic_path
 
 SCHEMA = 1
 KEYS = frozenset(
@@ -45,7 +44,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
     content = {"schema": SCHEMA, **_LATER, **content}
     assert content.keys() == KEYS, content.keys() ^ KEYS
     try:
-        with appearing(path) as temporary, temporary.open("wb") as file:
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
@@ -108,21 +107,6 @@ def _check(content: dict[str, Any], *, path: str | Path) -> None:
     for name in sorted(KEYS - {"schema", "kind", "world_size"}):
         if not isinstance(content[name], dict):
             raise UserError(f"{path}: not a checkpoint of a run, its {name} is a {type(content[name]).__name__}")
-
-
-def load_weights(network: nn.Module, content: dict[str, Any], *, path: str | Path) -> None:
-    """Load a read weight file strictly: our checkpoint, or one that RobustNet or DIIA published (converted by name).
-
-    Of a checkpoint with averaged weights (--ema_decay) these are taken: they are what was scored.
-
-    Raises:
-        UserError: entries are missing, unexpected or of another shape; every one is listed.
-    """
-    if is_ours(content):
-        state = content.get("average") or content["network"]
-    else:
-        state = legacy.convert_state_dict(legacy.unwrap_state(content), wanted=network.state_dict(), origin=str(path))
-    load_strictly(network, state, path=path)
 
 
 def load_strictly(module: nn.Module, state: dict[str, Any], *, path: str | Path) -> None:

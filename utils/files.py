@@ -20,7 +20,7 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def appearing(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary file beside `path`, which it becomes at the end; after an error nothing of it is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
@@ -39,7 +39,7 @@ def write_text(path: Path, text: str) -> None:
     """
     make_folder(path.parent)
     try:
-        with appearing(path) as temporary:
+        with atomic_path(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from error

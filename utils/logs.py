@@ -86,7 +86,7 @@ def git_commit(repository: Path) -> str:
         return "unknown"
 
 
-class TermLog:
+class LossMeter:
     """Loss terms since the last read or check; nothing here waits for the device until then."""
 
     def __init__(self) -> None:
@@ -140,7 +140,7 @@ class TermLog:
         return dict(zip(names, values, strict=True))
 
 
-class Board:
+class MetricWriter:
     """Scalars and pictures of a run, written by rank 0 alone: for TensorBoard, and the numbers as `history.jsonl`."""
 
     def __init__(self, event_folder: Path, history: Path, *, first_step: int) -> None:

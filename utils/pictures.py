@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from utils.errors import UserError
-from utils.files import appearing, make_folder
+from utils.files import atomic_path, make_folder
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Row = tuple[Array, Array, Array]
@@ -150,7 +150,7 @@ def save_png(array: Array, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     make_folder(path.parent)
     try:
-        with appearing(path) as temporary:
+        with atomic_path(path) as temporary:
             Image.fromarray(np.ascontiguousarray(array, np.uint8)).save(temporary, format="PNG")
     except OSError as error:
         raise UserError(f"{path}: the picture cannot be written ({error.strerror or error}); free space") from error

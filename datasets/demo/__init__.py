@@ -1,5 +1,0 @@
-"""A small procedural street-scene set: five domains in the on-disk layouts and encodings of the real data sets."""
-
-from datasets.demo.write import Frame, Summary, draw_frame, write_domains
-
-__all__ = ["Frame", "Summary", "draw_frame", "write_domains"]

@@ -1,0 +1,1 @@
+"""Programs beside train.py and valid.py, run as `python -m scripts.NAME`."""

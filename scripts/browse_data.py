@@ -1,0 +1,219 @@
+"""`python -m scripts.browse_data DOMAIN ...`: a contact sheet of frames, as they are and as training sees them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from datasets.class_uniform import class_centroids
+from datasets.domains import Domain, find_pairs
+from datasets.labels import CLASS_NAMES, NUM_CLASSES, PALETTE
+from datasets.plan import sample_rng
+from datasets.segmentation import read_pair, to_tensor
+from scripts.data_options import chosen_domains, data_config, data_parser
+from transforms.appearance import Appearance, AppearanceDraws, Draws
+from transforms.build import build_appearance, build_draws, build_geometry
+from transforms.edges import edge_target
+from transforms.geometry import Geometry, RandomFlip, RandomScale
+from transforms.view import View, make_view
+from utils.errors import UserError, run_entry_point
+from utils.pictures import INK, MARGIN, PAPER, Array, colorize, legend, overlay, save_png, stacked
+
+RECIPE = ("AUGMENT.COLOR_AUG=0.5", "AUGMENT.GBLUR=true", "DATASET.CLASS_UNIFORM_PCT=0.5")  # of the published scripts
+FRAME, CROP = (368, 300), (300, 300)  # what a picture fits into: width and height in pixels of the sheet
+COLUMNS = {
+    **dict.fromkeys(("frame", "labels"), FRAME),
+    **dict.fromkeys(("crop with labels and focus", "as the network sees it", "label target", "edge target"), CROP),
+}
+WIDTH = sum(width + MARGIN for width, _ in COLUMNS.values()) + MARGIN
+SIZE, LINE = 14, 19  # letters and lines
+
+
+class Delivered(NamedTuple):
+    """What the training makes of a frame: the crop, its draws (D,), the frame's size before the crop, and mirroring."""
+
+    view: View
+    draws: Array
+    shown: tuple[int, int]
+    mirrored: bool
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The transforms of a run; `tile` is that of its class centroids, 0 where sampling is plain."""
+
+    geometry: Geometry
+    draws: AppearanceDraws
+    appearance: Appearance
+    seed: int
+    tile: int
+
+    def focus(self, label: Array, *, item: int) -> tuple[int, tuple[int, int]] | None:
+        """Draw a class of a label, each alike, and one of its centroids (x, y); None where there is none."""
+        rows = class_centroids(label, tile=self.tile) if self.tile else np.zeros((0, 3), int)
+        if not len(rows):
+            return None
+        rng = np.random.default_rng((self.seed, 3, item))
+        index, x, y = rng.choice(rows[rows[:, 0] == rng.choice(np.unique(rows[:, 0]))])
+        return int(index), (int(x), int(y))
+
+    def deliver(self, view: View, *, item: int) -> Delivered:
+        """Do what the training does with a frame at position `item` of its first epoch, and keep what was drawn."""
+        rng, shown, mirrored = sample_rng(self.seed, item), view.size, False
+        for step in self.geometry.steps:
+            before, view = view, step(view, rng)
+            shown = view.size if isinstance(step, RandomScale) else shown
+            mirrored |= isinstance(step, RandomFlip) and view is not before
+        return Delivered(view.pixels(), self.draws(rng), shown, mirrored)
+
+    def seen(self, image: Array, draws: Array) -> Array:
+        """Return the (h, w, 3) uint8 colours that the network receives, with the normalisation undone."""
+        colours = self.appearance.colours(to_tensor(image)[None], torch.from_numpy(draws)[None])[0]  # (3, h, w)
+        return colours.permute(1, 2, 0).numpy()
+
+
+class Cell(NamedTuple):
+    """A picture (H, W, 3) uint8 and the lines below it."""
+
+    picture: Array
+    lines: tuple[str, ...]
+
+
+def frame_cells(name: str, image: Array, label: Array, *, item: int, pipeline: Pipeline) -> list[Cell]:
+    """Return the row of a frame, image (H, W, 3) and label (H, W), in the order of `COLUMNS`."""
+    focus = pipeline.focus(label, item=item)
+    start = make_view(image, label, focus=focus[1] if focus else None)
+    view, draws, shown, mirrored = pipeline.deliver(start, item=item)
+    crop, target = view.image, view.label  # (h, w, 3), (h, w)
+    edges = edge_target(to_tensor(crop)[None])[0].byte().numpy()  # (h, w)
+    drawn, ignored, found = Draws.of(draws.tolist()), float(np.mean(target >= NUM_CLASSES)), len(_classes(target))
+    geometry = (
+        f"scale {shown[0] / label.shape[1]:.2f}: {shown[0]}x{shown[1]}",
+        f"crop {crop.shape[1]}x{crop.shape[0]}{', mirrored' if mirrored else ''}",
+    )
+    sigmas = {"Gaussian": drawn.sigma, "bilateral": drawn.bilateral}
+    blur = next((f"{kind} blur, sigma {sigma:.2f}" for kind, sigma in sigmas.items() if sigma), "no blur")
+    return [
+        Cell(_fit(image, FRAME), (name, f"{label.shape[1]}x{label.shape[0]}")),
+        Cell(_overlaid(image, label, start, FRAME), (f"focus: {CLASS_NAMES[focus[0]] if focus else 'none'}",)),
+        Cell(_overlaid(crop, target, view, CROP), geometry),
+        Cell(_fit(pipeline.seen(crop, draws), CROP), (f"jitter {'on' if drawn.jittered else 'off'}", blur)),
+        Cell(
+            _fit(colorize(target, palette=PALETTE), CROP, smooth=False),
+            (f"{found} class{'' if found == 1 else 'es'}", f"{ignored:.1%} ignored"),
+        ),
+        Cell(_fit(np.repeat(edges[..., None], 3, axis=2), CROP), ("|Sobel x|, 0 to 255",)),
+    ]
+
+
+def _classes(label: Array) -> set[int]:
+    return {int(index) for index in np.unique(label) if index < NUM_CLASSES}
+
+
+def _fit(array: Array, box: tuple[int, int], *, smooth: bool = True) -> Array:
+    """Resize an image or label to fit into a box."""
+    image = Image.fromarray(array)
+    factor = min(box[0] / image.width, box[1] / image.height)
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    return np.asarray(image.resize(size, Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST))
+
+
+def _overlaid(image: Array, label: Array, view: View, box: tuple[int, int]) -> Array:
+    """Return image and label in one picture, with a cross at the focus of the view."""
+    picture = Image.fromarray(overlay(_fit(image, box), _fit(label, box, smooth=False), palette=PALETTE))
+    draw, factor = ImageDraw.Draw(picture), picture.width / image.shape[1]
+    if view.focus is not None:
+        x, y = (round((value + 0.5) * factor) for value in view.focus)
+        arms = [(x + 4 * dx, y + 4 * dy, x + 13 * dx, y + 13 * dy) for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1))]
+        for colour, width in ((INK, 5), (PAPER, 2)):
+            for arm in arms:
+                draw.line(arm, fill=colour, width=width)
+    return np.asarray(picture)
+
+
+def draw_sheet(title: str, rows: Sequence[Sequence[Cell]], *, classes: set[int]) -> Array:
+    """Draw title, column heads, rows and the legend of the classes that occur: (H', WIDTH, 3) uint8."""
+    top_line = Image.new("RGB", (WIDTH, LINE + 2 * MARGIN), PAPER)
+    ImageDraw.Draw(top_line).text((MARGIN, MARGIN), title, fill=INK, font=ImageFont.load_default(SIZE + 2))
+    heads = [Cell(np.full((1, 1, 3), 255, np.uint8), (name,)) for name in COLUMNS]
+    entries = [(CLASS_NAMES[index], PALETTE[index]) for index in sorted(classes)]
+    below = legend([*entries, ("ignored", (0, 0, 0))], width=WIDTH, size=SIZE)
+    parts = [top_line, *(_drawn(row) for row in (heads, *rows)), below]
+    return stacked(parts)
+
+
+def _drawn(cells: Sequence[Cell]) -> Image.Image:
+    font, left = ImageFont.load_default(SIZE), MARGIN
+    height = max(cell.picture.shape[0] + len(cell.lines) * LINE for cell in cells) + 2 * MARGIN
+    row = Image.new("RGB", (WIDTH, height), PAPER)
+    draw = ImageDraw.Draw(row)
+    for cell, (width, _) in zip(cells, COLUMNS.values(), strict=True):
+        row.paste(Image.fromarray(cell.picture), (left, 0))
+        for number, text in enumerate(cell.lines):
+            while font.getlength(text) > width:  # the end of a long file name tells more than its start
+                text = f"...{text.removeprefix('...')[1:]}"
+            draw.text((left, cell.picture.shape[0] + 2 + number * LINE), text, fill=INK, font=font)
+        left += width + MARGIN
+    return row
+
+
+def browse(cfg: Any, domain: Domain, *, split: str, count: int) -> Array:
+    """Return the contact sheet of `count` frames, evenly spread over a split of a domain."""
+    pairs, augment = find_pairs(domain, split), cfg.AUGMENT
+    count = min(count, len(pairs))
+    jitter = "diia" if augment.JITTER == "method" else augment.JITTER
+    tile = (domain.tile or cfg.DATASET.CLASS_UNIFORM_TILE) if cfg.DATASET.CLASS_UNIFORM_PCT else 0
+    parts = (build_geometry(cfg), build_draws(cfg, jitter=jitter), build_appearance(cfg))
+    pipeline, rows, classes = Pipeline(*parts, seed=cfg.RUN.SEED, tile=tile), [], set()
+    for item in (index * len(pairs) // count for index in range(count)):
+        image, label = read_pair(pairs[item], encoding=domain.encoding)
+        rows.append(frame_cells(Path(pairs[item].name).name, image, label, item=item, pipeline=pipeline))
+        classes |= _classes(label)
+    blur = "bilateral" if augment.BBLUR else "Gaussian" if augment.GBLUR else "no"
+    title = (
+        f"{domain.name}/{split}: {count} of {len(pairs)} frames. Crop {augment.CROP_SIZE}, scale {augment.SCALE_MIN:g} "
+        f"to {augment.SCALE_MAX:g}, {jitter} jitter with probability {augment.COLOR_AUG:g}, "
+        f"{blur} blur, seed {cfg.RUN.SEED}"
+    )
+    return draw_sheet(title, rows, classes=classes)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw a sheet per domain."""
+    parser = data_parser(
+        "browse_data",
+        "Draw frames with their labels, and what the training makes of them: crop, jitter, blur, label and edge "
+        "target, with a class-uniform focus. Without --config the sheet follows the published scripts where --opts "
+        f"says nothing else ({' '.join(RECIPE)}); with --config it is what train.py does with that file. "
+        "AUGMENT.JITTER=robustnet shows the weaker jitter of the methods with the plain head.",
+        domains="data sets to draw",
+    )
+    parser.add_argument("--split", default="train", help="split to take frames from (%(default)s)")
+    parser.add_argument("--count", type=int, default=6, help="frames per data set (%(default)s)")
+    parser.add_argument(
+        "--out", default="", metavar="PATH", help="FILE.png, or a folder for DOMAIN.png (default: ./browse_DOMAIN.png)"
+    )
+    given = parser.parse_args(argv)
+    given.opts = [*(() if given.config else RECIPE), *given.opts]
+    cfg = data_config(given)
+    domains, is_file = chosen_domains(cfg, given.names), given.out.endswith(".png")
+    if given.count < 1:
+        raise UserError(f"--count {given.count}: a sheet needs at least one frame")
+    if is_file and len(domains) > 1:
+        raise UserError(f"--out {given.out}: one file cannot hold {len(domains)} sheets; name a folder")
+    for domain in domains:
+        folder = Path(given.out) / f"{domain.name}.png" if given.out else Path(f"browse_{domain.name}.png")
+        path = Path(given.out) if is_file else folder
+        save_png(browse(cfg, domain, split=given.split, count=given.count), path)
+        sys.stdout.write(f"{domain.name}: {path}\n")
+
+
+if __name__ == "__main__":
+    run_entry_point(main)

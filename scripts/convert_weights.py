@@ -1,0 +1,79 @@
+"""Turn weights that RobustNet or DIIA published into a checkpoint that knows its network.
+
+python -m scripts.convert_weights PUBLISHED.pth --arch network.deepv3.DeepR50V3PlusD --out OURS.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import config
+from network.published import build_published
+from utils import checkpoint, logs
+from utils.errors import UserError, run_entry_point
+from utils.files import make_folder
+
+FLAGS = ("--arch", "--backbone", "--output_stride", "--method", "--wt_layer")  # as train.py has them
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.convert_weights",
+        description=f"{__doc__}\nvalid.py --snapshot scores it, train.py --snapshot starts from it.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", metavar="PUBLISHED.pth", help="weight file with the names of RobustNet or DIIA")
+    parser.add_argument("--out", required=True, metavar="OURS.pth", help="checkpoint to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
+    for row in (row for row in config.KEYS.values() if row.flag in FLAGS):
+        number, name = (row.lengths[1], "N") if row.is_list else (1, row.key.partition(".")[2])
+        parser.add_argument(row.flag, nargs=number, default=[], metavar=name, help=row.help)
+    return parser
+
+
+def convert(given: argparse.Namespace) -> str:
+    """Write the checkpoint that the flags ask for; return one line about its network.
+
+    Raises:
+        UserError: the file is missing, is ours already or does not fit the flags; --out exists or cannot be written.
+    """
+    words = [word for flag in FLAGS if (values := getattr(given, flag[2:])) for word in (flag, *values)]
+    cfg, out = config.parse(words, program="train"), Path(given.out)
+    if out.exists() and not given.overwrite:
+        raise UserError(f"--out {out}: exists already; name another file or add --overwrite")
+    content = checkpoint.read(given.file)
+    if checkpoint.is_ours(content):
+        raise UserError(f"{given.file}: is a checkpoint of train.py or convert.py already; use it as it is")
+    network = build_published(cfg, content, path=given.file)
+    plain = config.to_dict(cfg)
+    plain["NETWORK"].update(METHOD=network.method.name, WT_LAYER=list(network.method.codes))
+    epoch = content.get("epoch")
+    make_folder(out.parent)
+    checkpoint.save(
+        out,
+        {
+            "kind": checkpoint.CONVERTED,
+            "network": network.state_dict(),
+            **{part: {} for part in ("criterion", "optimizer", "scheduler", "scaler", "best")},
+            "progress": {"epoch": epoch if isinstance(epoch, int) else 0, "step_in_epoch": 0, "step": 0},
+            "config": plain,
+            "versions": logs.versions(REPOSITORY),
+            "world_size": 1,
+        },
+    )
+    return network.describe()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    given = make_parser().parse_args(argv)
+    logs.setup_logging()
+    logs.write_line(f"{given.out}: {convert(given)}")
+
+
+if __name__ == "__main__":
+    run_entry_point(main)

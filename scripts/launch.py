@@ -1,0 +1,26 @@
+"""torchrun (`python -m scripts.launch`, the same arguments) that stays quiet about a user's mistake."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main as torchrun
+
+USER_ERROR = 2  # exit code of a program that has said in one line what to mend
+
+
+def main() -> None:
+    """Run torchrun; where a process ended with code 2, leave with it instead of torchrun's traceback."""
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)  # a summary follows
+    try:
+        torchrun()
+    except ChildFailedError as error:
+        if error.get_first_failure()[1].exitcode == USER_ERROR:
+            sys.exit(USER_ERROR)
+        raise
+
+
+if __name__ == "__main__":
+    main()
