@@ -154,11 +154,11 @@ def start(root: Path, pair: Pair) -> Callable[[], Work]:
 UNTIL_FIRST_BATCH = """
 import sys, train
 
-def stop(trainer, batches):
+def stop(run, meter, batches):
     assert len(batches[0].names) == 8
     sys.exit(0)
 
-train.Trainer.train_step = stop
+train.train_step = stop
 train.main(sys.argv[1:])
 """
 

@@ -6,15 +6,33 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evaluation.evaluator import Evaluation
+from datasets.domains import Domain
+from datasets.labels import CLASS_NAMES
 from evaluation.metrics import Scores, merge_classes, nan_mean, score
 from utils.files import write_text
+from utils.pictures import Array
 from utils.tables import align, markdown
+
+Frame = tuple[Array, Array, Array]  # image (h,w,3), truth (h,w), prediction (h,w), uint8
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the evaluation of a split gave.
+
+    confusion: (C, C) int64 over all processes, rows = truth. loss: mean cross entropy per labelled pixel.
+    frames: a few images with truth and prediction, on rank 0.
+    """
+
+    confusion: Array
+    loss: float
+    num_images: int
+    frames: list[Frame] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -31,19 +49,29 @@ class Protocol:
 
 @dataclass(frozen=True)
 class DomainScore:
-    """The scores of one domain; `subset` names further countings of the same pixels (SYNTHIA's 16 classes)."""
+    """The scores of one domain; `subset` names further scores over other classes (SYNTHIA's 16)."""
 
     domain: str
-    subset: str  # "" for the domain's main counting
+    subset: str  # "" for the domain's main score
     is_source: bool  # trained on: no unseen domain
     scores: Scores
     loss: float
     protocol: Protocol
     confusion: list[list[int]]
 
+    def scalars(self) -> dict[str, float]:
+        """Return the numbers that are followed over a training, by tag."""
+        values = {
+            "mean_iu": self.scores.mean_iou,
+            "acc": self.scores.accuracy,
+            "val_loss": self.loss,
+            "acc_cls": self.scores.mean_class_accuracy,
+        }
+        return {f"{self.domain}/{key}": value for key, value in values.items()}
+
     @property
     def title(self) -> str:
-        """Column heading: the domain, with the subset where it is not the main counting, and whether it is a source."""
+        """Column heading: the domain, with the subset where it is not the main score, and whether it is a source."""
         notes = [note for note in (self.subset, "source" if self.is_source else "") if note]
         return f"{self.domain} ({', '.join(notes)})" if notes else self.domain
 
@@ -57,7 +85,7 @@ class Report:
 
     @property
     def targets(self) -> list[DomainScore]:
-        """The main countings of the domains that were not trained on."""
+        """The main scores of the domains that were not trained on."""
         return [row for row in self.rows if not row.subset and not row.is_source]
 
     @property
@@ -135,7 +163,7 @@ class Report:
         return "\n".join([*lines, *(f"- {line}" for line in self.protocol_lines()), ""])
 
     def to_csv(self) -> str:
-        """Return one line per domain, counting and metric; values are fractions."""
+        """Return one line per domain, class subset and metric; values are fractions."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         made_by = {key: self.weights.get(key, "") for key in ("checkpoint", "step", "seed")}
@@ -174,23 +202,22 @@ class Report:
 
 
 def domain_scores(
-    found: Evaluation,
+    evaluation: Evaluation,
     *,
-    domain: Any,
+    domain: Domain,
     is_source: bool,
     split: str,
     list_hash: str,
     transform: str,
-    class_names: Sequence[str],
+    class_names: Sequence[str] = CLASS_NAMES,
 ) -> list[DomainScore]:
-    """Turn the counts of a domain into its scores: the main counting first, then those of further class subsets.
+    """Turn the counts of a domain into its scores: the main score first, then those of further class subsets.
 
     Args:
-        domain: anything with `name`, `splits`, `merge`, `classes` and `subsets`.
         list_hash: names the list of images.
         transform: words for resize and crop.
     """
-    confusion = merge_classes(found.confusion, domain.merge)
+    confusion = merge_classes(evaluation.confusion, domain.merge)
     folders = dict(domain.splits)
     if split != "train" and folders.get(split) == folders.get("train", ()):
         split += " (the training frames)"
@@ -200,11 +227,11 @@ def domain_scores(
             subset=subset and f"{subset} classes",
             is_source=is_source,
             scores=score(confusion, class_names, classes=classes),
-            loss=found.loss,
+            loss=evaluation.loss,
             protocol=Protocol(
                 split=split,
                 list_hash=list_hash,
-                images=found.num_images,
+                images=evaluation.num_images,
                 transform=transform,
                 scales="1",
                 classes=f"{len(classes)}{' merged' if domain.merge else ''}",
@@ -213,6 +240,15 @@ def domain_scores(
         )
         for subset, classes in [("", domain.classes), *domain.subsets]
     ]
+
+
+def selection_scores(
+    rows: Iterable[DomainScore], *, sources: Sequence[str], targets: Sequence[str]
+) -> dict[str, float]:
+    """Return the mean IoU by which the best checkpoints are chosen: of each target, and the sources' mean."""
+    mean_iou = {row.domain: row.scores.mean_iou for row in rows if not row.subset}
+    source = nan_mean([mean_iou[name] for name in sources if name in mean_iou])
+    return {**{name: mean_iou[name] for name in targets}, "source": source}
 
 
 def _finite(value: Any) -> Any:

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluation.evaluator import Evaluation
-from evaluation.report import Report, align, domain_scores, markdown
+from evaluation.report import Evaluation, Report, align, domain_scores, markdown
 from utils.errors import UserError
 from utils.files import write_text
 
@@ -22,10 +21,10 @@ NAMES = ["road", "car", "train"]
 
 def report() -> Report:
     confusion = np.array([[8, 2, 0], [1, 9, 0], [0, 0, 0]], dtype=np.int64)
-    found = Evaluation(confusion, loss=0.5, num_images=4, pictures=[])
-    domain = SimpleNamespace(name="town", splits=(), merge=(), classes=(0, 1, 2), subsets=(("2", (0, 1)),))
-    other = SimpleNamespace(name="village", splits=(), merge=((1, 0),), classes=(0,), subsets=())
-    source = SimpleNamespace(name="home", splits=(), merge=(), classes=(2,), subsets=())
+    found = Evaluation(confusion, loss=0.5, num_images=4)
+    domain: Any = SimpleNamespace(name="town", splits=(), merge=(), classes=(0, 1, 2), subsets=(("2", (0, 1)),))
+    other: Any = SimpleNamespace(name="village", splits=(), merge=((1, 0),), classes=(0,), subsets=())
+    source: Any = SimpleNamespace(name="home", splits=(), merge=(), classes=(2,), subsets=())
     rows = []
     for row in (domain, other, source):
         rows += domain_scores(
@@ -94,10 +93,10 @@ def test_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_split_that_is_the_training_frames_says_so() -> None:
-    found = Evaluation(np.eye(3, dtype=np.int64), loss=0.5, num_images=4, pictures=[])
+    found = Evaluation(np.eye(3, dtype=np.int64), loss=0.5, num_images=4)
     names: Any = {"list_hash": "abc", "transform": "native size", "class_names": NAMES}
     for val, expected in (("a", "val (the training frames)"), ("b", "val")):
-        domain = SimpleNamespace(
+        domain: Any = SimpleNamespace(
             name="x", merge=(), classes=(0,), subsets=(), splits=(("train", ("a",)), ("val", (val,)))
         )
         (row,) = domain_scores(found, domain=domain, is_source=True, split="val", **names)

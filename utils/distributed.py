@@ -58,6 +58,13 @@ def choose_device(name: str, local_rank: int) -> torch.device:
     return torch.device("cuda", index)
 
 
+def autocast_dtype(device: torch.device, *, wanted: bool) -> torch.dtype | None:
+    """Return the type of mixed precision on a device: float16 on a GPU, bfloat16 on the CPU, None where not wanted."""
+    if not wanted:
+        return None
+    return torch.float16 if device.type == "cuda" else torch.bfloat16
+
+
 def set_deterministic(*, wanted: bool) -> None:
     """Choose kernels that give the same bits every time, where there are any; call it before CUDA starts."""
     if wanted:
