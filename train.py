@@ -141,10 +141,10 @@ def build_run(cfg: Any, *, device: torch.device, start: Start) -> Run:
     if cfg.NETWORK.SYNCBN and device.type == "cuda" and world_size > 1:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[assignment]
     network.to(device)
+    average, optimizer = build_average(cfg, network), build_optimizer(cfg, network)
     model: nn.Module = network
     if world_size > 1:
         model = DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
-    average, optimizer = build_average(cfg, network), build_optimizer(cfg, network)
     dtype = distributed.autocast_dtype(device, wanted=cfg.OPTIM.FP16)
     return Run(
         cfg=cfg,

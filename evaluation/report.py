@@ -95,34 +95,23 @@ class Report:
 
     def summary_table(self) -> list[list[str]]:
         """Return heading and one line per domain, then the mean."""
-        heading = ["domain", "mean IoU %", "accuracy %", "class accuracy %", "loss", "classes", "images", "list"]
-        lines = [
-            [
-                row.title,
-                percent(row.scores.mean_iou),
-                percent(row.scores.accuracy),
-                percent(row.scores.mean_class_accuracy),
-                f"{row.loss:.4f}",
-                row.protocol.classes,
-                str(row.protocol.images),
-                f"{row.protocol.split} {row.protocol.list_hash}",
-            ]
-            for row in self.rows
-        ]
-        mean = ["mean over targets", percent(self.mean_over_targets)]
-        mean += [percent(nan_mean([row.scores.accuracy for row in self.targets]))]
-        mean += [percent(nan_mean([row.scores.mean_class_accuracy for row in self.targets])), "", "", "", ""]
-        return [heading, *lines, mean]
+        table = [["domain", "mean IoU %", "accuracy %", "class accuracy %", "loss", "classes", "images", "list"]]
+        for row in self.rows:
+            scores, how = row.scores, row.protocol
+            values = map(percent, (scores.mean_iou, scores.accuracy, scores.mean_class_accuracy))
+            counts = [f"{row.loss:.4f}", how.classes, str(how.images), f"{how.split} {how.list_hash}"]
+            table.append([row.title, *values, *counts])
+        names = ("mean_iou", "accuracy", "mean_class_accuracy")
+        means = [nan_mean([getattr(row.scores, name) for row in self.targets]) for name in names]
+        return [*table, ["mean over targets", *map(percent, means), "", "", "", ""]]
 
     def class_table(self) -> list[list[str]]:
         """Return heading and one line per class with its IoU in percent for every domain; blank = not counted."""
-        names = list(dict.fromkeys(name for row in self.rows for name in row.scores.iou))
-        heading = ["class", *(row.title for row in self.rows)]
-        lines = [
-            [name, *(percent(row.scores.iou[name]) if name in row.scores.iou else "" for row in self.rows)]
-            for name in names
-        ]
-        return [heading, *lines, ["mean", *(percent(row.scores.mean_iou) for row in self.rows)]]
+        names = dict.fromkeys(name for row in self.rows for name in row.scores.iou)
+        ious = {name: [row.scores.iou.get(name) for row in self.rows] for name in names}
+        ious["mean"] = [row.scores.mean_iou for row in self.rows]
+        cells = {name: ["" if value is None else percent(value) for value in values] for name, values in ious.items()}
+        return [["class", *(row.title for row in self.rows)], *([name, *line] for name, line in cells.items())]
 
     def protocol_lines(self) -> list[str]:
         """Return one sentence per domain on how its number was taken."""
@@ -134,52 +123,34 @@ class Report:
 
     def weights_line(self) -> str:
         """Return one sentence on the weights."""
-        said = {key: value for key, value in self.weights.items() if key != "method"}  # the network's text names it
-        return ", ".join(f"{key} {value}" for key, value in said.items() if value not in ("", None))
+        items = {key: value for key, value in self.weights.items() if key != "method"}  # the network's text names it
+        return ", ".join(f"{key} {value}" for key, value in items.items() if value not in ("", None))
 
     def to_text(self) -> str:
         """Return both tables for a terminal."""
-        return "\n".join(
-            [
-                align(self.class_table()),
-                "",
-                align(self.summary_table()),
-                "",
-                f"weights: {self.weights_line()}",
-                *(f"protocol: {line}" for line in self.protocol_lines()),
-            ]
-        )
+        lines = [f"weights: {self.weights_line()}", *(f"protocol: {line}" for line in self.protocol_lines())]
+        return "\n".join([align(self.class_table()), "", align(self.summary_table()), "", *lines])
 
     def to_markdown(self) -> str:
         """Return both tables in Markdown."""
-        lines = [
-            markdown(self.summary_table()),
-            "",
-            markdown(self.class_table()),
-            "",
-            f"Weights: {self.weights_line()}.",
-            "",
-        ]
-        return "\n".join([*lines, *(f"- {line}" for line in self.protocol_lines()), ""])
+        parts = [markdown(self.summary_table()), markdown(self.class_table()), f"Weights: {self.weights_line()}."]
+        return "\n\n".join([*parts, "".join(f"- {line}\n" for line in self.protocol_lines())])
 
     def to_csv(self) -> str:
         """Return one line per domain, class subset and metric; values are fractions."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
-        made_by = {key: self.weights.get(key, "") for key in ("checkpoint", "step", "seed")}
-        protocol = ["split", "list", "images", "transform", "scales", "classes", *made_by]
+        weights = {key: self.weights.get(key, "") for key in ("checkpoint", "step", "seed")}
+        protocol = ["split", "list", "images", "transform", "scales", "classes", *weights]
         writer.writerow(["domain", "subset", "source", "metric", "value", *protocol])
         for row in self.rows:
-            metrics = {"mean_iou": row.scores.mean_iou, "accuracy": row.scores.accuracy, "loss": row.loss}
-            metrics["mean_class_accuracy"] = row.scores.mean_class_accuracy
-            metrics["frequency_weighted_accuracy"] = row.scores.frequency_weighted_accuracy
-            metrics.update({f"iou/{name}": value for name, value in row.scores.iou.items()})
+            metrics = {**asdict(row.scores), "loss": row.loss}
+            metrics |= {f"iou/{name}": value for name, value in metrics.pop("iou").items()}
             for metric, value in metrics.items():
-                text = "" if math.isnan(value) else repr(value)
-                row_of = [row.domain, row.subset, "yes" if row.is_source else "no", metric, text]
-                writer.writerow([*row_of, *astuple(row.protocol), *made_by.values()])
-        mean = "" if math.isnan(self.mean_over_targets) else repr(self.mean_over_targets)
-        writer.writerow(["mean over targets", "", "no", "mean_iou", mean, *[""] * 6, *made_by.values()])
+                domain = [row.domain, row.subset, "yes" if row.is_source else "no"]
+                writer.writerow([*domain, metric, _csv(value), *astuple(row.protocol), *weights.values()])
+        mean = _csv(self.mean_over_targets)
+        writer.writerow(["mean over targets", "", "no", "mean_iou", mean, *[""] * 6, *weights.values()])
         return buffer.getvalue()
 
     def to_json(self) -> str:
@@ -193,12 +164,9 @@ class Report:
 
     def write(self, folder: Path) -> None:
         """Write scores.json, scores.csv and scores.md into a folder."""
-        for name, text in (
-            ("scores.json", self.to_json()),
-            ("scores.csv", self.to_csv()),
-            ("scores.md", self.to_markdown()),
-        ):
-            write_text(folder / name, text)
+        write_text(folder / "scores.json", self.to_json())
+        write_text(folder / "scores.csv", self.to_csv())
+        write_text(folder / "scores.md", self.to_markdown())
 
 
 def domain_scores(
@@ -257,6 +225,10 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _csv(value: float) -> str:
+    return "" if math.isnan(value) else repr(value)
 
 
 def percent(value: float) -> str:
