@@ -218,7 +218,7 @@ def rasterise(shapes: Sequence[Shape], *, height: int, width: int) -> Array:
     return canvas
 
 
-def draw(painter: Painter, *, sky_label: int, sky_colour: Colour) -> Drawing:
+def render(painter: Painter, *, sky_label: int, sky_colour: Colour) -> Drawing:
     """Paint a scene; image and label come from one rasterisation, so they cannot disagree."""
     import cv2
 
