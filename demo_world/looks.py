@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from demo_world.painter import Colour
+from demo_world.painter import Colour, palette
 
 Range = tuple[float, float]
 Colours = tuple[Colour, ...]
@@ -170,11 +170,7 @@ _WEATHERS: dict[str, tuple[dict[str, Any], ...]] = {
 
 
 def _look(values: dict[str, Any]) -> Look:
-    colours = {
-        name: tuple(tuple(bytes.fromhex(word)) for word in value.split())
-        for name, value in values.items()
-        if isinstance(value, str)
-    }
+    colours = {name: palette(value) for name, value in values.items() if isinstance(value, str)}
     return Look(**values | {name: value if name in _LISTS else value[0] for name, value in colours.items()})
 
 

@@ -28,6 +28,11 @@ _CIRCLE = np.stack((np.cos(np.arange(14) * np.pi / 7), np.sin(np.arange(14) * np
 Colour = tuple[float, float, float]
 
 
+def palette(text: str) -> tuple[Colour, ...]:
+    """Return the colours (0..255) of hexadecimal numbers, rrggbb."""
+    return tuple((float(red), float(green), float(blue)) for red, green, blue in map(bytes.fromhex, text.split()))
+
+
 def shade(colour: Colour, factor: float) -> Colour:
     """Return a colour (0..255) made lighter or darker."""
     red, green, blue = colour

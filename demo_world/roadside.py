@@ -9,14 +9,14 @@ import numpy as np
 from datasets.labels import CLASS_NAMES
 from demo_world import figures
 from demo_world.figures import pick
-from demo_world.painter import Array, Colour, Painter, Spot, shade
+from demo_world.painter import Array, Colour, Painter, Spot, palette, shade
 from demo_world.street import CORNER, FAR, Street
 
 BUILDING, WALL, FENCE = (CLASS_NAMES.index(name) for name in ("building", "wall", "fence"))
 LOTS = ("building", "green", "wall", "fence")
 FLOOR = 3.2  # metres
 DEEP = 12.0  # of a building, away from the street
-AWNINGS: tuple[Colour, ...] = ((170, 40, 40), (40, 90, 60), (50, 70, 130), (200, 150, 60))
+AWNINGS = palette("aa2828 285a3c 324682 c8963c")
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ def skyline(street: Street) -> None:
         if rng.random() < 0.5:
             painter.facing(BUILDING, pick(rng, street.look.walls), x, x + wide, -8, float(rng.uniform(5, 16)), z)
         else:
-            heap = figures.Heap(centre=(0, 3.5), spread=(wide * 0.4, 2.2), size=3.4, count=9)
-            figures.clumps(Spot(painter, x + wide / 2, z), rng, heap=heap, leaves=street.look.leaves)
+            at = Spot(painter, x + wide / 2, z)
+            figures.clumps(at, rng, street.look.leaves, centre=(0, 3.5), spread=(wide * 0.4, 2.2), size=3.4, count=9)
         x += wide * 0.8
 
 
@@ -183,9 +183,9 @@ def _open_lot(street: Street, kind: str, side: int, z: tuple[float, float]) -> N
     elif kind == "fence":
         _fence(street, Place(x, side, z))
     else:
-        bush = figures.Heap(centre=(0, 0.6), spread=(1.0, 0.35), size=0.75, count=9)
         for depth in places:
-            figures.clumps(Spot(painter, x + side * 1.2, depth), rng, heap=bush, leaves=look.leaves)
+            at = Spot(painter, x + side * 1.2, depth)
+            figures.clumps(at, rng, look.leaves, centre=(0, 0.6), spread=(1.0, 0.35), size=0.75, count=9)
 
 
 def _tree(street: Street, x: float, z: float, *, tallest: float) -> None:
