@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 import config
 from datasets.checks import quick_check
-from datasets.domains import Domain, get_domain, load_domains
+from datasets.domains import get_domain, load_domains
 from datasets.loaders import (
+    DeviceBatches,
     EvaluationLoader,
     TrainingBatch,
     TrainingLoader,
@@ -31,9 +32,9 @@ from datasets.loaders import (
     build_training_loader,
     training_split,
 )
-from datasets.prefetch import DeviceBatches
+from datasets.splits import Split, Splits
 from evaluation import Evaluator, Report, build_evaluator
-from evaluation.covariances import update_masks, whitened_domains
+from evaluation.covariances import update_masks, whitened_splits
 from evaluation.features import plot_batch
 from evaluation.report import selection_scores
 from loss import Criterion, build_criterion
@@ -65,8 +66,9 @@ class Run(RunState):
     average: Segmentor | None = None  # with the averaged weights (EMA)
     loader: TrainingLoader
     to_device: DeviceBatches
-    targets: list[tuple[Domain, EvaluationLoader]]  # with the sources' val splits
-    whitened: list[Domain]  # whose covariances give ISW's masks
+    splits: Splits
+    targets: list[EvaluationLoader]  # with the sources' val splits
+    whitened: list[Split]  # whose covariances give ISW's masks
     appearance: Appearance
     evaluator: Evaluator
     steps_per_epoch: int
@@ -94,10 +96,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(cfg.RUN.SEED)  # the weights that no file gives
     with distributed.process_group(device, cfg.RUN.DIST_URL):
         logs.setup_logging()
+        splits, start = Splits(load_domains(cfg)), find_start(cfg)
         if cfg.DATASET.QUICK_CHECK and distributed.is_main():
-            check_data(cfg)
-        start = find_start(cfg)
-        run = build_run(cfg, device=device, start=start)
+            check_data(cfg, splits)
+        run = build_run(cfg, splits, device=device, start=start)
         restore(run, start)
         yaml = config.to_yaml(cfg)
         records = open_records(cfg, start, step=run.progress.step, config_yaml=yaml, repository=REPOSITORY)
@@ -115,24 +117,26 @@ def shortened(cfg: Any) -> Any:
     return config.from_dict(plain)
 
 
-def check_data(cfg: Any) -> None:
+def check_data(cfg: Any, splits: Splits) -> None:
     """Look at a sample of all splits that the run reads with labels; raise for what would stop it, log the rest."""
-    domains = load_domains(cfg)
-    sources, targets = ([get_domain(domains, name) for name in names] for names in (cfg.DATASET.TRAIN, cfg.DATASET.VAL))
-    needed = [(domain, training_split(cfg, domain)) for domain in sources]
-    needed += [(domain, "val") for domain in (*(sources if cfg.EVAL.SOURCE else ()), *targets)]
-    for fault in quick_check(needed):
+    needed = [(name, training_split(cfg, name)) for name in cfg.DATASET.TRAIN]
+    needed += [(name, "val") for name in (*(cfg.DATASET.TRAIN if cfg.EVAL.SOURCE else ()), *cfg.DATASET.VAL)]
+    domains_with_splits = [(get_domain(splits.domains, name), split) for name, split in needed]
+    for fault in quick_check(domains_with_splits, list_one=splits.listing):
         if fault.severity == "fatal":
             raise UserError(fault.sentence())
         logger.warning(fault.sentence())
 
 
-def build_run(cfg: Any, *, device: torch.device, start: Start) -> Run:
+def build_run(cfg: Any, splits: Splits, *, device: torch.device, start: Start) -> Run:
     """Build everything with the weights that the run starts from; nothing is trained or written yet."""
     network, world_size = build_network(cfg), distributed.world_size()
     jitter = network.method.jitter if cfg.AUGMENT.JITTER == "method" else cfg.AUGMENT.JITTER
-    loader = build_training_loader(cfg, jitter=jitter, rank=distributed.rank(), world_size=world_size)
-    targets, whitened = evaluation_loaders(cfg, limit=cfg.EVAL.LIMIT), whitened_domains(cfg, network.method)
+    loader = build_training_loader(cfg, splits, jitter=jitter, rank=distributed.rank(), world_size=world_size)
+    targets, whitened = (
+        evaluation_loaders(cfg, splits, limit=cfg.EVAL.LIMIT),
+        whitened_splits(cfg, network.method, splits),
+    )
     if start.checkpoint is None and cfg.RUN.SNAPSHOT:
         load_weights(network, checkpoint.read(cfg.RUN.SNAPSHOT), path=cfg.RUN.SNAPSHOT)
     elif start.checkpoint is None:
@@ -158,6 +162,7 @@ def build_run(cfg: Any, *, device: torch.device, start: Start) -> Run:
         average=average,
         loader=loader,
         to_device=DeviceBatches(device),
+        splits=splits,
         targets=targets,
         whitened=whitened,
         appearance=build_appearance(cfg),
@@ -167,11 +172,11 @@ def build_run(cfg: Any, *, device: torch.device, start: Start) -> Run:
     )
 
 
-def evaluation_loaders(cfg: Any, *, limit: int) -> list[tuple[Domain, EvaluationLoader]]:
+def evaluation_loaders(cfg: Any, splits: Splits, *, limit: int) -> list[EvaluationLoader]:
     """Return the sources and targets with their val splits, of which `limit` images are taken (0: all)."""
     names = [*(cfg.DATASET.TRAIN if cfg.EVAL.SOURCE else []), *cfg.DATASET.VAL]
     share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-    return build_evaluation_loaders(cfg, names, split="val", limit=limit, **share)
+    return build_evaluation_loaders(cfg, splits, names, split="val", limit=limit, **share)
 
 
 def restore(run: Run, start: Start) -> None:
@@ -219,7 +224,7 @@ def fit(run: Run, records: Records) -> None:
     records.meter.check_finite()
     if records.evaluated_at != progress.step or (cfg.EVAL.LIMIT and not cfg.RUN.TEST_MODE):
         if not cfg.RUN.TEST_MODE:
-            run.targets = evaluation_loaders(cfg, limit=0)
+            run.targets = evaluation_loaders(cfg, run.splits, limit=0)
         evaluate(run, records, keep_best=not cfg.EVAL.LIMIT)  # bests are compared on one list of images
     save(run, records, "last")
     logger.info("finished at step %d; run folder %s", progress.step, records.folder)
@@ -318,7 +323,7 @@ def evaluate(run: Run, records: Records, *, keep_best: bool = True) -> None:
     """Evaluate the sources' val split and the targets, keep the best, write tables, scalars and pictures."""
     distributed.broadcast_buffers(run.evaluated_network)
     cfg, progress, sources = run.cfg, run.progress, run.cfg.DATASET.TRAIN
-    rows, plots = run.evaluator(run.evaluated_network, run.targets, split="val", sources=sources)
+    rows, plots = run.evaluator(run.evaluated_network, run.targets, sources=sources)
     for row in rows:
         if not row.subset:
             records.writer.scalars(row.scalars(), progress.step)

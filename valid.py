@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 import config
+from datasets.domains import load_domains
 from datasets.loaders import build_evaluation_loaders
+from datasets.splits import Splits
 from evaluation import Report, build_evaluator
 from loss import build_criterion
 from loss.whitening import Whitening
@@ -46,17 +48,19 @@ def evaluate(cfg: Any, device: torch.device) -> Report:
         raise UserError("no weights to score: give --snapshot FILE")
     if not cfg.DATASET.VAL:
         raise UserError("no domain to score: give --val_dataset NAME ...")
-    content, folder, split = checkpoint.read(cfg.RUN.SNAPSHOT), result_folder(cfg), cfg.DATASET.SPLIT
+    content, folder = checkpoint.read(cfg.RUN.SNAPSHOT), result_folder(cfg)
     network, saved, weights = load_network(cfg, content)
     share = {"rank": distributed.rank(), "world_size": distributed.world_size(), "limit": cfg.EVAL.LIMIT}
-    loaders = build_evaluation_loaders(cfg, cfg.DATASET.VAL, split=split, **share)
+    loaders = build_evaluation_loaders(
+        cfg, Splits(load_domains(cfg)), cfg.DATASET.VAL, split=cfg.DATASET.SPLIT, **share
+    )
     network.to(device)
     logger.info("built %s", weights["network"])
     whitening = load_whitening(saved, network, content, path=cfg.RUN.SNAPSHOT) if cfg.EVAL.VISUALIZE else None
     evaluator = build_evaluator(cfg, network, recipe=saved, whitening=whitening, device=device)
     sources = saved.DATASET.TRAIN if "source" in weights else ()  # published files do not say what they were trained on
     make_folder(folder)  # where nothing can be written, nothing is evaluated
-    rows, plots = evaluator(network, loaders, split=split, sources=sources)
+    rows, plots = evaluator(network, loaders, sources=sources)
     for _, file, image in plots:
         pictures.save_png(image, folder / file)
     return Report(weights, rows)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from datasets.diagnosis import Diagnosis, Fault, label_pattern, stray_labels
-from datasets.domains import BUILTIN, PUBLISHED, Domain, Listing, Pair, find_pairs, list_split
+from datasets.domains import BUILTIN, PUBLISHED, Domain
 from datasets.duplicates import find_duplicates
 from datasets.labels import CLASS_NAMES
 from datasets.scan import Finding, scan
+from datasets.splits import Listing, Pair, list_split, no_images
 from utils.errors import UserError
 
 SAMPLE = 32  # pairs of a split that the quick mode decodes
+ListSplit = Callable[[Domain, str], Listing | None]
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,17 @@ class DomainReport:
         return all(fault.severity == "note" for fault in self.faults)
 
 
-def check_domain(domain: Domain, *, quick: bool, workers: int, splits: Sequence[str] = ()) -> DomainReport:
+def check_domain(
+    domain: Domain, *, quick: bool, workers: int, splits: Sequence[str] = (), list_one: ListSplit = list_split
+) -> DomainReport:
     """Look a domain over: list and count everything, decode all of it (quick: a sample), and name what is wrong.
 
     Args:
         splits: those that must be there; without any, those that are there, and one of them must be.
         workers: processes that decode (quick: threads).
+        list_one: lists a split.
     """
-    listings, faults = _list(domain, splits)
+    listings, faults = _list(domain, splits, list_one)
     chosen = {split: _sample(listing.pairs) if quick else listing.pairs for split, listing in listings.items()}
     there = {pair for listing in listings.values() for pair in listing.labelled}
     pairs = [pair if pair in there else pair._replace(label="") for part in chosen.values() for pair in part]
@@ -69,7 +74,7 @@ def check_domain(domain: Domain, *, quick: bool, workers: int, splits: Sequence[
     return DomainReport(domain.name, domain.root, quick, tuple(reports), tuple(faults))
 
 
-def quick_check(domains_with_splits: Iterable[tuple[Domain, str]]) -> list[Fault]:
+def quick_check(domains_with_splits: Iterable[tuple[Domain, str]], *, list_one: ListSplit = list_split) -> list[Fault]:
     """Return the faults (no notes) that the quick mode finds in splits that a run needs with their labels.
 
     A fault whose severity is "fatal" would stop or spoil the run: raise `UserError(fault.sentence())` for it, and log
@@ -81,18 +86,18 @@ def quick_check(domains_with_splits: Iterable[tuple[Domain, str]]) -> list[Fault
         domains[domain.name] = domain
         wanted[domain.name].update(dict.fromkeys(("train", "val") if split == "trainval" else (split,)))
     reports = [
-        check_domain(domain, quick=True, workers=cores(), splits=tuple(wanted[name]))
+        check_domain(domain, quick=True, workers=cores(), splits=tuple(wanted[name]), list_one=list_one)
         for name, domain in domains.items()
     ]
     return [fault for report in reports for fault in report.faults if fault.severity != "note"]
 
 
-def _list(domain: Domain, splits: Sequence[str]) -> tuple[dict[str, Listing], list[Fault]]:
+def _list(domain: Domain, splits: Sequence[str], list_one: ListSplit) -> tuple[dict[str, Listing], list[Fault]]:
     """List the splits, and say which are not there."""
     listings, diagnosis, missing = {}, Diagnosis(domain, ""), []
     for split in splits or [name for name, _ in domain.splits]:
         try:
-            listing = list_split(domain, split)
+            listing = list_one(domain, split)
         except UserError as error:
             if split not in dict(domain.splits):
                 raise
@@ -107,10 +112,7 @@ def _list(domain: Domain, splits: Sequence[str]) -> tuple[dict[str, Listing], li
     for split in missing:
         if needed or split != "test":
             diagnosis.split = split
-            try:
-                find_pairs(domain, split)
-            except UserError as error:
-                diagnosis.add("no-images", "fatal" if needed else "note", [domain.root], _advice(error, domain))
+            diagnosis.add("no-images", "fatal" if needed else "note", [domain.root], no_images(domain, split))
     return listings, diagnosis.faults
 
 

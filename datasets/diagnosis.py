@@ -6,12 +6,12 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from glob import glob
 
 from datasets.codec import ENCODINGS, Encoding
-from datasets.domains import Domain, Layout, Listing
+from datasets.domains import Domain, Layout
 from datasets.labels import NUM_CLASSES
 from datasets.scan import FEW_COLOURS, Finding, Stored, telling_classes
+from datasets.splits import Listing
 
 EXAMPLES = 3  # files that a fault names
 MANY = 8  # labels that must all lack the telling classes before their absence says anything
@@ -219,14 +219,12 @@ def stray_labels(domain: Domain, listing: Listing) -> list[str]:
     layouts = [layout for layout in domain.layouts if layout.images == listing.layout.images]
     known = {layout.label_path(pair.name, listing.folder) for layout in layouts for pair in listing.pairs}
     parts = [new.replace("{split}", listing.folder) for _, new in listing.layout.label]
-    names = glob(label_pattern(listing.layout, listing.folder), root_dir=domain.root, recursive=True)
-    found = sorted(name.replace(os.sep, "/") for name in names)
-    return [name for name in found if name not in known and all(part in name for part in parts)]
+    return [name for name in listing.labels if name not in known and all(part in name for part in parts)]
 
 
 def label_pattern(layout: Layout, folder: str) -> str:
     """Return where a layout has its labels, as a pattern relative to the root."""
-    return layout.label_path(layout.images.replace("{split}", folder), folder)
+    return layout.patterns(folder)[1]
 
 
 def _at_most_256(number: int) -> str:

@@ -11,7 +11,10 @@ from functools import partial
 from typing import NamedTuple
 
 from datasets.diagnosis import Diagnosis, Fault
-from datasets.domains import BUILTIN, Domain, Listing
+from datasets.domains import BUILTIN, Domain
+from datasets.files import open_file, stamp
+from datasets.splits import Listing
+from utils.errors import UserError
 
 UNIQUE_NAMES = ("cityscapes", "bdd100k", "gtav", "synthia", "mapillary")  # one name in two splits is one frame
 SAMPLE = 32  # groups of equal name and size that the quick mode compares
@@ -90,15 +93,15 @@ def _faults(domain: Domain, groups: Sequence[Sequence[_Place]], name: str, advic
 
 def _size(place: _Place) -> int | None:
     try:
-        return os.stat(place.path).st_size
-    except OSError:
+        return stamp(place.path)[0]
+    except UserError:
         return None
 
 
 def _content(place: _Place) -> str | None:
     digest = hashlib.sha256()
     try:
-        with open(place.path, "rb") as file:
+        with open_file(place.path) as file:
             for block in iter(partial(file.read, _BLOCK), b""):
                 digest.update(block)
     except OSError:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets.domains import Domain, get_domain, load_domains
-from datasets.loaders import build_statistics_loader
+from datasets.loaders import build_statistics_loader, training_split
+from datasets.splits import Split, Splits
 from evaluation.evaluator import cudnn_benchmark_off
 from loss import collect_masks
 from loss.whitening import Whitening
@@ -21,11 +21,11 @@ from utils import distributed
 from utils.errors import UserError
 
 
-def whitened_domains(cfg: Any, method: Method) -> list[Domain]:
-    """Return the domains whose covariances give ISW's masks, none for other methods.
+def whitened_splits(cfg: Any, method: Method, splits: Splits) -> list[Split]:
+    """Return the splits whose covariances give ISW's masks, none for other methods.
 
     Raises:
-        UserError: settings with which no mask can be chosen, or a missing folder, which shows before the training.
+        UserError: settings with which no mask can be chosen, or a missing folder.
     """
     if method.whitening != "isw":
         return []
@@ -34,18 +34,15 @@ def whitened_domains(cfg: Any, method: Method) -> list[Domain]:
         raise UserError(
             f"ISW needs --trials of at least 1 and --clusters of at least 2, not {settings.TRIALS}, {settings.CLUSTERS}"
         )
-    known = load_domains(cfg)
-    domains = [get_domain(known, name) for name in cfg.DATASET.COVSTAT or cfg.DATASET.TRAIN]
-    for domain in domains:
-        build_statistics_loader(cfg, domain, trial=0, rank=0, world_size=1)
-    return domains
+    names = cfg.DATASET.COVSTAT or cfg.DATASET.TRAIN
+    return [splits.open(name, training_split(cfg, name), need_labels=False) for name in names]
 
 
 def update_masks(
     cfg: Any,
     whitening: Whitening,
     network: Segmentor,
-    domains: Sequence[Domain],
+    splits: Sequence[Split],
     *,
     appearance: Appearance,
     device: torch.device,
@@ -53,16 +50,16 @@ def update_masks(
     """Give ISW new masks: the covariances that change most when only the appearance of an image does.
 
     Returns:
-        The variance matrix (C, C) of each map's covariances, the mean over trials and domains.
+        The variance matrix (C, C) of each map's covariances, the mean over trials and splits.
     """
 
-    def pairs(domain: Domain, trial: int) -> Iterator[Tensor]:  # (2, 3, H, W): augmented view, image
+    def pairs(split: Split, trial: int) -> Iterator[Tensor]:  # (2, 3, H, W): augmented view, image
         share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-        loader = build_statistics_loader(cfg, domain, trial=trial, **share)
-        title = f"covariances of {domain.name}, trial {trial + 1}/{cfg.WHITENING.TRIALS}"
+        loader = build_statistics_loader(cfg, split, trial=trial, **share)
+        title = f"covariances of {split.domain.name}, trial {trial + 1}/{cfg.WHITENING.TRIALS}"
         bar = tqdm(loader, desc=title, unit="image", leave=False, disable=not distributed.is_main())
         for image, draws in cudnn_benchmark_off(bar):
             yield statistics_pair(image.to(device), draws, appearance=appearance)
 
-    passes = (pairs(domain, trial) for trial in range(cfg.WHITENING.TRIALS) for domain in domains)
+    passes = (pairs(split, trial) for trial in range(cfg.WHITENING.TRIALS) for split in splits)
     return collect_masks(whitening, network, passes, clusters=cfg.WHITENING.CLUSTERS, device=device)

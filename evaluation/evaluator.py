@@ -48,9 +48,8 @@ class Evaluator:
     def __call__(
         self,
         network: Segmentor,
-        loaders: Iterable[tuple[Domain, EvaluationLoader]],
+        loaders: Iterable[EvaluationLoader],
         *,
-        split: str,
         sources: Sequence[str],
     ) -> tuple[list[DomainScore], list[Picture]]:
         """Return the scores of all domains, of each its main score first, and rank 0's pictures.
@@ -59,24 +58,22 @@ class Evaluator:
             sources: names of the domains that the network was trained on.
         """
         rows, plots = list[DomainScore](), list[Picture]()
-        for domain, loader in loaders:
-            result = self.evaluate(network, loader, name=domain.name)
-            protocol = {"split": split, "list_hash": loader.list_hash, "transform": loader.protocol}
-            rows += domain_scores(result, domain=domain, is_source=domain.name in sources, **protocol)
+        for loader in loaders:
+            domain, result = loader.split.domain, self.evaluate(network, loader)
+            rows += domain_scores(result, loader.split, is_source=domain.name in sources, transform=loader.protocol)
             plots += self._plot(domain, result.frames)
         return rows, plots
 
     @torch.inference_mode()
-    def evaluate(
-        self, network: Segmentor, loader: EvaluationLoader, *, name: str, num_classes: int = NUM_CLASSES
-    ) -> Evaluation:
+    def evaluate(self, network: Segmentor, loader: EvaluationLoader, *, num_classes: int = NUM_CLASSES) -> Evaluation:
         """Evaluate a network on a split; the processes share the images and all of them return the same counts.
 
         The network is put in evaluation mode and back.
         """
         counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=self.device)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss over pixels, labelled pixels, images
-        share = -(-loader.num_images // distributed.world_size())  # images of rank 0
+        num_images, name = len(loader.split.pairs), loader.split.domain.name
+        share = -(-num_images // distributed.world_size())  # images of rank 0
         spacing = max(share // self.num_pictures, 1) if self.num_pictures and distributed.is_main() else 0
         frames, training, position, dtype = list[Frame](), network.training, 0, self.autocast_dtype
         network.eval()
@@ -99,9 +96,9 @@ class Evaluator:
         bar.close()
         network.train(training)
         distributed.all_reduce_sum(counts)
-        total, pixels, num_images = distributed.all_reduce_sum(sums).tolist()
-        assert num_images == loader.num_images, (num_images, loader.num_images)
-        return Evaluation(_array(counts), total / pixels if pixels else float("nan"), loader.num_images, frames)
+        total, pixels, evaluated = distributed.all_reduce_sum(sums).tolist()
+        assert evaluated == num_images, (evaluated, num_images)
+        return Evaluation(_array(counts), total / pixels if pixels else float("nan"), frames)
 
     def _plot(self, domain: Domain, frames: Sequence[Frame]) -> Iterator[Picture]:
         if not frames:

@@ -11,8 +11,8 @@ from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets.domains import Domain
 from datasets.labels import CLASS_NAMES
+from datasets.splits import Split
 from evaluation.metrics import Scores, merge_classes, nan_mean, score
 from utils.files import write_text
 from utils.pictures import Array
@@ -31,7 +31,6 @@ class Evaluation:
 
     confusion: Array
     loss: float
-    num_images: int
     frames: list[Frame] = field(default_factory=list)
 
 
@@ -171,24 +170,21 @@ class Report:
 
 def domain_scores(
     evaluation: Evaluation,
+    split: Split,
     *,
-    domain: Domain,
     is_source: bool,
-    split: str,
-    list_hash: str,
     transform: str,
     class_names: Sequence[str] = CLASS_NAMES,
 ) -> list[DomainScore]:
     """Turn the counts of a domain into its scores: the main score first, then those of further class subsets.
 
     Args:
-        list_hash: names the list of images.
         transform: words for resize and crop.
     """
+    domain, name, folders = split.domain, split.name, dict(split.domain.splits)
     confusion = merge_classes(evaluation.confusion, domain.merge)
-    folders = dict(domain.splits)
-    if split != "train" and folders.get(split) == folders.get("train", ()):
-        split += " (the training frames)"
+    if name != "train" and folders.get(name) == folders.get("train", ()):
+        name += " (the training frames)"
     return [
         DomainScore(
             domain=domain.name,
@@ -197,9 +193,9 @@ def domain_scores(
             scores=score(confusion, class_names, classes=classes),
             loss=evaluation.loss,
             protocol=Protocol(
-                split=split,
-                list_hash=list_hash,
-                images=evaluation.num_images,
+                split=name,
+                list_hash=split.list_hash,
+                images=len(split.pairs),
                 transform=transform,
                 scales="1",
                 classes=f"{len(classes)}{' merged' if domain.merge else ''}",

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from datasets.class_uniform import class_centroids
-from datasets.domains import Domain, find_pairs
+from datasets.domains import Domain
 from datasets.labels import CLASS_NAMES, NUM_CLASSES, PALETTE
-from datasets.plan import sample_rng
+from datasets.sampling import class_centroids, sample_rng
 from datasets.segmentation import read_pair, to_tensor
+from datasets.splits import find_pairs
 from scripts.data_options import chosen_domains, data_config, data_parser
 from transforms.appearance import Appearance, AppearanceDraws, Draws
 from transforms.build import build_appearance, build_draws, build_geometry
@@ -169,7 +169,7 @@ def browse(cfg: Any, domain: Domain, *, split: str, count: int) -> Array:
     pairs, augment = find_pairs(domain, split), cfg.AUGMENT
     count = min(count, len(pairs))
     jitter = "diia" if augment.JITTER == "method" else augment.JITTER
-    tile = (domain.tile or cfg.DATASET.CLASS_UNIFORM_TILE) if cfg.DATASET.CLASS_UNIFORM_PCT else 0
+    tile = domain.tile if cfg.DATASET.CLASS_UNIFORM_PCT else 0
     parts = (build_geometry(cfg), build_draws(cfg, jitter=jitter), build_appearance(cfg))
     pipeline, rows, classes = Pipeline(*parts, seed=cfg.RUN.SEED, tile=tile), [], set()
     for item in (index * len(pairs) // count for index in range(count)):

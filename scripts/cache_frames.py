@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from datasets.codec import Encoding
-from datasets.domains import Pair, find_pairs
 from datasets.frames import FrameCache, gigabytes
 from datasets.loaders import choose_workers, frame_cache
 from datasets.segmentation import read_pair
+from datasets.splits import Pair, find_pairs
 from datasets.workers import parallel_map
 from scripts.data_options import chosen_domains, data_config, data_parser
 from utils.errors import UserError, run_entry_point

@@ -14,12 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from datasets.class_uniform import cache_key, load_or_compute, source_centroids
 from datasets.codec import Encoding, decode_label
-from datasets.domains import Domain, Pair, find_pairs, list_hash
+from datasets.domains import Domain
 from datasets.labels import CLASS_NAMES, NUM_CLASSES, PALETTE
 from datasets.loaders import choose_workers
-from datasets.plan import EpochPlan, GlobalBatches, Pick, Source, sample_rng
+from datasets.sampling import (
+    EpochPlan,
+    GlobalBatches,
+    Pick,
+    Source,
+    cache_key,
+    load_or_compute,
+    sample_rng,
+    source_centroids,
+)
+from datasets.splits import Pair, find_pairs, list_hash
 from datasets.workers import parallel_map
 from scripts.data_options import chosen_domains, data_config, data_parser
 from transforms.build import build_geometry
@@ -125,7 +134,7 @@ def inspect_domain(
     """Count the classes of a domain's pairs, and those of the crops that plain and class-uniform sampling make."""
     workers = choose_workers(cfg.DATASET.NUM_WORKERS)
     data = {"cache_dir": cfg.DATASET.CACHE_DIR, "workers": workers}
-    tile, seed = domain.tile or cfg.DATASET.CLASS_UNIFORM_TILE, cfg.RUN.SEED
+    tile, seed = domain.tile, cfg.RUN.SEED
     pixels = pixels_per_label(pairs, domain, **data)  # (N, 20)
     centroids = source_centroids(pairs, encoding=domain.encoding, tile=tile, name=domain.name, **data)
     found = np.bincount(centroids[:, 1], minlength=NUM_CLASSES + 1)

@@ -16,9 +16,10 @@ from datasets import checks
 from datasets.checks import DomainReport, check_domain, quick_check
 from datasets.codec import ENCODINGS
 from datasets.diagnosis import Fault
-from datasets.domains import BUILTIN, Domain, Pair
+from datasets.domains import BUILTIN, Domain
 from datasets.labels import CITYSCAPES_IDS, MAPILLARY_IDS
 from datasets.scan import Finding, look, scan, telling_classes
+from datasets.splits import Pair
 from scripts import check_data as check
 from tests.street_data import GTAV_PALETTE, blocks, inverse, mapillary_palette, paint, save, write_domain, write_pair
 from tests.test_domains import declare, domain_at

@@ -20,12 +20,11 @@ from loss import collect_masks
 from loss.whitening import Whitening, covariance
 from network.diia import TripleAggregation
 from tests import reference
-from tests.runs import launch, read_weights, run_folder, train_arguments
+from tests.runs import build_run, launch, read_weights, run_folder, train_arguments
 from transforms.build import build_fixed_copy, build_normalisation
 from transforms.edges import edge_target
 from utils import pictures
 from utils.errors import UserError
-from utils.runs import Start
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3)).astype(np.uint8)
 TINY = ("--backbone", "resnet18", "--test_mode", "--max_iter", "2", "--val_interval", "1")
@@ -260,7 +259,7 @@ def test_a_run_leaves_pictures_and_tags(runs: dict[bool, Path]) -> None:
 
 def test_what_is_drawn_is_of_the_weights_that_are_scored(small_camvid: Path, tmp_path: Path) -> None:
     arguments = train_arguments(small_camvid, tmp_path, *TINY, "--visualize_feature", "--ema_decay", "0.5")
-    run = train.build_run(config.parse(arguments, program="train"), device=torch.device("cpu"), start=Start())
+    run = build_run(arguments)
     assert run.average is not None and run.evaluator.plotter is not None
     assert run.evaluator.plotter.network is run.average
 

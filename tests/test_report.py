@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from datasets.domains import BUILTIN, Domain
 from evaluation.report import Evaluation, Report, align, domain_scores, markdown
 from utils.errors import UserError
 from utils.files import write_text
@@ -19,23 +21,20 @@ from utils.files import write_text
 NAMES = ["road", "car", "train"]
 
 
+def split(domain: Domain, list_hash: str = "abc123") -> Any:
+    return SimpleNamespace(domain=domain, name="val", pairs=("a", "b", "c", "d"), list_hash=list_hash)
+
+
 def report() -> Report:
     confusion = np.array([[8, 2, 0], [1, 9, 0], [0, 0, 0]], dtype=np.int64)
-    found = Evaluation(confusion, loss=0.5, num_images=4)
-    domain: Any = SimpleNamespace(name="town", splits=(), merge=(), classes=(0, 1, 2), subsets=(("2", (0, 1)),))
-    other: Any = SimpleNamespace(name="village", splits=(), merge=((1, 0),), classes=(0,), subsets=())
-    source: Any = SimpleNamespace(name="home", splits=(), merge=(), classes=(2,), subsets=())
+    evaluation = Evaluation(confusion, loss=0.5)
+    town = replace(BUILTIN["camvid"], name="town", splits=(), merge=(), classes=(0, 1, 2), subsets=(("2", (0, 1)),))
+    village = replace(town, name="village", merge=((1, 0),), classes=(0,), subsets=())
+    home = replace(town, name="home", classes=(2,), subsets=())
     rows = []
-    for row in (domain, other, source):
-        rows += domain_scores(
-            found,
-            domain=row,
-            is_source=row is source,
-            split="val",
-            list_hash="abc123",
-            transform="native size",
-            class_names=NAMES,
-        )
+    for domain in (town, village, home):
+        settings: Any = {"is_source": domain is home, "transform": "native size", "class_names": NAMES}
+        rows += domain_scores(evaluation, split(domain), **settings)
     return Report({"file": "last.pth", "checkpoint": "last", "seed": 304}, rows)
 
 
@@ -93,11 +92,9 @@ def test_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_split_that_is_the_training_frames_says_so() -> None:
-    found = Evaluation(np.eye(3, dtype=np.int64), loss=0.5, num_images=4)
-    names: Any = {"list_hash": "abc", "transform": "native size", "class_names": NAMES}
+    evaluation = Evaluation(np.eye(3, dtype=np.int64), loss=0.5)
     for val, expected in (("a", "val (the training frames)"), ("b", "val")):
-        domain: Any = SimpleNamespace(
-            name="x", merge=(), classes=(0,), subsets=(), splits=(("train", ("a",)), ("val", (val,)))
-        )
-        (row,) = domain_scores(found, domain=domain, is_source=True, split="val", **names)
+        domain = replace(BUILTIN["camvid"], merge=(), classes=(0,), splits=(("train", ("a",)), ("val", (val,))))
+        settings: Any = {"is_source": True, "transform": "native size", "class_names": NAMES}
+        (row,) = domain_scores(evaluation, split(domain), **settings)
         assert row.protocol.split == expected

@@ -18,7 +18,7 @@ import train
 import valid
 from datasets.loaders import TrainingBatch
 from network.layers import SharedDropout2d
-from tests.runs import launch, read_weights, run_folder, train_arguments
+from tests.runs import build_run, launch, read_weights, run_folder, train_arguments
 from utils.errors import UserError
 from utils.logs import LossMeter, MetricWriter, read_history
 from utils.runs import Records, Start
@@ -131,7 +131,7 @@ def test_accumulated_batches_give_the_gradients_of_one(full_camvid: Path, tmp_pa
     plain = ("--method", "base", "--backbone", "resnet18", "--freeze_bn", "--scale_min", "1.0")  # no pixel is ignored
     arguments = train_arguments(full_camvid, tmp_path, *plain)
     torch.manual_seed(0)  # the weights
-    run = train.build_run(config.parse(arguments, program="train"), device=torch.device("cpu"), start=Start())
+    run = build_run(arguments)
     for module in run.network.modules():
         if isinstance(module, SharedDropout2d):
             module.p = 0.0
@@ -152,12 +152,9 @@ def test_a_resumed_run_takes_the_rate_that_it_is_given(
     straight: Path, small_camvid: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     more = ("--snapshot", str(straight / "last.pth"), "--restore_optimizer", "--max_iter", "8", "--lr", "0.5")
-    run = train.build_run(
-        config.parse(resumable(small_camvid, tmp_path, *more, "--momentum", "0.8"), program="train"),
-        device=torch.device("cpu"),
-        start=Start(straight / "last.pth"),
-    )
-    train.restore(run, Start(straight / "last.pth"))
+    start = Start(straight / "last.pth")
+    run = build_run(resumable(small_camvid, tmp_path, *more, "--momentum", "0.8"), start)
+    train.restore(run, start)
     (group,) = run.optimizer.param_groups
     assert group["lr"] == pytest.approx(0.5 * (1 - 4 / 8) ** 0.9)
     assert group["momentum"] == 0.8
@@ -170,9 +167,8 @@ def test_options_that_an_older_checkpoint_lacks_have_not_changed(
     content = read_weights(straight / "last.pth")
     del content["config"]["OPTIM"]["EMA_DECAY"], content["config"]["LOSS"]
     torch.save(content, tmp_path / "older.pth")
-    cfg = config.parse(resumable(small_camvid, tmp_path, "--lr", "0.02"), program="train")
     start = Start(tmp_path / "older.pth")
-    train.restore(train.build_run(cfg, device=torch.device("cpu"), start=start), start)
+    train.restore(build_run(resumable(small_camvid, tmp_path, "--lr", "0.02"), start), start)
     assert re.findall(r"continuing with another (\S+):", caplog.text) == ["OPTIM.LR"]
 
 
@@ -234,7 +230,7 @@ def test_gradients_are_scaled_down_to_the_limit(
 
 def test_broken_weights_are_not_saved(straight: Path, small_camvid: Path, tmp_path: Path) -> None:
     arguments = resumable(small_camvid, tmp_path, "--snapshot", str(straight / "last.pth"))
-    run = train.build_run(config.parse(arguments, program="train"), device=torch.device("cpu"), start=Start())
+    run = build_run(arguments)
     with torch.no_grad():
         next(run.network.parameters()).fill_(float("inf"))
     writer = MetricWriter(tmp_path / "tb", tmp_path / "history.jsonl", first_step=0)
