@@ -37,7 +37,7 @@ from evaluation.features import FeatureDrawer
 from evaluation.report import Report
 from evaluation.scoring import Scorer, autocast_dtype, selection_scores
 from loss import build_criterion, collect_masks, covariance
-from network import build_network, load_pretrained
+from network import build_network, load_pretrained, resolve_jitter
 from network.legacy import load_weights
 from optimizer import apply_settings, build_average, build_optimizer, build_scheduler
 from transforms.build import build_appearance, build_fixed_copy, build_normalisation, statistics_pair
@@ -68,8 +68,7 @@ class Trainer:
         self.domains = load_domains(cfg)
         self.network = build_network(cfg)
         self.method = self.network.method
-        jitter = self.method.jitter if cfg.AUGMENT.JITTER == "method" else cfg.AUGMENT.JITTER
-        self.loader = build_training_loader(cfg, jitter=jitter, rank=self.rank, world_size=self.world_size)
+        self.loader = build_training_loader(cfg, jitter=resolve_jitter(cfg), rank=self.rank, world_size=self.world_size)
         self.scored = self._scored_domains(limit=cfg.EVAL.LIMIT)
         self.global_batch = self.loader.batches.global_batch
         self.steps_per_epoch = min(self.loader.steps_per_epoch, 2) if cfg.RUN.TEST_MODE else self.loader.steps_per_epoch
