@@ -15,10 +15,10 @@ import numpy as np
 from datasets.codec import Encoding, decode_label
 from datasets.domains import Pair
 from datasets.labels import NUM_CLASSES
-from datasets.workers import parallel_map
 from utils.distributed import broadcast_object, is_main
 from utils.errors import UserError
 from utils.files import atomic_path
+from utils.parallel import parallel_map
 
 log = logging.getLogger(__name__)
 

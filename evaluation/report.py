@@ -14,7 +14,7 @@ from typing import Any
 from evaluation.evaluator import Evaluation
 from evaluation.metrics import Scores, merge_classes, nan_mean, score
 from utils.files import write_text
-from utils.tables import align, markdown
+from utils.tables import format_table
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,9 @@ class Report:
         """Return both tables for a terminal."""
         return "\n".join(
             [
-                align(self.class_table()),
+                format_table(self.class_table()),
                 "",
-                align(self.summary_table()),
+                format_table(self.summary_table()),
                 "",
                 f"weights: {self.weights_line()}",
                 *(f"protocol: {line}" for line in self.protocol_lines()),
@@ -125,9 +125,9 @@ class Report:
     def to_markdown(self) -> str:
         """Return both tables in Markdown."""
         lines = [
-            markdown(self.summary_table()),
+            format_table(self.summary_table(), "markdown"),
             "",
-            markdown(self.class_table()),
+            format_table(self.class_table(), "markdown"),
             "",
             f"Weights: {self.weights_line()}.",
             "",

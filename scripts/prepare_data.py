@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from datasets.archives import Member, bytes_to_write, list_files, place, remove_temporary
 from datasets.domains import BUILTIN, PUBLISHED, Domain
+from scripts.options import make_parser
 from scripts.provided import (
     LISTED,
     RULES,
@@ -28,7 +29,7 @@ from scripts.provided import (
 )
 from utils.errors import UserError, did_you_mean, run_entry_point
 from utils.files import make_folder, write_text
-from utils.tables import align
+from utils.tables import format_table
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ def table(plan: Plan, *, made: str) -> str:
         )
         counts = (len(images), published, len(labels), todo[split], there[split])
         lines.append([split, *(f"{count:,}" for count in counts)])
-    return align(lines)
+    return format_table(lines)
 
 
 def dry_run(plan: Plan, mode: str, *, shown: int | None) -> str:
@@ -232,11 +233,10 @@ def dry_run(plan: Plan, mode: str, *, shown: int | None) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.prepare_data",
-        description="Arrange what a data set's provider hands out, as the domain of that name reads it. "
-        "Nothing is overwritten; a run that was stopped goes on when it is started again.",
-        allow_abbrev=False,
+    parser = make_parser(
+        "prepare_data",
+        "Arrange what a data set's provider hands out, as the domain of that name reads it.",
+        details="Nothing is overwritten; after an interruption the same command resumes.",
     )
     parser.add_argument("name", metavar="DOMAIN", help=", ".join(RULES))
     parser.add_argument(
