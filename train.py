@@ -24,6 +24,7 @@ from datasets.checks import quick_check
 from datasets.domains import Domain, get_domain, load_domains
 from datasets.labels import CLASS_NAMES, PALETTE
 from datasets.loaders import (
+    DeviceBatches,
     EvaluationLoader,
     TrainingBatch,
     build_evaluation_loaders,
@@ -31,7 +32,7 @@ from datasets.loaders import (
     build_training_loader,
     training_split,
 )
-from datasets.prefetch import DeviceBatches
+from datasets.splits import Split, Splits
 from evaluation.evaluator import cudnn_benchmark_off
 from evaluation.features import FeatureDrawer
 from evaluation.report import Report
@@ -55,9 +56,10 @@ logger = logging.getLogger("train")
 class Trainer:
     """The parts of one run and the loop over them."""
 
-    def __init__(self, cfg: Any, *, device: torch.device, start: Start) -> None:
+    def __init__(self, cfg: Any, splits: Splits | None = None, *, device: torch.device, start: Start) -> None:
         """Build everything and restore what the run continues from; nothing is trained or written yet."""
         self.cfg, self.device, self.start = cfg, device, start
+        self.splits = splits = splits or Splits(load_domains(cfg))
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         self.terms = logs.LossMeter()
         self.gradient_norm: Tensor | None = None  # of the last step, where it is limited
@@ -65,14 +67,14 @@ class Trainer:
         self.to_device = DeviceBatches(device)
         self.advised = False
 
-        self.domains = load_domains(cfg)
         self.network = build_network(cfg)
         self.method = self.network.method
-        self.loader = build_training_loader(cfg, jitter=resolve_jitter(cfg), rank=self.rank, world_size=self.world_size)
+        share = {"rank": self.rank, "world_size": self.world_size}
+        self.loader = build_training_loader(cfg, splits, jitter=resolve_jitter(cfg), **share)
         self.scored = self._scored_domains(limit=cfg.EVAL.LIMIT)
         self.global_batch = self.loader.batches.global_batch
         self.steps_per_epoch = min(self.loader.steps_per_epoch, 2) if cfg.RUN.TEST_MODE else self.loader.steps_per_epoch
-        self.whitened = self._whitened_domains()
+        self.whitened = self._whitened_splits()
         self.appearance = build_appearance(cfg)
         if start.checkpoint is None and cfg.RUN.SNAPSHOT:
             load_weights(self.network, checkpoint.read(cfg.RUN.SNAPSHOT), path=cfg.RUN.SNAPSHOT)
@@ -223,7 +225,7 @@ class Trainer:
     def collect_masks(self) -> None:
         """Find the style-sensitive covariances from pairs of a training image and its photometric copy (SPEC: ISW)."""
         cfg = self.cfg.WHITENING
-        passes = (self._pairs(domain, trial) for trial in range(cfg.TRIALS) for domain in self.whitened)
+        passes = (self._pairs(split, trial) for trial in range(cfg.TRIALS) for split in self.whitened)
         whitening = self.criterion.whitening
         assert whitening is not None
         found = collect_masks(whitening, self.network, passes, clusters=cfg.CLUSTERS, device=self.device)
@@ -234,30 +236,24 @@ class Trainer:
             picture = self.scorer.features.draw_masks(found)
             self.show([pictures.Drawing("whitening/masks", "features/masks.png", picture)])
 
-    def _pairs(self, domain: Domain, trial: int) -> Iterator[Tensor]:
+    def _pairs(self, split: Split, trial: int) -> Iterator[Tensor]:
         """Yield the photometric copy and the original (2, 3, H, W) of this process's share of the images."""
-        title = f"covariances of {domain.name}, trial {trial + 1}/{self.cfg.WHITENING.TRIALS}"
-        loader = self._statistics_loader(domain, trial)
+        title = f"covariances of {split.domain.name}, trial {trial + 1}/{self.cfg.WHITENING.TRIALS}"
+        loader = build_statistics_loader(self.cfg, split, trial=trial, rank=self.rank, world_size=self.world_size)
         bar = tqdm(loader, desc=title, unit="image", leave=False, disable=not distributed.is_main())
         for image, draws in cudnn_benchmark_off(bar):
             yield statistics_pair(image.to(self.device), draws, appearance=self.appearance)
 
-    def _whitened_domains(self) -> list[Domain]:
+    def _whitened_splits(self) -> list[Split]:
         if self.method.whitening != "isw":
             return []
         names = self.cfg.DATASET.COVSTAT or self.cfg.DATASET.TRAIN
-        found = [get_domain(self.domains, name) for name in names]
         cfg = self.cfg.WHITENING
         if cfg.TRIALS < 1 or (cfg.CLUSTERS < 2 and not cfg.RELAX_DENOM):
             raise UserError(
                 f"ISW needs --trials of at least 1 and --clusters of at least 2, not {cfg.TRIALS}, {cfg.CLUSTERS}"
             )
-        for domain in found:
-            self._statistics_loader(domain, trial=0)  # a missing folder shows now, not epochs later
-        return found
-
-    def _statistics_loader(self, domain: Domain, trial: int) -> Any:
-        return build_statistics_loader(self.cfg, domain, trial=trial, rank=self.rank, world_size=self.world_size)
+        return [self.splits.open(name, training_split(self.cfg, name), need_labels=False) for name in names]
 
     # ---------------------------------------------------------------------------------------------------- scoring
 
@@ -297,7 +293,7 @@ class Trainer:
     def _scored_domains(self, *, limit: int) -> list[tuple[Domain, EvaluationLoader]]:
         names = [*(self.cfg.DATASET.TRAIN if self.cfg.EVAL.SOURCE else []), *self.cfg.DATASET.VAL]
         share = {"rank": self.rank, "world_size": self.world_size}
-        return build_evaluation_loaders(self.cfg, names, split="val", limit=limit, **share)
+        return build_evaluation_loaders(self.cfg, self.splits, names, split="val", limit=limit, **share)
 
     # ---------------------------------------------------------------------------------------------------- records
 
@@ -411,13 +407,13 @@ def _shortened(cfg: Any) -> Any:
     return config.from_dict(plain)
 
 
-def check_data(cfg: Any) -> None:
+def check_data(cfg: Any, splits: Splits) -> None:
     """Look at a sample of all splits that the run reads with labels; raise for what would stop it, log the rest."""
-    domains = load_domains(cfg)
-    sources, targets = ([get_domain(domains, name) for name in names] for names in (cfg.DATASET.TRAIN, cfg.DATASET.VAL))
-    needed = [(domain, training_split(cfg, domain)) for domain in sources]
-    needed += [(domain, "val") for domain in (*(sources if cfg.EVAL.SOURCE else ()), *targets)]
-    for fault in quick_check(needed):
+    sources, targets = cfg.DATASET.TRAIN, cfg.DATASET.VAL
+    needed = [(name, training_split(cfg, name)) for name in sources]
+    needed += [(name, "val") for name in (*(sources if cfg.EVAL.SOURCE else ()), *targets)]
+    domains_with_splits = [(get_domain(splits.domains, name), split) for name, split in needed]
+    for fault in quick_check(domains_with_splits, list_one=splits.listing):
         if fault.severity == "fatal":
             raise UserError(fault.sentence())
         logger.warning(fault.sentence())
@@ -432,9 +428,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(cfg.RUN.SEED)  # the weights that no file gives
     with distributed.process_group(device, cfg.RUN.DIST_URL):
         logs.setup_logging()
+        splits = Splits(load_domains(cfg))
         if cfg.DATASET.QUICK_CHECK and distributed.is_main():
-            check_data(cfg)
-        Trainer(cfg, device=device, start=find_start(cfg)).fit()
+            check_data(cfg, splits)
+        Trainer(cfg, splits, device=device, start=find_start(cfg)).fit()
 
 
 if __name__ == "__main__":

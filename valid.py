@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 import config
+from datasets.domains import load_domains
 from datasets.labels import CLASS_NAMES, PALETTE
 from datasets.loaders import build_evaluation_loaders
+from datasets.splits import Splits
 from evaluation.features import FeatureDrawer
 from evaluation.report import Report
 from evaluation.scoring import Scorer, autocast_dtype
@@ -107,7 +109,8 @@ def score(cfg: Any, device: torch.device) -> Report:
     content = checkpoint.read(cfg.RUN.SNAPSHOT)
     network, saved, about = load_network(cfg, content)
     share = {"rank": distributed.rank(), "world_size": distributed.world_size(), "limit": cfg.EVAL.LIMIT}
-    chosen = build_evaluation_loaders(cfg, cfg.DATASET.VAL, split=cfg.DATASET.SPLIT, **share)
+    splits = Splits(load_domains(cfg))
+    chosen = build_evaluation_loaders(cfg, splits, cfg.DATASET.VAL, split=cfg.DATASET.SPLIT, **share)
     network.to(device)
     logger.info("built %s", about["network"])
     scorer = Scorer(

@@ -34,14 +34,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from straightforward import CROP, plain_borders, plain_centroids, plain_counts, plain_label, plain_sample
 
 import config
-from datasets.class_uniform import class_centroids, source_centroids
 from datasets.codec import DECODERS, ENCODINGS, decode_label, read_image
-from datasets.domains import BUILTIN, Pair, find_pairs
+from datasets.domains import BUILTIN
 from datasets.frames import FrameCache
 from datasets.labels import CITYSCAPES_LABELS, NUM_CLASSES
 from datasets.loaders import choose_workers
-from datasets.plan import EpochPlan, GlobalBatches, Pick, Source, sample_rng
-from datasets.segmentation import LabelledPairs, TrainingSet, read_pair
+from datasets.sampling import (
+    EpochPlan,
+    GlobalBatches,
+    Pick,
+    Source,
+    class_centroids,
+    sample_rng,
+    source_centroids,
+)
+from datasets.segmentation import TrainingSet, read_pair
+from datasets.splits import Pair, Split, find_pairs
 from evaluation.metrics import argmax_classes, confusion_matrix
 from loss.borders import neighbour_classes
 from transforms.appearance import AppearanceDraws
@@ -103,7 +111,7 @@ def samples(pairs: list[Pair], cache: FrameCache | None) -> Callable[[], Work]:
 
     def setup() -> Work:
         cfg = config.parse(["--crop_size", str(CROP), "--gblur", "--color_aug", "0.5"], program="train")
-        source = LabelledPairs(tuple(pairs), ENCODINGS["cityscapes_colours"])
+        source = Split(BUILTIN["gtav"], "train", tuple(pairs))
         draws, appearance, numbers = build_draws(cfg, jitter="diia"), build_appearance(cfg), count()
         data = TrainingSet([source], geometry=build_geometry(cfg), draws=draws, seed=0, cache=cache)
         for pair in pairs if cache is not None else ():

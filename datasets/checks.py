@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from glob import glob
 from itertools import chain, islice
-from pathlib import Path
 
 from datasets.codec import Encoding
-from datasets.domains import BUILTIN, PUBLISHED, Domain, Layout, Listing, Pair, find_pairs, list_split
+from datasets.domains import BUILTIN, PUBLISHED, Domain
+from datasets.files import read_bytes, stamp
 from datasets.labels import CLASS_NAMES, NUM_CLASSES
 from datasets.scan import FEW_COLOURS, LABEL_IDS, LOSSY, Finding, discriminative_classes, likely_cause, scan
+from datasets.splits import Listing, Pair, list_split, no_images
 from utils.errors import UserError
 from utils.parallel import cores
 
@@ -27,6 +27,7 @@ MOST = 0.5  # share of the labels that are ignored altogether, or of pairs of un
 UNIQUE_NAMES = ("cityscapes", "bdd100k", "gtav", "synthia", "mapillary")  # one name in two splits is one frame
 
 Row = tuple[str, str, Sequence[str], str]  # name, severity and advice of a fault, and (third) the files that show it
+ListSplit = Callable[[Domain, str], Listing | None]
 Place = tuple[str, str]  # a split and an image's path
 
 
@@ -98,14 +99,17 @@ class DomainReport:
         return all(fault.severity == "note" for fault in self.faults)
 
 
-def check_domain(domain: Domain, *, quick: bool, workers: int, splits: Sequence[str] = ()) -> DomainReport:
+def check_domain(
+    domain: Domain, *, quick: bool, workers: int, splits: Sequence[str] = (), list_one: ListSplit = list_split
+) -> DomainReport:
     """Check a domain: list and count everything, decode all of it (quick: a sample), and name what is wrong.
 
     Args:
         splits: those that must exist; without any, those that exist, and one of them must.
         workers: processes that decode (quick: threads).
+        list_one: lists a split.
     """
-    listings, faults = _list(domain, splits)
+    listings, faults = _list(domain, splits, list_one)
     samples = {split: _sample(listing.pairs) if quick else listing.pairs for split, listing in listings.items()}
     labelled = {pair for listing in listings.values() for pair in listing.labelled}
     pairs = [pair if pair in labelled else pair._replace(label="") for pair in chain(*samples.values())]
@@ -119,7 +123,7 @@ def check_domain(domain: Domain, *, quick: bool, workers: int, splits: Sequence[
     return DomainReport(domain.name, domain.root, quick, tuple(reports), tuple(faults))
 
 
-def quick_check(domains_with_splits: Iterable[tuple[Domain, str]]) -> list[Fault]:
+def quick_check(domains_with_splits: Iterable[tuple[Domain, str]], *, list_one: ListSplit = list_split) -> list[Fault]:
     """Return the faults (no notes) that the quick mode finds in splits that a run needs with their labels.
 
     A fault whose severity is "fatal" would stop or spoil the run: raise `UserError(fault.sentence())` for it, and log
@@ -130,7 +134,7 @@ def quick_check(domains_with_splits: Iterable[tuple[Domain, str]]) -> list[Fault
         domains[domain.name] = domain
         splits[domain.name] += ("train", "val") if split == "trainval" else (split,)
     reports = [
-        check_domain(domain, quick=True, workers=cores(), splits=list(dict.fromkeys(splits[name])))
+        check_domain(domain, quick=True, workers=cores(), splits=list(dict.fromkeys(splits[name])), list_one=list_one)
         for name, domain in domains.items()
     ]
     return [fault for report in reports for fault in report.faults if fault.severity != "note"]
@@ -150,35 +154,24 @@ def _faults(domain: Domain, split: str, rows: Iterable[Row]) -> list[Fault]:
     ]
 
 
-def _list(domain: Domain, splits: Sequence[str]) -> tuple[dict[str, Listing], list[Fault]]:
+def _list(domain: Domain, splits: Sequence[str], list_one: ListSplit) -> tuple[dict[str, Listing], list[Fault]]:
     """List the splits, and say which do not exist."""
-    listings, missing = {}, []
+    listings, faults = dict[str, Listing | None](), list[Fault]()
     for split in splits or [name for name, _ in domain.splits]:
         try:
-            listing = list_split(domain, split)
+            listings[split] = list_one(domain, split)
         except UserError as error:
             if split not in dict(domain.splits):
                 raise
-            return {}, _faults(domain, "", [("no-folder", "fatal", [domain.root or domain.root_key], _advice(error))])
-        if listing is None:
-            missing.append(split)
-        else:
-            listings[split] = listing
+            advice = str(error).partition(": ")[2]  # without the domain's name
+            return {}, _faults(domain, "", [("no-folder", "fatal", [domain.root or domain.root_key], advice)])
     # What was asked for or declared by the user must exist; of a published data set a part is fine.
-    needed, faults = bool(splits) or domain.name not in BUILTIN or not listings, []
-    for split in missing:
-        if needed or split != "test":
-            try:
-                find_pairs(domain, split)
-            except UserError as error:
-                row = ("no-images", "fatal" if needed else "note", [domain.root], _advice(error))
-                faults += _faults(domain, split, [row])
-    return listings, faults
-
-
-def _advice(error: UserError) -> str:
-    """Return a sentence on a domain or split without the name that it begins with."""
-    return str(error).partition(": ")[2]
+    existing = {split: listing for split, listing in listings.items() if listing is not None}
+    needed = bool(splits) or domain.name not in BUILTIN or not existing
+    for split in [split for split in listings if split not in existing and (needed or split != "test")]:
+        row = ("no-images", "fatal" if needed else "note", [domain.root], no_images(domain, split))
+        faults += _faults(domain, split, [row])
+    return existing, faults
 
 
 def _sample(pairs: Sequence[Pair]) -> list[Pair]:
@@ -200,10 +193,11 @@ def _check_split(
     faults += _faults(domain, split, _check_files(domain, findings))
     faults += _faults(domain, split, _check_values(domain, split, findings))
     pixels = [sum(column) for column in zip(*(finding.pixels for finding in findings if finding.pixels), strict=True)]
+    image_pattern, label_pattern = listing.layout.patterns(listing.folder)
     report = SplitReport(
         split=split,
-        image_pattern=listing.layout.images.replace("{split}", listing.folder),
-        label_pattern=_label_pattern(listing.layout, listing.folder),
+        image_pattern=image_pattern,
+        label_pattern=label_pattern,
         images=images,
         labels=len(listing.labelled) + len(orphans),
         published=published,
@@ -218,13 +212,7 @@ def orphan_labels(domain: Domain, listing: Listing) -> list[str]:
     layouts = [layout for layout in domain.layouts if layout.images == listing.layout.images]
     known = {layout.label_path(pair.name, listing.folder) for layout in layouts for pair in listing.pairs}
     parts = [new.replace("{split}", listing.folder) for _, new in listing.layout.label]
-    names = glob(_label_pattern(listing.layout, listing.folder), root_dir=domain.root, recursive=True)
-    names = sorted(name.replace(os.sep, "/") for name in names)
-    return [name for name in names if name not in known and all(part in name for part in parts)]
-
-
-def _label_pattern(layout: Layout, folder: str) -> str:
-    return layout.label_path(layout.images.replace("{split}", folder), folder)
+    return [name for name in listing.labels if name not in known and all(part in name for part in parts)]
 
 
 def _check_partners(domain: Domain, split: str, listing: Listing, orphans: Sequence[str]) -> Iterator[Row]:
@@ -366,12 +354,12 @@ def _across_splits(places: Sequence[Place], keys: Iterable[Hashable]) -> list[li
 
 
 def _size(place: Place) -> int | None:
-    with suppress(OSError):
-        return os.stat(place[1]).st_size
+    with suppress(UserError):
+        return stamp(place[1])[0]
     return None
 
 
 def _digest(place: Place) -> str | None:
     with suppress(OSError):
-        return hashlib.sha256(Path(place[1]).read_bytes()).hexdigest()
+        return hashlib.sha256(read_bytes(place[1])).hexdigest()
     return None

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from datasets import labels
+from datasets.files import open_file, read_bytes
 from datasets.labels import IGNORE
 from utils.errors import UserError
 from utils.opencv import opencv
@@ -97,16 +97,30 @@ def decode_errors(path: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        unknown = isinstance(error, UnidentifiedImageError) or not str(error)
-        reason = "its format is not known" if unknown else str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or (str(error) or "its format is not known").splitlines()[0]
+        reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else reason
         raise UserError(f"{path}: this file cannot be decoded ({reason}); it is damaged or not an image") from error
 
 
 def _open(path: str) -> Image.Image:
     with decode_errors(path):
-        image = Image.open(path)
+        image = Image.open(io.BytesIO(read_bytes(path)))
         image.load()
     return image
+
+
+def image_size(path: str) -> tuple[int, int]:
+    """Return (width, height) from a file's header; a PNG's is read where it stands, far faster than Pillow does.
+
+    Raises:
+        UserError: the file cannot be opened or is no image.
+    """
+    with decode_errors(path):
+        head = read_bytes(path, 24)
+        if head[:8] == b"\x89PNG\r\n\x1a\n" and head[12:16] == b"IHDR":
+            return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+        with open_file(path) as file, Image.open(file) as image:
+            return image.size
 
 
 def _pillow(data: bytes) -> np.ndarray:
@@ -136,7 +150,7 @@ def read_image(path: str, *, decoder: str = "opencv") -> np.ndarray:
         UserError: the file is not there, damaged, no image, or one of a single channel beyond 8 bits.
     """
     with decode_errors(path):
-        data = Path(path).read_bytes()
+        data = read_bytes(path)
         header = Image.open(io.BytesIO(data))
         if header.mode[0] in "IF":
             raise UserError(f"{path}: a {header.mode} image, whose values do not fit into 8 bits; convert it to 8 bits")
@@ -227,7 +241,7 @@ def _read_synthia(path: str) -> np.ndarray:
     """Return the class ids of a SYNTHIA label; Pillow would read its 16-bit RGB files as zeros."""
     cv2 = opencv()
     with decode_errors(path):
-        data = np.fromfile(path, dtype=np.uint8)
+        data = np.frombuffer(read_bytes(path), dtype=np.uint8)
         array = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
         if array is None:
             raise UnidentifiedImageError

@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from datasets.codec import ENCODINGS, Encoding, decode_errors, decode_label, read_image
-from datasets.domains import Pair
+from datasets.files import open_file
 from datasets.labels import IGNORE, NUM_CLASSES
+from datasets.splits import Pair
 from utils.errors import UserError, one_line
 from utils.parallel import parallel_map
 
@@ -135,20 +136,16 @@ def _reason(error: Exception, path: str) -> str:
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
-def _open(path: str) -> Image.Image:
-    return Image.open(path)
-
-
 def _verify(path: str) -> None:
     """Refuse a PNG file that is cut off or whose checksums are wrong; decoders read some of them as noise."""
-    with decode_errors(path), _open(path) as image:
+    with decode_errors(path), open_file(path) as file, Image.open(file) as image:
         image.verify()
 
 
 def _stored(path: str) -> Stored | None:
     """Return a label file as it is stored, or None where Pillow cannot read it."""
     try:
-        with _open(path) as image:
+        with open_file(path) as file, Image.open(file) as image:
             image.load()
             values = np.unique(np.asarray(image)).tolist() if len(image.getbands()) == 1 else ()
             return Stored(image.format or "", image.mode, tuple(map(int, values)))
@@ -159,7 +156,7 @@ def _stored(path: str) -> Stored | None:
 def _unknown_colours(path: str, encoding: Encoding) -> int:
     """Return how many colours of a label its encoding lacks; more than 256 are not counted further."""
     known = _colours(encoding)
-    with _open(path) as image:
+    with open_file(path) as file, Image.open(file) as image:
         palette = image.palette  # from the header: nothing is decoded yet
         if image.mode == "P" and palette is not None and palette.mode == "RGB" and palette.rawmode in (None, "RGB"):
             flat = bytes(palette.palette)

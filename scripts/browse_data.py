@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from datasets.class_uniform import class_centroids
-from datasets.domains import Domain, find_pairs
+from datasets.domains import Domain
 from datasets.labels import CLASS_NAMES, NUM_CLASSES, PALETTE
-from datasets.plan import sample_rng
+from datasets.sampling import class_centroids, sample_rng
 from datasets.segmentation import read_pair, to_tensor
+from datasets.splits import find_pairs
 from network import resolve_jitter
 from scripts.options import chosen_domains, data_config, data_parser
 from transforms.appearance import Appearance, AppearanceDraws, Draws
@@ -169,7 +169,7 @@ def browse(cfg: Any, domain: Domain, *, split: str, count: int) -> Array:
     """Return the contact sheet of `count` frames, evenly spread over a split of a domain."""
     pairs, augment = find_pairs(domain, split), cfg.AUGMENT
     count, rows, classes = min(count, len(pairs)), [], set[int]()
-    tile = (domain.tile or cfg.DATASET.CLASS_UNIFORM_TILE) if cfg.DATASET.CLASS_UNIFORM_PCT else 0
+    tile = domain.tile if cfg.DATASET.CLASS_UNIFORM_PCT else 0
     pipeline = build_pipeline(cfg, tile=tile)
     for item in (index * len(pairs) // count for index in range(count)):
         image, label = read_pair(pairs[item], encoding=domain.encoding)

@@ -8,10 +8,10 @@ from functools import partial
 from itertools import chain
 
 from datasets.codec import Encoding
-from datasets.domains import Pair, find_pairs
 from datasets.frames import FrameCache, gigabytes
 from datasets.loaders import choose_workers, frame_cache
 from datasets.segmentation import read_pair
+from datasets.splits import Pair, find_pairs
 from scripts.options import chosen_domains, data_config, data_parser
 from utils.errors import UserError, run_entry_point
 from utils.parallel import parallel_map

@@ -14,12 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from datasets.class_uniform import cache_key, load_or_compute, source_centroids
 from datasets.codec import Encoding, decode_label
-from datasets.domains import Domain, Pair, find_pairs, list_hash
+from datasets.domains import Domain
 from datasets.labels import CLASS_NAMES, NUM_CLASSES, PALETTE
 from datasets.loaders import choose_workers
-from datasets.plan import EpochPlan, GlobalBatches, Pick, Source, sample_rng
+from datasets.sampling import (
+    EpochPlan,
+    GlobalBatches,
+    Pick,
+    Source,
+    cache_key,
+    load_or_compute,
+    sample_rng,
+    source_centroids,
+)
+from datasets.splits import Pair, find_pairs, list_hash
 from scripts.options import chosen_domains, data_config, data_parser
 from transforms.build import build_geometry
 from transforms.geometry import Geometry

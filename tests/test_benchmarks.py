@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import config
-from datasets.codec import ENCODINGS
-from datasets.domains import Pair
+from datasets.domains import BUILTIN
 from datasets.labels import CITYSCAPES_IDS
-from datasets.plan import Pick, sample_rng
-from datasets.segmentation import LabelledPairs, TrainingSet
+from datasets.sampling import Pick, sample_rng
+from datasets.segmentation import TrainingSet
+from datasets.splits import Pair, Split
 from tests.street_data import GTAV_PALETTE, blocks, inverse, save
 from transforms.appearance import STD
 from transforms.build import build_appearance, build_draws, build_geometry
@@ -32,7 +32,7 @@ def test_the_straightforward_sample_is_ours(tmp_path: Path, monkeypatch: pytest.
     flags = ["--crop_size", str(straightforward.CROP), "--gblur", "--color_aug", "0.5"]
     cfg = config.parse(flags, program="train")
     draws, appearance = build_draws(cfg, jitter="diia"), build_appearance(cfg)
-    source = LabelledPairs((pair,), ENCODINGS["cityscapes_colours"])
+    source = Split(BUILTIN["gtav"], "train", (pair,))
     data = TrainingSet([source], geometry=build_geometry(cfg), draws=draws, seed=0)
     jittered = 0
     for number in range(6):

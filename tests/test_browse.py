@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 import config
-from datasets.domains import find_pairs, load_domains
+from datasets.domains import load_domains
 from datasets.labels import CLASS_NAMES, PALETTE
-from datasets.plan import Pick, sample_rng
-from datasets.segmentation import LabelledPairs, TrainingSet, read_pair
+from datasets.sampling import Pick, sample_rng
+from datasets.segmentation import TrainingSet, read_pair
+from datasets.splits import Split, find_pairs
 from scripts import browse_data as browse
 from scripts.browse_data import COLUMNS, CROP, FRAME, WIDTH, Pipeline, build_pipeline, frame_cells
 from tests.street_data import blocks, paint, write_domain
@@ -50,7 +51,7 @@ def test_a_frame_is_delivered_as_the_training_set_delivers_it(camvid: Path, more
     domain, pipeline = load_domains(cfg)["camvid"], make_pipeline(cfg)
     pairs = find_pairs(domain, "train")
     training = TrainingSet(
-        [LabelledPairs(tuple(pairs), domain.encoding)],
+        [Split(domain, "train", tuple(pairs))],
         geometry=pipeline.geometry,
         draws=pipeline.draws,
         seed=cfg.RUN.SEED,

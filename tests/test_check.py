@@ -15,9 +15,10 @@ from PIL import Image
 from datasets import checks
 from datasets.checks import DomainReport, Fault, check_domain, quick_check
 from datasets.codec import ENCODINGS
-from datasets.domains import BUILTIN, Domain, Pair
+from datasets.domains import BUILTIN, Domain
 from datasets.labels import CITYSCAPES_IDS, MAPILLARY_IDS
 from datasets.scan import Finding, discriminative_classes, look, scan
+from datasets.splits import Pair
 from scripts import check_data as check
 from tests.street_data import GTAV_PALETTE, blocks, inverse, mapillary_palette, paint, save, write_domain, write_pair
 from tests.test_domains import declare, domain_at

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets import class_uniform
-from datasets.class_uniform import cache_key, class_centroids, source_centroids
+from datasets import sampling
 from datasets.codec import ENCODINGS, decode_label
-from datasets.domains import find_pairs, load_domains
+from datasets.domains import load_domains
+from datasets.sampling import cache_key, class_centroids, source_centroids
+from datasets.splits import find_pairs
 from tests.street_data import ROOTS, blocks, make_cfg, save, write_domain
 from utils.errors import UserError
 
@@ -80,13 +81,13 @@ class Scan:
         self.cache, self.read = root / "cache", 0
         domain = load_domains(make_cfg(root, **{ROOTS["camvid"]: str(root / "camvid")}))["camvid"]
         self.pairs, self.encoding = find_pairs(domain, "train"), domain.encoding
-        original = class_uniform.decode_label
+        original = sampling.decode_label
 
         def counted(path: str, **options: object) -> np.ndarray:
             self.read += 1
             return original(path, **options)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(class_uniform, "decode_label", counted)
+        monkeypatch.setattr(sampling, "decode_label", counted)
 
     def __call__(self, *, workers: int = 0) -> np.ndarray:
         return source_centroids(

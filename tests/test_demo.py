@@ -21,7 +21,8 @@ from PIL import Image, ImageDraw
 import config
 from datasets import labels
 from datasets.codec import decode_label
-from datasets.domains import BUILTIN, find_pairs
+from datasets.domains import BUILTIN
+from datasets.splits import find_pairs
 from demo_world import Frame, Summary, draw_frame, write, write_domains
 from demo_world.__main__ import main
 from demo_world.looks import GTAV

@@ -3,14 +3,16 @@ from __future__ import annotations
 import logging
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from datasets.codec import decode_label
-from datasets.domains import BUILTIN, Domain, find_pairs, get_domain, list_hash, load_domains
-from datasets.userdomains import read_domains
+from datasets.custom_domains import read_domains
+from datasets.domains import BUILTIN, Domain, get_domain, load_domains
+from datasets.splits import find_pairs, list_hash
 from tests.street_data import ROOTS, blocks, make_cfg, paint, save, write_domain
 from utils.errors import UserError
 
@@ -172,7 +174,7 @@ def test_declared_domain_is_found_beside_its_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="mine: has no split 'train'; it has val, test"):
         find_pairs(domain, "train")
     cfg = make_cfg(tmp_path, DOMAINS_FILE=str(tmp_path / "domains.yaml"))
-    assert load_domains(cfg)["mine"] == domain and set(load_domains(cfg)) > set(BUILTIN)
+    assert load_domains(cfg)["mine"] == replace(domain, tile=32) and set(load_domains(cfg)) > set(BUILTIN)
 
 
 def test_declared_folders_of_any_depth(tmp_path: Path) -> None:
@@ -188,7 +190,7 @@ def test_declared_folders_of_any_depth(tmp_path: Path) -> None:
 def test_an_image_is_not_its_own_label(tmp_path: Path) -> None:
     save(tmp_path / "facades/images/a.png", blocks(0))
     domain = declare(tmp_path, images="images/*.png", label="{image/: labels/}")["mine"]
-    with pytest.raises(UserError, match=r"1 of 1 images have no label, .*mend 'root', 'images' or 'label' of .*: mine"):
+    with pytest.raises(UserError, match=r"1 of 1 images have no label, .*fix 'root', 'images' or 'label' of .*: mine"):
         find_pairs(domain, "val")
 
 

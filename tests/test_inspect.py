@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 import config
-from datasets.class_uniform import class_centroids
-from datasets.domains import find_pairs, load_domains
+from datasets.domains import load_domains
 from datasets.labels import CLASS_NAMES, PALETTE
 from datasets.loaders import build_training_loader
-from datasets.plan import EpochPlan, Source
+from datasets.sampling import EpochPlan, Source, class_centroids
+from datasets.splits import Splits, find_pairs
 from scripts import inspect_data as inspect
 from tests.street_data import ROOTS, blocks, write_domain, write_pair
 from utils.errors import UserError
@@ -85,7 +85,7 @@ def test_the_crops_are_those_that_a_training_gets(folder: Path, tmp_path: Path, 
     cfg, found = inspected(folder, tmp_path)
     arguments = opts(folder, tmp_path, f"DATASET.CLASS_UNIFORM_PCT={0.9 if kind == 'uniform' else 0}")
     cfg = config.parse(["--dataset", "bdd100k", "--bs_mult", "1", *arguments], program="train")
-    loader = build_training_loader(cfg, jitter="diia", rank=0, world_size=1)
+    loader = build_training_loader(cfg, Splits(load_domains(cfg)), jitter="diia", rank=0, world_size=1)
     labels = [batch.labels.numpy() for epoch in (0, 1) for batch in loader.epoch(epoch)][:60]
     for row, index in enumerate([*range(19), 255]):
         masks = [label == index for label in labels]

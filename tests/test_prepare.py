@@ -20,8 +20,9 @@ import pytest
 from scipy.io import savemat
 
 from datasets.codec import decode_label, read_image
-from datasets.domains import BUILTIN, PUBLISHED, find_pairs
+from datasets.domains import BUILTIN, PUBLISHED
 from datasets.labels import CITYSCAPES_IDS, MAPILLARY_IDS, SYNTHIA_IDS
+from datasets.splits import find_pairs
 from scripts.prepare_data import main
 from scripts.provided import RULES, SPLIT_DATA, synthia_lists
 from tests.street_data import CLASSES, GTAV_PALETTE, blocks, inverse, mapillary_palette, paint, save, save_synthia

@@ -5,15 +5,17 @@ from __future__ import annotations
 import datetime
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from utils.errors import UserError, is_killed_worker
+
+Result = TypeVar("Result")
 
 
 def is_initialized() -> bool:
@@ -167,6 +169,20 @@ def broadcast_object(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_main(make: Callable[[], Result]) -> Result:
+    """Return on every process what rank 0 makes (anything that pickles); its `UserError` is raised on all of them."""
+    result: Any = None
+    if is_main():
+        try:
+            result = make()
+        except UserError as error:
+            result = error
+    result = broadcast_object(result)
+    if isinstance(result, UserError):
+        raise result
+    return result
 
 
 def broadcast_buffers(module: nn.Module) -> None:
