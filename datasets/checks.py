@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
 from datasets.codec import Encoding
 from datasets.domains import BUILTIN, PUBLISHED, Domain
-from datasets.files import read_bytes, stamp
 from datasets.labels import CLASS_NAMES, NUM_CLASSES
-from datasets.scan import FEW_COLOURS, LABEL_IDS, LOSSY, Finding, discriminative_classes, likely_cause, scan
+from datasets.scan import FEW_COLOURS, LABEL_IDS, LOSSY, SAMPLE, Finding, discriminative_classes, find_shared, scan
 from datasets.splits import Listing, Pair, list_split, no_images
 from utils.errors import UserError
 from utils.parallel import cores
 
-SAMPLE = 32  # pairs of a split that the quick mode decodes, and groups of like images that it compares
 EXAMPLES = 3  # files that a fault names
 MANY = 8  # labels that must all lack the discriminative classes before their absence says anything
 MOST = 0.5  # share of the labels that are ignored altogether, or of pairs of unequal size, which is a fault
@@ -28,7 +23,6 @@ UNIQUE_NAMES = ("cityscapes", "bdd100k", "gtav", "synthia", "mapillary")  # one 
 
 Row = tuple[str, str, Sequence[str], str]  # name, severity and advice of a fault, and (third) the files that show it
 ListSplit = Callable[[Domain, str], Listing | None]
-Place = tuple[str, str]  # a split and an image's path
 
 
 @dataclass(frozen=True)
@@ -56,11 +50,9 @@ class Fault:
 
     @property
     def where(self) -> str:
-        """The domain, with the split where there is one."""
         return f"{self.domain}/{self.split}" if self.split else self.domain
 
     def sentence(self) -> str:
-        """Return the fault in one line."""
         if not self.examples:
             return f"{self.where}: {self.name}: {self.advice}"
         first = self.examples[0] if self.examples[0] == self.root else os.path.join(self.root, self.examples[0])
@@ -95,7 +87,6 @@ class DomainReport:
 
     @property
     def healthy(self) -> bool:
-        """Whether there are no faults but notes."""
         return all(fault.severity == "note" for fault in self.faults)
 
 
@@ -107,7 +98,6 @@ def check_domain(
     Args:
         splits: those that must exist; without any, those that exist, and one of them must.
         workers: processes that decode (quick: threads).
-        list_one: lists a split.
     """
     listings, faults = _list(domain, splits, list_one)
     samples = {split: _sample(listing.pairs) if quick else listing.pairs for split, listing in listings.items()}
@@ -119,7 +109,7 @@ def check_domain(
         report, of_split = _check_split(domain, split, listing, list(islice(findings, len(samples[split]))))
         reports.append(report)
         faults += of_split
-    faults += _find_duplicates(domain, listings, quick=quick)
+    faults += _check_duplicates(domain, listings, quick=quick)
     return DomainReport(domain.name, domain.root, quick, tuple(reports), tuple(faults))
 
 
@@ -129,13 +119,12 @@ def quick_check(domains_with_splits: Iterable[tuple[Domain, str]], *, list_one: 
     A fault whose severity is "fatal" would stop or spoil the run: raise `UserError(fault.sentence())` for it, and log
     the others.
     """
-    domains, splits = {}, defaultdict[str, list[str]](list)
+    splits = defaultdict[Domain, dict[str, None]](dict)
     for domain, split in domains_with_splits:
-        domains[domain.name] = domain
-        splits[domain.name] += ("train", "val") if split == "trainval" else (split,)
+        splits[domain].update(dict.fromkeys(("train", "val") if split == "trainval" else (split,)))
     reports = [
-        check_domain(domain, quick=True, workers=cores(), splits=list(dict.fromkeys(splits[name])), list_one=list_one)
-        for name, domain in domains.items()
+        check_domain(domain, quick=True, workers=cores(), splits=list(names), list_one=list_one)
+        for domain, names in splits.items()
     ]
     return [fault for report in reports for fault in report.faults if fault.severity != "note"]
 
@@ -193,11 +182,8 @@ def _check_split(
     faults += _faults(domain, split, _check_files(domain, findings))
     faults += _faults(domain, split, _check_values(domain, split, findings))
     pixels = [sum(column) for column in zip(*(finding.pixels for finding in findings if finding.pixels), strict=True)]
-    image_pattern, label_pattern = listing.layout.patterns(listing.folder)
     report = SplitReport(
-        split=split,
-        image_pattern=image_pattern,
-        label_pattern=label_pattern,
+        *(split, *listing.layout.patterns(listing.folder)),
         images=images,
         labels=len(listing.labelled) + len(orphans),
         published=published,
@@ -235,33 +221,31 @@ def _check_files(domain: Domain, findings: Sequence[Finding]) -> Iterator[Row]:
     advice = "damaged, cut off or not an image; unpack or download them again"
     images = [f"{finding.pair.name}: {finding.image_error}" for finding in findings if finding.image_error]
     yield "undecodable-image", "fatal", images, advice
-    broken = [finding for finding in findings if finding.label_error and finding.stored is None]
-    yield "undecodable-label", "fatal", [f"{f.pair.label}: {f.label_error}" for f in broken], advice
+    labels = [f"{f.pair.label}: {f.label_error}" for f in findings if f.label_error and not f.label_cause]
+    yield "undecodable-label", "fatal", labels, advice
 
-    sizes = [(finding.pair.name, finding.image_size, finding.label_size) for finding in findings]
-    sized = [(name, image, label) for name, image, label in sizes if image and label]
-    unequal = [(name, image, label) for name, image, label in sized if image != label]
+    sized = [finding for finding in findings if finding.image_size and finding.label_size]
+    unequal = defaultdict(list)
+    for finding in sized:
+        (width, height), label = finding.image_size or (0, 0), finding.label_size or (0, 0)
+        if label != (width, height):
+            text = f"{finding.pair.name}: image {width}x{height}, label {label[0]}x{label[1]}"
+            unequal[label == (height, width)].append(text)
     severity, fix = "fatal", "unpack both again, or remove them"
-    if domain.skip_unequal and len(unequal) < MOST * len(sized):
+    if domain.skip_unequal and sum(map(len, unequal.values())) < MOST * len(sized):
         severity, fix = "note", "the loaders leave these pairs out"
-    for transposed, cause in (
-        (True, "height and width of the label are swapped (a transposed mask); transpose it"),
-        (False, "image and label are not of one frame, or only one of them was resized"),
-    ):
-        files = [
-            f"{name}: image {image[0]}x{image[1]}, label {label[0]}x{label[1]}"
-            for name, image, label in unequal
-            if (label == image[::-1]) is transposed
-        ]
-        yield "unequal-size", severity, files, f"{cause}; {fix}"
+    advice = f"height and width of the label are swapped (a transposed mask); transpose it; {fix}"
+    yield "unequal-size", severity, unequal[True], advice
+    advice = f"image and label are not of one frame, or only one of them was resized; {fix}"
+    yield "unequal-size", severity, unequal[False], advice
 
 
 def _check_values(domain: Domain, split: str, findings: Sequence[Finding]) -> Iterator[Row]:
     """Check the labels that were refused, by likely cause, and those that were read but cannot be meant so."""
     encoding, refused = domain.encoding, defaultdict(list)
     for finding in findings:
-        if finding.label_error and finding.stored is not None:
-            refused[likely_cause(encoding, finding.stored)].append(f"{finding.pair.label}: {finding.label_error}")
+        if finding.label_cause:
+            refused[finding.label_cause].append(f"{finding.pair.label}: {finding.label_error}")
     for advice, files in refused.items():
         yield "unexpected-values", "fatal", files, advice
     counts = [(f.pair.label, f.unknown_colours) for f in findings if f.unknown_colours > FEW_COLOURS]
@@ -297,9 +281,8 @@ def _check_confusion(
         if many:
             yield "unexpected-values", "fault", labels, f"no label holds a train id below 7; {LABEL_IDS}"
         return
-    stored = [finding.stored.values for finding in findings if finding.stored is not None]
-    low = len(stored) == len(findings) and all(max(set(values) - {255}, default=99) < 19 for values in stored)
-    void = any(255 in values for values in stored)
+    low = all(max({*finding.raw_ids} - {255}, default=99) < 19 for finding in findings)
+    void = any(255 in finding.raw_ids for finding in findings)
     if low and (void or (many and len(discriminative) > 9)):
         yield (
             *("unexpected-values", "fatal" if void and many else "fault", labels),
@@ -308,31 +291,17 @@ def _check_confusion(
         )
 
 
-def _find_duplicates(domain: Domain, listings: Mapping[str, Listing], *, quick: bool) -> list[Fault]:
-    """Find images of the same bytes in two splits; only files of equal size are compared.
-
-    The quick mode compares a sample of those that share the name as well. Equal names of other bytes are noted where
-    a data set's names are unique.
-    """
+def _check_duplicates(domain: Domain, listings: Mapping[str, Listing], *, quick: bool) -> list[Fault]:
+    """Check that no image is in two splits; equal names of other bytes are noted where a data set's are unique."""
     places = [(split, pair.image) for split, listing in listings.items() for pair in listing.pairs]
-    declared = _across_splits(places, [path for _, path in places])
-    declared_places = {*chain(*declared)}
-    places = [place for place in places if place not in declared_places]
-    by_name = _across_splits(places, [os.path.basename(path) for _, path in places])
-    candidates = [*chain(*by_name)] if quick else places
-    with ThreadPoolExecutor(16) as pool:  # a network drive answers many at once
-        names = [os.path.basename(path) if quick else "" for _, path in candidates]
-        by_size = _across_splits(candidates, zip(pool.map(_size, candidates), names, strict=True))
-        compared = [*chain(*by_size[:: max(1, len(by_size) // SAMPLE if quick else 1)])]
-        same = _across_splits(compared, pool.map(_digest, compared))
-    known = {*chain(*same)} | ({*chain(*by_size)} - {*compared})  # those of equal size that are not in the sample too
-    named = [group for group in by_name if not known.intersection(group)] if domain.name in UNIQUE_NAMES else []
+    same_path, same_bytes, same_name = find_shared(places, quick=quick)
+    same_path = [] if domain.name in BUILTIN else same_path  # KITTI's splits are the same files, which its scores say
+    same_name = same_name if domain.name in UNIQUE_NAMES else []
     faults = []
     for name, groups, advice in (
-        # KITTI's splits are the same files, which its scores say
-        ("same-files", declared * (domain.name not in BUILTIN), "the domain declares the same files for both splits"),
-        ("duplicate", same, "the same image is in both splits; remove it from one of them"),
-        ("same-name", named, "other bytes, but one name is one frame in this data set; see that none is in both"),
+        ("same-files", same_path, "the domain declares the same files for both splits"),
+        ("duplicate", same_bytes, "the same image is in both splits; remove it from one of them"),
+        ("same-name", same_name, "other bytes, but one name is one frame in this data set; see that none is in both"),
     ):
         by_splits = defaultdict(list)
         for group in groups:
@@ -342,24 +311,3 @@ def _find_duplicates(domain: Domain, listings: Mapping[str, Listing], *, quick: 
             note = name == "same-name" or (name == "same-files" and "train" not in splits)
             faults += _faults(domain, splits, [(name, "note" if note else "fault", files, advice)])
     return faults
-
-
-def _across_splits(places: Sequence[Place], keys: Iterable[Hashable]) -> list[list[Place]]:
-    """Return the places of equal key that lie in more than one split; None is no key."""
-    groups = defaultdict(list)
-    for place, key in zip(places, keys, strict=True):
-        if key is not None:
-            groups[key].append(place)
-    return [group for group in groups.values() if len({split for split, _ in group}) > 1]
-
-
-def _size(place: Place) -> int | None:
-    with suppress(UserError):
-        return stamp(place[1])[0]
-    return None
-
-
-def _digest(place: Place) -> str | None:
-    with suppress(OSError):
-        return hashlib.sha256(read_bytes(place[1])).hexdigest()
-    return None

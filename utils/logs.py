@@ -25,7 +25,10 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "opencv-python-h
 
 
 class _BarHandler(logging.Handler):
-    """Writes above a running tqdm bar instead of through it."""
+    """Writes above a running tqdm bar instead of through it.
+
+    `tqdm.contrib.logging` does so for a `with` block alone, and not for a handler that is set inside it: the log file's.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
