@@ -27,7 +27,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "opencv-python-h
 class _BarHandler(logging.Handler):
     """Writes above a running tqdm bar instead of through it.
 
-    `tqdm.contrib.logging` does so for a `with` block alone, and not for a handler that is set inside it: the log file's.
+    `tqdm.contrib.logging` does so for a `with` block alone, at whose end it would undo what `setup_logging` did inside.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
