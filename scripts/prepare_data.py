@@ -33,52 +33,45 @@ UNEQUAL = (
 )
 
 
-class Place(NamedTuple):
-    """Where a file of a source goes, relative to the target folder; the layout's "{split}" is left in `target`."""
-
-    kind: str  # image, label or colour
-    folder: str  # the split as the source's path has it, "" for none
-    target: str
-
-
 class Job(NamedTuple):
-    """A file and its place; `target` is relative to the target folder."""
+    """A file and its place; `stem` is as `Domain.paths` takes it, `target` is relative to the target folder."""
 
     member: Member
     kind: str
     split: str
+    stem: str
     target: str
 
 
 @cache
-def _rules(name: str) -> list[tuple[str, re.Pattern[str], str]]:
-    """Return (kind, end of a path in a source, glob of its place) from the layouts of a row; the first is filled."""
+def _rules(name: str) -> list[tuple[str, re.Pattern[str]]]:
+    """Return (kind, end of a path in a source) of what is needed, from the layouts of a row."""
     domain, rules = BUILTIN[name], []
     folders = "|".join(folder for _, names in domain.splits for folder in names)
     for layout in domain.layouts:
-        sources, targets = layout.patterns("{split}"), domain.layouts[0].patterns("{split}")
-        kinds = [*zip(("image", "label"), sources, targets, strict=True)]
-        if name == "synthia":
-            kinds.append(("colour", sources[1].replace("LABELS", "COLOR"), targets[1].replace("LABELS", "COLOR")))
-        for kind, source, target in kinds:
+        images, labels = layout.patterns("{split}")
+        kinds = {"image": images, "label": labels}
+        kinds |= {"colour": labels.replace("LABELS", "COLOR")} if name == "synthia" else {}
+        for kind, source in kinds.items():
             source = source.replace("/*", "/**/*") if layout.listed else source  # parts, each unpacked into a folder
             end = glob_regex(source).replace(re.escape("{split}"), f"(?P<split>{folders})")
-            rules.append((kind, re.compile(f"(?:^|/){end}$"), target))
+            rules.append((kind, re.compile(f"(?:^|/){end}$")))
     return rules
 
 
-def place_of(name: str, path: str) -> Place | None:
-    """Return the place of a file with any folders above, or None where it is not needed; the nearest folder decides."""
-    hits = [(hit, kind, target) for kind, end, target in _rules(name) if (hit := end.search(path))]
+def needed(name: str, path: str) -> tuple[str, str, str] | None:
+    """Return kind (image, label, colour), folder of the split (or "") and stem of a file; None: it is not needed.
+
+    Any folders may lie above; of several rules the nearest folder and the longest ending decide.
+    """
+    hits = [(hit, kind) for kind, end in _rules(name) if (hit := end.search(path))]
     if not hits:
         return None
-    hit, kind, target = max(hits, key=lambda entry: entry[0].start())  # of equal ones the first
-    parts = [part for index, part in enumerate(hit.groups(), 1) if index != hit.re.groupindex.get("split")]
+    hit, kind = max(hits, key=lambda entry: (entry[0].start(), len(entry[0].re.pattern)))
+    *folders, stem = (part for index, part in enumerate(hit.groups(), 1) if index != hit.re.groupindex.get("split"))
     if name == "gtav":  # the provider's ten parts of 2,500 frames
-        parts = [f"{(int(parts[-1]) - 1) // 2500 + 1:02d}" if parts[-1].isdigit() else "00", parts[-1]]
-    for part in parts[-target.count("*") :]:
-        target = target.replace("*", part, 1)
-    return Place(kind, hit.groupdict().get("split") or "", target)
+        folders = [f"{(int(stem) - 1) // 2500 + 1:02d}" if stem.isdigit() else "00"]
+    return kind, hit.groupdict().get("split") or "", "/".join([*(folders if name != "synthia" else ()), stem])
 
 
 @dataclass
@@ -93,13 +86,10 @@ class Plan:
     lists: dict[Path, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def patterns(self, split: str) -> tuple[str, str]:
-        """Return the globs of the images and labels of a split, relative to the target folder."""
-        return self.domain.layouts[0].patterns(dict(self.domain.splits)[split][0])
-
     def existing(self, split: str, kind: str) -> set[str]:
         """Return the images or labels of a split that the target folder holds."""
-        return set(glob(self.patterns(split)[kind == "label"], root_dir=self.out))
+        patterns = self.domain.layouts[0].patterns(dict(self.domain.splits)[split][0])
+        return set(glob(patterns[kind == "label"], root_dir=self.out))
 
 
 def make_plan(name: str, sources: Sequence[Path], *, out: Path | None, split_data: Path) -> Plan:
@@ -111,7 +101,7 @@ def make_plan(name: str, sources: Sequence[Path], *, out: Path | None, split_dat
     domain = BUILTIN[name]
     plan, members, mats = Plan(domain, out or Path()), list[Member](), list[Member]()
     for source in sources:
-        found = list_files(source, wanted=lambda path: _is_mat(name, path) or place_of(name, path), leave_out=out)
+        found = list_files(source, wanted=lambda path: _is_mat(name, path) or needed(name, path), leave_out=out)
         if not found:
             images, labels = (min((layout.patterns("train")[k] for layout in domain.layouts), key=len) for k in (0, 1))
             raise UserError(f"{source}: holds nothing of {name}, no file such as {images} or {labels}; leave it out")
@@ -137,19 +127,20 @@ def _is_mat(name: str, path: str) -> bool:
 
 def _jobs(plan: Plan, members: Sequence[Member]) -> list[Job]:
     """Return one job per target; of equal files in two sources the first is taken."""
-    jobs, unlisted = dict[str, Job](), list[Member]()
+    domain, jobs, unlisted = plan.domain, dict[str, Job](), list[Member]()
     for member in members:
-        place, stem = place_of(plan.domain.name, member.name), PurePosixPath(member.name).stem
-        assert place is not None
+        kind, folder, stem = needed(domain.name, member.name) or ("", "", "")
+        name = PurePosixPath(stem).name
         if plan.split_of is None:
-            split = next(split for split, folders in plan.domain.splits if place.folder in folders)
-        elif stem in plan.split_of:
-            split = plan.split_of[stem]
+            split = next(split for split, folders in domain.splits if folder in folders)
+        elif name in plan.split_of:
+            split = plan.split_of[name]
         else:
-            unlisted += [member] if place.kind == "image" else []
+            unlisted += [member] if kind == "image" else []
             continue
-        target = place.target.replace("{split}", dict(plan.domain.splits)[split][0])
-        job = jobs.setdefault(target, Job(member, place.kind, split, target))
+        image, label = domain.paths(split, stem)
+        target = {"image": image, "label": label}.get(kind, label.replace("LABELS", "COLOR"))
+        job = jobs.setdefault(target, Job(member, kind, split, stem, target))
         if job.member.size != member.size:
             raise UserError(f"{job.member} and {member} are different files for {target}; leave one of them out")
     if unlisted:
@@ -176,16 +167,17 @@ def _compare_with_lists(plan: Plan, split_of: Mapping[str, str], jobs: Sequence[
 
 
 def _need_labels(plan: Plan, jobs: Sequence[Job]) -> None:
-    domain, planned = plan.domain, {job.target for job in jobs if job.kind == "label"}
-    images = [job for job in jobs if job.kind == "image" and (domain.name, job.split) not in WITHOUT_LABELS]
-    bare = []
-    for job in images:
-        folder = dict(domain.splits)[job.split][0]
-        labels = {layout.label_path(job.target, folder) for layout in domain.layouts} - {job.target}
-        bare += [] if any(path in planned or (plan.out / path).exists() for path in labels) else [job]
+    name, planned = plan.domain.name, {job.target for job in jobs if job.kind == "label"}
+    images = [job for job in jobs if job.kind == "image" and (name, job.split) not in WITHOUT_LABELS]
+    labels = [plan.domain.paths(job.split, job.stem)[1] for job in images]
+    bare = [
+        job
+        for job, label in zip(images, labels, strict=True)
+        if label not in planned and not (plan.out / label).exists()
+    ]
     if bare:
         raise UserError(
-            f"{domain.name}: {len(bare):,} of {len(images):,} images have no label in the sources, the first is "
+            f"{name}: {len(bare):,} of {len(images):,} images have no label in the sources, the first is "
             f"{bare[0].member}; give the provider's labels too"
         )
 

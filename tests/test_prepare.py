@@ -23,7 +23,7 @@ from datasets.codec import decode_label, read_image
 from datasets.domains import BUILTIN, PUBLISHED
 from datasets.labels import CITYSCAPES_IDS, MAPILLARY_IDS, SYNTHIA_IDS
 from datasets.splits import SPLIT_DATA, find_pairs
-from scripts.prepare_data import NAMES, main, place_of
+from scripts.prepare_data import NAMES, main, needed
 from scripts.provided import synthia_lists
 from tests.street_data import CLASSES, GTAV_PALETTE, blocks, inverse, mapillary_palette, paint, save, save_synthia
 from utils.errors import UserError, run_entry_point
@@ -166,30 +166,29 @@ def test_gtav_parts_and_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "12,388 of the 12,403" in capsys.readouterr().out
 
 
-MATCHES = [  # domain, path in a source, target or "" for a file that is not needed
-    ("gtav", "01_images/images/00001.png", "images"),
-    ("gtav", "/data/images/gtav/labels/00001.png", "labels"),
-    ("gtav", "GTAV/images/train/01/00001.png", "images"),
+MATCHES = [  # domain, path in a source, kind or "" for a file that is not needed
+    ("gtav", "01_images/images/00001.png", "image"),
+    ("gtav", "/data/images/gtav/labels/00001.png", "label"),
+    ("gtav", "GTAV/images/train/01/00001.png", "image"),
     ("synthia", "__MACOSX/RGB/._0000000.png", ""),
-    ("synthia", "RGB/0000000.png", "RGB"),
-    ("synthia", "SYNTHIA/RAND_CITYSCAPES/GT/LABELS/0000000.png", "GT"),
-    ("cityscapes", "leftImg8bit_trainvaltest/leftImg8bit/train/ulm/ulm_0_leftImg8bit.png", "leftImg8bit_trainvaltest"),
+    ("synthia", "RGB/0000000.png", "image"),
+    ("synthia", "SYNTHIA/RAND_CITYSCAPES/GT/LABELS/0000000.png", "label"),
+    ("cityscapes", "leftImg8bit_trainvaltest/leftImg8bit/train/ulm/ulm_0_leftImg8bit.png", "image"),
     ("cityscapes", "leftImg8bit/train_extra/ulm/ulm_0_leftImg8bit.png", ""),
     ("cityscapes", "gtCoarse/train/ulm/ulm_0_gtCoarse_labelIds.png", ""),
-    ("bdd100k", "10k/train/a.jpg", "images"),
-    ("bdd100k", "bdd100k/seg/images/train/a.jpg", "images"),
+    ("bdd100k", "10k/train/a.jpg", "image"),
+    ("bdd100k", "bdd100k/seg/images/train/a.jpg", "image"),
     ("bdd100k", "bdd100k/images/100k/train/a.jpg", ""),
-    ("bdd100k", "bdd100k/seg/labels/train/a_train_id.png", "labels"),
+    ("bdd100k", "bdd100k/seg/labels/train/a_train_id.png", "label"),
     ("bdd100k", "bdd100k/labels/drivable/masks/train/a.png", ""),
-    ("mapillary", "mapillary/training/v1.2/labels/a.png", "{split}"),
+    ("mapillary", "mapillary/training/v1.2/labels/a.png", "label"),
     ("mapillary", "mapillary/training/v2.0/labels/a.png", ""),
 ]
 
 
-@pytest.mark.parametrize(("name", "path", "top"), MATCHES)
-def test_which_files_are_needed(name: str, path: str, top: str) -> None:
-    place = place_of(name, path)
-    assert (place.target.partition("/")[0] if place else "") == top
+@pytest.mark.parametrize(("name", "path", "kind"), MATCHES)
+def test_which_files_are_needed(name: str, path: str, kind: str) -> None:
+    assert (needed(name, path) or [""])[0] == kind
 
 
 def test_links_need_no_space_and_outlive_the_source(tmp_path: Path) -> None:
