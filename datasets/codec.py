@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -30,6 +30,8 @@ class Encoding:
     "synthia" (ids in the red channel of a 16-bit RGB file, or in the only channel of an 8-bit one). `table` maps raw
     ids (for "colours": 0xRRGGBB) to train ids; raw values outside it become `other`, or are refused where that is
     None. `foreign` = (palette index, RGB, sentence) tells a file of another release from its palette.
+
+    Writing takes the first raw id of a class unless another one is `preferred`; `palette` is the published files'.
     """
 
     name: str
@@ -37,6 +39,20 @@ class Encoding:
     table: tuple[tuple[int, int], ...]
     other: int | None = None
     foreign: tuple[int, tuple[int, int, int], str] | None = None
+    preferred: tuple[int, ...] = field(default=(), repr=False)  # what is written is no part of a cache's key
+    palette: bytes = field(default=b"", repr=False)
+
+    def encode(self, train_ids: np.ndarray) -> np.ndarray:
+        """Return the raw ids (for "colours": the palette's indices) of train ids, uint8 or uint16 of their shape.
+
+        Raises:
+            ValueError: the encoding has nothing for a class.
+        """
+        raw = _raw_table(self)[train_ids]
+        if raw.min(initial=0) < 0:
+            lost = np.unique(train_ids[raw < 0]).tolist()
+            raise ValueError(f"the encoding {self.name} has no raw id for the train ids {lost}")
+        return raw.astype(np.uint8 if raw.max(initial=0) < 256 else np.uint16)
 
 
 def _ids(name: str, table: dict[int, int], *, kind: str = "ids") -> Encoding:
@@ -47,7 +63,13 @@ def _colours() -> Encoding:
     # Where two labels share a colour the scored one wins: a licence plate is a car, a pole group is a pole.
     rows = sorted(labels.CITYSCAPES_LABELS, key=lambda row: row[1] != IGNORE)
     table = {(red << 16) | (green << 8) | blue: train for (red, green, blue), train in rows}
-    return Encoding("cityscapes_colours", "colours", tuple(sorted(table.items())), other=IGNORE)
+    return Encoding(
+        "cityscapes_colours",
+        "colours",
+        tuple(sorted(table.items())),
+        other=IGNORE,
+        palette=labels.CITYSCAPES_PALETTE,
+    )
 
 
 _MAPILLARY_V2 = (
@@ -63,7 +85,12 @@ ENCODINGS: dict[str, Encoding] = {
         _ids("cityscapes_ids", labels.CITYSCAPES_IDS),
         _colours(),
         _ids("synthia", labels.SYNTHIA_IDS, kind="synthia"),
-        replace(_ids("mapillary_v1.2", labels.MAPILLARY_IDS), foreign=_MAPILLARY_V2),
+        replace(
+            _ids("mapillary_v1.2", labels.MAPILLARY_IDS),
+            foreign=_MAPILLARY_V2,
+            preferred=(15, 65),  # sidewalk rather than curb, unlabelled rather than bird
+            palette=labels.MAPILLARY_PALETTE,
+        ),
         _ids("camvid", labels.CAMVID_IDS),
     )
 }
@@ -75,6 +102,19 @@ def _id_table(encoding: Encoding) -> np.ndarray:
     table = np.full(1 << 16, _UNKNOWN if encoding.other is None else encoding.other, dtype=np.uint8)
     for raw, train in encoding.table:
         table[raw] = train
+    return table
+
+
+@lru_cache(maxsize=32)
+def _raw_table(encoding: Encoding) -> np.ndarray:
+    """Return (256,) int32: raw id by train id, -1 where the encoding has none."""
+    train_of = dict(encoding.table)
+    if encoding.kind == "colours":
+        colours = zip(*[iter(encoding.palette)] * 3, strict=True)
+        train_of = {index: train_of[(r << 16) | (g << 8) | b] for index, (r, g, b) in enumerate(colours)}
+    table = np.full(256, -1, dtype=np.int32)
+    for raw in (*sorted(train_of, reverse=True), *encoding.preferred):
+        table[train_of[raw]] = raw
     return table
 
 
@@ -186,6 +226,26 @@ def decode_label(path: str, *, encoding: Encoding) -> np.ndarray:
         if tuple(palette[3 * index : 3 * index + 3]) == colour:
             raise UserError(f"{path}: {sentence}")
     return _from_ids(np.asarray(image), path, encoding)
+
+
+def write_label(path: str, train_ids: np.ndarray, *, encoding: Encoding) -> None:
+    """Write train ids (H, W) as the published files have them: grey, with their palette, or SYNTHIA's 16-bit RGB.
+
+    Raises:
+        ValueError: the encoding has nothing for a class.
+        OSError: the file cannot be written.
+    """
+    raw = encoding.encode(train_ids)
+    if encoding.kind == "synthia":
+        channels = np.zeros((*raw.shape, 3), np.uint16)
+        channels[..., 2] = raw  # OpenCV's order is BGR: red holds the class, green would hold the instance
+        if not opencv().imwrite(path, channels):
+            raise OSError(f"{path}: could not be written")
+        return
+    image = Image.fromarray(raw)
+    if encoding.palette:
+        image.putpalette(encoding.palette)  # turns L into P without touching the indices
+    image.save(path)
 
 
 def _from_ids(raw: np.ndarray, path: str, encoding: Encoding) -> np.ndarray:

@@ -67,6 +67,21 @@ class Domain:
     subsets: tuple[tuple[str, tuple[int, ...]], ...] = ()
     skip_unequal: bool = False
 
+    def paths(self, split: str, stem: str) -> tuple[str, str]:
+        """Return where an image and its label lie in the first layout, relative to the root.
+
+        The parts of `stem` fill its wildcards: "01/00001" of gtav, "aachen/aachen_000000_000019" of Cityscapes.
+
+        Raises:
+            ValueError: the stem has more or fewer parts than the layout has wildcards.
+        """
+        layout, folder = self.layouts[0], dict(self.splits)[split][0]
+        pattern, parts = layout.images.replace("{split}", folder).split("*"), stem.split("/")
+        if len(pattern) != len(parts) + 1:
+            raise ValueError(f"{self.name}: {stem!r} does not fill {layout.images}")
+        image = pattern[0] + "".join(part + text for part, text in zip(parts, pattern[1:], strict=True))
+        return image, layout.label_path(image, folder)
+
 
 def _splits(**folders: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
     return tuple((split, tuple(names.split())) for split, names in folders.items())
@@ -110,6 +125,7 @@ BUILTIN: dict[str, Domain] = {
                     ("images/", "labels/"),
                     ("bdd100k/images/", "bdd100k/labels/"),  # as the provider's archives have it
                     ("", "bdd100k/labels/"),
+                    ("", ""),
                 )
             ),
         ),

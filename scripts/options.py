@@ -16,7 +16,7 @@ class _Help(argparse.HelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         value = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
-        shown = action.option_strings and value not in (None, "", False, argparse.SUPPRESS)
+        shown = action.option_strings and action.nargs != 0 and value not in (None, "")
         return f"{action.help} [{value}]" if shown else action.help or ""
 
 

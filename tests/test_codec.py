@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from datasets import codec
-from datasets.codec import DECODERS, ENCODINGS, decode_label, read_image
+from datasets.codec import DECODERS, ENCODINGS, Encoding, decode_label, read_image, write_label
 from datasets.labels import CITYSCAPES_IDS, CITYSCAPES_LABELS, MAPILLARY_IDS, SYNTHIA_IDS
 from tests.street_data import GTAV_PALETTE, blocks, inverse, mapillary_palette, save, save_synthia
 from utils.errors import UserError
@@ -80,6 +80,46 @@ def test_mapillary_versions(tmp_path: Path) -> None:
         decode(save(tmp_path / "v2.png", raw, palette=mapillary_palette(road=21)), "mapillary_v1.2")
     with pytest.raises(UserError, match=r"label ids 100, .* v2\.0"):
         decode(save(tmp_path / "grey.png", np.full((4, 4), 100, np.uint8)), "mapillary_v1.2")
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_what_is_written_is_read(tmp_path: Path, name: str) -> None:
+    encoding, path = ENCODINGS[name], tmp_path / "label.png"
+    classes = sorted({train for _, train in encoding.table})
+    for number, size in enumerate([(len(classes), 1), (7, 5), (40, 64)]):
+        every = np.array(classes, np.uint8)[:, None]
+        label = every if number == 0 else np.random.default_rng(number).choice(every[:, 0], size)
+        write_label(str(path), label, encoding=encoding)
+        np.testing.assert_array_equal(decode(path, name), label)
+        raw = encoding.encode(label)
+        assert raw.shape == label.shape and raw.dtype == np.uint8
+        by_id = dict(encoding.table) if encoding.kind != "colours" else CITYSCAPES_IDS
+        assert all(by_id[value] == train for value, train in zip(raw.flat, label.flat, strict=True))
+
+
+def test_labels_are_written_as_they_are_published(tmp_path: Path) -> None:
+    modes = {"cityscapes_ids": "L", "train_ids": "L", "camvid": "L", "cityscapes_colours": "P", "mapillary_v1.2": "P"}
+    label = np.array([[0, 1, 13, 255]], np.uint8)
+    raws = {"cityscapes_ids": [7, 8, 26, 0], "train_ids": [0, 1, 13, 255], "camvid": [3, 4, 8, 11]}
+    raws |= {"cityscapes_colours": raws["cityscapes_ids"], "mapillary_v1.2": [13, 15, 55, 65]}
+    for name, mode in modes.items():
+        write_label(str(tmp_path / f"{name}.png"), label, encoding=ENCODINGS[name])
+        image = Image.open(tmp_path / f"{name}.png")
+        assert image.mode == mode and np.asarray(image).tolist() == [raws[name]]
+        if mode == "P":
+            assert np.asarray(image.convert("RGB"))[0, 0].tolist() == [128, 64, 128]
+    write_label(str(tmp_path / "synthia.png"), label, encoding=ENCODINGS["synthia"])
+    channels = cv2.imread(str(tmp_path / "synthia.png"), cv2.IMREAD_UNCHANGED)
+    assert channels is not None and channels.dtype == np.uint16 and channels[0, :, 2].tolist() == [3, 4, 8, 0]
+
+
+def test_classes_that_an_encoding_lacks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"camvid has no raw id for the train ids \[3, 18\]"):
+        write_label(str(tmp_path / "label.png"), np.array([[0, 18, 3]], np.uint8), encoding=ENCODINGS["camvid"])
+    assert not list(tmp_path.iterdir())
+    large = Encoding("of mine", "ids", ((255, 255), (300, 1)))
+    write_label(str(tmp_path / "label.png"), np.array([[1, 255]], np.uint8), encoding=large)
+    assert decode_label(str(tmp_path / "label.png"), encoding=large).tolist() == [[1, 255]]
 
 
 @pytest.mark.parametrize(

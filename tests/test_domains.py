@@ -4,6 +4,7 @@ import logging
 import pickle
 import shutil
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,36 @@ def test_published_layout_and_encoding(tmp_path: Path, name: str) -> None:
     assert len(find_pairs(domain, "val")) == (4 if name == "kitti" else 2)
     assert len(find_pairs(domain, "trainval")) == (4 if name == "kitti" else 6)
     assert pickle.loads(pickle.dumps(domain)) == domain
+
+
+@pytest.mark.parametrize("name", list(BUILTIN))
+def test_written_paths_are_those_that_are_found(tmp_path: Path, name: str) -> None:
+    domain = replace(BUILTIN[name], root=str(tmp_path))
+    pattern = domain.layouts[0].images.split("/")
+    stem = "/".join(f"a{number}" for number in range(sum("*" in part for part in pattern)))
+    for split, folders in domain.splits:
+        image, label = domain.paths(split, stem)
+        for path in (image, label):
+            save(tmp_path / path, blocks(0))
+        assert fnmatch(image, domain.layouts[0].images.replace("{split}", folders[0]))
+        (pair,) = find_pairs(domain, split)
+        assert pair == (f"{tmp_path}/{image}", f"{tmp_path}/{label}", image)
+        with pytest.raises(ValueError, match=f"{name}: 'a/b/c' does not fill"):
+            domain.paths(split, "a/b/c")
+
+
+def test_paths_of_published_names() -> None:
+    assert BUILTIN["gtav"].paths("val", "01/00001") == ("images/valid/01/00001.png", "labels/valid/01/00001.png")
+    image, label = BUILTIN["cityscapes"].paths("train", "aachen/aachen_000000_000019")
+    assert image.endswith("leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png")
+    assert label == "gtFine_trainvaltest/gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png"
+    assert BUILTIN["bdd100k"].paths("test", "abc-def") == ("images/test/abc-def.jpg", "labels/test/abc-def.png")
+    assert BUILTIN["synthia"].paths("val", "0000007") == ("RGB/val/0000007.png", "GT/LABELS/val/0000007.png")
+    assert BUILTIN["mapillary"].paths("val", "x") == ("validation/images/x.jpg", "validation/labels/x.png")
+    assert BUILTIN["kitti"].paths("val", "000000") == (
+        "training/image_2/000000_10.png",
+        "training/semantic/000000_10.png",
+    )
 
 
 OTHER_LAYOUTS = {
