@@ -56,7 +56,7 @@ from transforms.appearance import AppearanceDraws
 from transforms.build import JITTER_STRENGTHS, build_appearance, build_draws, build_geometry
 from transforms.edges import edge_target
 from utils.logs import write_line
-from utils.tables import markdown
+from utils.tables import format_table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WIDTH, HEIGHT = 1914, 1052
@@ -297,7 +297,7 @@ def main() -> None:
             compared = [f"{reference:.1f} ms", f"{reference / middle:.1f}"] if reference else ["-", "-"]
             spread = [f"{value:.1f} ms" for value in (middle, sum(ours) / len(ours), ours[-1])]
             table.append([name, compared[0], *spread, compared[1], *row[2:]])
-    write_line(markdown(table))
+    write_line(format_table(table, "markdown"))
 
 
 if __name__ == "__main__":

@@ -125,6 +125,7 @@ BUILTIN: dict[str, Domain] = {
                     ("images/", "labels/"),
                     ("bdd100k/images/", "bdd100k/labels/"),  # as the provider's archives have it
                     ("", "bdd100k/labels/"),
+                    ("", ""),
                 )
             ),
         ),

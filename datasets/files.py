@@ -8,7 +8,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from typing import IO
 
@@ -26,26 +26,32 @@ def split_path(path: str) -> tuple[str, str]:
     return (path[: end + 4], path[end + 5 :]) if end >= 0 else ("", path)
 
 
+class DamagedArchiveError(OSError):
+    """A member cannot be read because of its archive."""
+
+
+def open_file(path: str) -> AbstractContextManager[IO[bytes]]:
+    """Open a file or a member for reading; raises as `open_member` does."""
+    archive, member = split_path(path)
+    return open_member(archive, member) if archive else open(path, "rb")
+
+
 @contextmanager
-def open_file(path: str) -> Iterator[IO[bytes]]:
-    """Open a file or a member for reading.
+def open_member(archive: str, member: str) -> Iterator[IO[bytes]]:
+    """Open a member of a zip archive for reading.
 
     Any number of threads and processes may do so at once, started in any way: every call has a handle of its own, and
     the directory of an archive, parsed once, never changes.
 
     Raises:
-        OSError: there is no such file, it cannot be read, or it is damaged, also while it is being read.
+        OSError: there is no such archive or member, or it is damaged, which shows while it is being read.
     """
-    archive, member = split_path(path)
-    with open(archive or path, "rb") as file:
-        if not archive:
-            yield file
-            return
+    with open(archive, "rb") as file:
         try:
             status = os.fstat(file.fileno())
             info = _directory(archive, status.st_size, status.st_mtime_ns).get(member)
             if info is None:
-                raise FileNotFoundError(path)
+                raise FileNotFoundError(f"{archive}/{member}")
             if info.flag_bits & 1:
                 raise RuntimeError("it is encrypted")
             file.seek(info.header_offset)
@@ -56,11 +62,11 @@ def open_file(path: str) -> Iterator[IO[bytes]]:
             with zipfile.ZipExtFile(file, "r", info) as reader:  # type: ignore[arg-type]
                 yield reader  # type: ignore[misc]
         except _DAMAGED as error:
-            raise OSError(0, str(error) or "it ends too early") from error
+            raise DamagedArchiveError(0, str(error) or "it ends too early") from error
 
 
 def read_bytes(path: str, size: int = -1) -> bytes:
-    """Return the content of a file or member, or its first `size` bytes; raises as `open_file` does."""
+    """Return the content of a file or member, or its first `size` bytes; raises as `open_member` does."""
     with open_file(path) as file:
         return file.read(size)
 

@@ -17,10 +17,10 @@ from datasets.codec import Encoding, decode_label
 from datasets.files import stamp
 from datasets.labels import NUM_CLASSES
 from datasets.splits import Pair
-from datasets.workers import parallel_map
 from utils.distributed import from_main
 from utils.errors import UserError
 from utils.files import atomic_path
+from utils.parallel import parallel_map
 
 log = logging.getLogger(__name__)
 

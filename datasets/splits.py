@@ -15,7 +15,6 @@ from typing import NamedTuple
 from datasets import files
 from datasets.codec import Encoding, image_size
 from datasets.domains import Domain, Layout, get_domain
-from utils.distributed import from_main
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -79,6 +78,8 @@ class Splits:
         Raises:
             UserError: as `find_pairs`, or no domain has this name.
         """
+        from utils.distributed import from_main  # imports torch, which listing alone need not wait for
+
         domain = get_domain(self.domains, domain) if isinstance(domain, str) else domain
         key = domain, split, need_labels
         if key not in self._open:

@@ -16,7 +16,7 @@ from datasets.splits import Split
 from evaluation.metrics import Scores, merge_classes, nan_mean, score
 from utils.files import write_text
 from utils.pictures import Array
-from utils.tables import align, markdown
+from utils.tables import format_table
 
 Frame = tuple[Array, Array, Array]  # image (h,w,3), truth (h,w), prediction (h,w), uint8
 
@@ -128,11 +128,11 @@ class Report:
     def to_text(self) -> str:
         """Return both tables for a terminal."""
         lines = [f"weights: {self.weights_line()}", *(f"protocol: {line}" for line in self.protocol_lines())]
-        return "\n".join([align(self.class_table()), "", align(self.summary_table()), "", *lines])
+        return "\n".join([format_table(self.class_table()), "", format_table(self.summary_table()), "", *lines])
 
     def to_markdown(self) -> str:
         """Return both tables in Markdown."""
-        parts = [markdown(self.summary_table()), markdown(self.class_table()), f"Weights: {self.weights_line()}."]
+        parts = [format_table(self.summary_table(), "markdown"), format_table(self.class_table(), "markdown"), f"Weights: {self.weights_line()}."]
         return "\n\n".join([*parts, "".join(f"- {line}\n" for line in self.protocol_lines())])
 
     def to_csv(self) -> str:

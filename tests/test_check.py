@@ -1,4 +1,4 @@
-"""The doctor of data sets: a folder with each fault is diagnosed by name; healthy ones and real frames are not."""
+"""The dataset checker: a folder with each fault is named; healthy ones and real frames are not."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ import pytest
 from PIL import Image
 
 from datasets import checks
-from datasets.checks import DomainReport, check_domain, quick_check
+from datasets.checks import DomainReport, Fault, check_domain, quick_check
 from datasets.codec import ENCODINGS
-from datasets.diagnosis import Fault
 from datasets.domains import BUILTIN, Domain
 from datasets.labels import CITYSCAPES_IDS, MAPILLARY_IDS
-from datasets.scan import Finding, look, scan, telling_classes
+from datasets.scan import Finding, discriminative_classes, look, scan
 from datasets.splits import Pair
 from scripts import check_data as check
 from tests.street_data import GTAV_PALETTE, blocks, inverse, mapillary_palette, paint, save, write_domain, write_pair
@@ -220,7 +219,7 @@ def test_changed_bytes_that_pillow_does_not_notice(tmp_path: Path, pattern: str,
     assert fault.count == 1 and fault.examples[0].startswith(f"{pattern}: this file cannot be decoded (broken PNG")
 
 
-def test_a_decoder_that_raises_anything_does_not_stop_the_doctor(
+def test_a_decoder_that_raises_anything_does_not_stop_the_checker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_domain(tmp_path, "camvid")
@@ -313,11 +312,13 @@ def test_train_ids_under_the_name_of_label_ids(
         assert not found(report)
 
 
-def test_telling_classes() -> None:
-    assert telling_classes(ENCODINGS["cityscapes_ids"]) == set(range(6, 19))
-    assert telling_classes(ENCODINGS["mapillary_v1.2"]) == set(range(5, 19))
-    assert telling_classes(ENCODINGS["train_ids"]) == set(range(7))
-    assert not telling_classes(ENCODINGS["camvid"]) and not telling_classes(ENCODINGS["cityscapes_colours"])
+def test_discriminative_classes() -> None:
+    assert discriminative_classes(ENCODINGS["cityscapes_ids"]) == set(range(6, 19))
+    assert discriminative_classes(ENCODINGS["mapillary_v1.2"]) == set(range(5, 19))
+    assert discriminative_classes(ENCODINGS["train_ids"]) == set(range(7))
+    assert not discriminative_classes(ENCODINGS["camvid"]) and not discriminative_classes(
+        ENCODINGS["cityscapes_colours"]
+    )
 
 
 def test_classes_that_a_domain_does_not_have_tell_nothing(tmp_path: Path) -> None:
@@ -548,16 +549,16 @@ def test_processes_and_threads_find_what_one_finds(tmp_path: Path) -> None:
 
 def test_the_quick_mode_starts_no_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_domain(tmp_path, "camvid")
-    asked: list[bool] = []
+    requested: list[bool] = []
 
     def watched(pairs: Sequence[Pair], **options: Any) -> list[Finding]:
-        asked.append(options["processes"])
+        requested.append(options["processes"])
         return scan(pairs, **options)
 
     monkeypatch.setattr(checks, "scan", watched)
     for quick in (True, False):
         examine(domain_at(tmp_path, "camvid"), quick=quick)
-    assert asked == [False, True]
+    assert requested == [False, True]
 
 
 def test_quick_check_of_a_run(tmp_path: Path) -> None:
@@ -612,9 +613,9 @@ def test_the_table_and_the_exit_code(two_sets: Path, capsys: pytest.CaptureFixtu
     assert ["camvid", "val", "val/*.png", "2", "2", "-", "2", "none"] in lines
     assert "fault: camvid/train: missing-label, 1\n    train/00003.png without trainannot/00003.png\n  unpack" in text
     assert "note: count: bdd100k/train 4, bdd100k/val 2\n" in text and "faults: 1, notes: 3; up to 32 pairs" in text
-    assert "not looked at, their folders do not exist: cityscapes (./data/cityscapes), gtav" in text
+    assert "not checked, their folders do not exist: cityscapes (./data/cityscapes), gtav" in text
     code, text, error = run(capsys, "bdd100k")
-    assert code == 0 and "camvid" not in text and "not looked at" not in text and "--quick" not in text
+    assert code == 0 and "camvid" not in text and "not checked" not in text and "--quick" not in text
 
 
 def test_many_examples_are_cut(two_sets: Path, capsys: pytest.CaptureFixture[str]) -> None:

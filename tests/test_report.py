@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from datasets.domains import BUILTIN, Domain
-from evaluation.report import Evaluation, Report, align, domain_scores, markdown
+from evaluation.report import Evaluation, Report, domain_scores
 from utils.errors import UserError
 from utils.files import write_text
 
@@ -77,12 +77,6 @@ def test_files_hold_the_same_numbers(tmp_path: Path) -> None:
     assert {line["domain"] for line in lines if line["source"] == "yes"} == {"home"}
     table = (tmp_path / "scores" / "scores.md").read_text()
     assert "| road | 72.73 | 72.73 | 100.00 |  |" in table
-
-
-def test_tables_line_up() -> None:
-    table = [["name", "value"], ["a", "1.00"], ["longer", "12.00"]]
-    assert align(table) == "name    value\n-------------\na        1.00\nlonger  12.00"
-    assert markdown(table).splitlines()[1] == "| --- | ---: |"
 
 
 def test_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
