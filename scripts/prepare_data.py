@@ -102,7 +102,7 @@ def make_plan(name: str, sources: Sequence[Path], *, out: Path | None, split_dat
     plan, members, mats = Plan(domain, out or Path()), list[Member](), list[Member]()
     for source in sources:
         found = list_files(source, wanted=lambda path: _is_mat(name, path) or needed(name, path), leave_out=out)
-        if not found:
+        if not found and out is not None:
             images, labels = (min((layout.patterns("train")[k] for layout in domain.layouts), key=len) for k in (0, 1))
             raise UserError(f"{source}: holds nothing of {name}, no file such as {images} or {labels}; leave it out")
         for member in found:
