@@ -17,7 +17,7 @@ from datasets.labels import IGNORE
 from utils.errors import UserError
 from utils.opencv import opencv
 
-_TRAIN_OF_FOUND = np.array([IGNORE, *range(19)] + [IGNORE] * 236, dtype=np.uint8)  # of what `_colour_table` holds
+_TRAIN_OF_ENTRY = np.array([IGNORE, *range(19)] + [IGNORE] * 236, dtype=np.uint8)  # of what `_colour_table` holds
 _UNKNOWN = 254  # what a look-up table holds for raw values that the encoding does not name
 _INDEX_MODES = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L")
 
@@ -198,9 +198,9 @@ def read_image(path: str, *, decoder: str = "opencv") -> np.ndarray:
         png = header.format == "PNG" and data[24:26] == b"\x08\x02"  # 8 bits, RGB
         if header.mode == "RGB" and (jpeg or png):
             with suppress(Exception):  # each package has errors of its own; Pillow then says what is wrong
-                found = DECODERS[decoder](data)
-                if found.dtype == np.uint8 and found.shape == (header.height, header.width, 3):
-                    return found
+                array = DECODERS[decoder](data)
+                if array.dtype == np.uint8 and array.shape == (header.height, header.width, 3):
+                    return array
         return _pillow(data)
 
 
@@ -280,21 +280,21 @@ def _from_colours(image: Image.Image, path: str, encoding: Encoding) -> np.ndarr
         colours = np.array(image.getpalette() or [], dtype=np.uint32).reshape(-1, 3)
         palette[: len(colours)] = colours
         by_index = np.take(table, (palette[:, 0] << 16) | (palette[:, 1] << 8) | palette[:, 2])  # (256,)
-        found = _look_up(by_index, np.asarray(image))
+        entries = _look_up(by_index, np.asarray(image))
     elif image.mode in ("RGB", "RGBA"):
         pixels = np.asarray(image.convert("RGBA")).view("<u4")[..., 0]  # (H, W) as 0xAABBGGRR
-        found = np.take(table, ((pixels & 0xFF) << 16) | (pixels & 0xFF00) | ((pixels >> 16) & 0xFF))
+        entries = np.take(table, ((pixels & 0xFF) << 16) | (pixels & 0xFF00) | ((pixels >> 16) & 0xFF))
     else:
         raise UserError(
             f"{path}: a grey image where the encoding {encoding.name} has colours; "
             "check the label files or the encoding of the domain"
         )
-    if 2 * np.count_nonzero(found) < found.size:
+    if 2 * np.count_nonzero(entries) < entries.size:
         raise UserError(
             f"{path}: most of its colours are not those of the encoding {encoding.name}; "
             "check that this is the colour label, saved without loss"
         )
-    return _look_up(_TRAIN_OF_FOUND, found)
+    return _look_up(_TRAIN_OF_ENTRY, entries)
 
 
 def _read_synthia(path: str) -> np.ndarray:

@@ -121,9 +121,9 @@ def archived(root: str) -> dict[str, str]:
 def find(root: str, pattern: str, members: Mapping[str, str]) -> dict[str, str]:
     """Return the paths of files in a folder, and of archived members, by their relative names that match a glob."""
     match = re.compile(glob_regex(pattern)).fullmatch
-    found = {name: path for name, path in members.items() if match(name)}
+    archived = {name: path for name, path in members.items() if match(name)}
     on_disk = (name.replace(os.sep, "/") for name in glob.glob(pattern, root_dir=root, recursive=True))
-    return found | {name: f"{root}/{name}" for name in on_disk}
+    return archived | {name: f"{root}/{name}" for name in on_disk}
 
 
 def glob_regex(pattern: str) -> str:

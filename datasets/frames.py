@@ -34,7 +34,7 @@ class FrameCache:
 
     The key holds path, size and time of the source file, for labels the encoding, and the version of this rule: a
     source file that changes gets another name. Files appear whole under their name or not at all, so any number of
-    processes may fill the folder at once and a broken build goes on where it stopped.
+    processes may fill the folder at once and an interrupted build resumes where it stopped.
     """
 
     folder: Path

@@ -102,11 +102,11 @@ def make_plan(name: str, sources: Sequence[Path], *, out: Path | None, split_dat
     domain = BUILTIN[name]
     plan, members, mats = Plan(domain, out or Path()), list[Member](), list[Member]()
     for source in sources:
-        found = list_files(source, wanted=lambda path: _is_mat(name, path) or needed(name, path), leave_out=out)
-        if not found:
+        files = list_files(source, wanted=lambda path: _is_mat(name, path) or needed(name, path), leave_out=out)
+        if not files and out is not None:
             images, labels = (min((layout.patterns("train")[k] for layout in domain.layouts), key=len) for k in (0, 1))
             raise UserError(f"{source}: holds nothing of {name}, no file such as {images} or {labels}; leave it out")
-        for member in found:
+        for member in files:
             (mats if _is_mat(name, member.name) else members).append(member)
     if name in LISTED:
         plan.split_of, plan.lists = make_lists(domain, split_data, mats)

@@ -56,15 +56,15 @@ def list_files(source: Path, *, wanted: Callable[[str], object], leave_out: Path
     if not source.is_dir():
         mat = source.suffix.lower() == ".mat"
         return [_file(source)] * bool(wanted(source.as_posix())) if mat else _list_archive(source, wanted)
-    found = []
+    files = []
     for folder, folders, names in os.walk(source, onerror=_refuse_folder):
         folders[:] = sorted(name for name in folders if os.path.join(folder, name) != str(leave_out))
         for path in (Path(folder, name) for name in sorted(names)):
             if path.suffix.lower() == ".zip":
-                found += _list_archive(path, wanted)
+                files += _list_archive(path, wanted)
             elif wanted(path.as_posix()):
-                found.append(_file(path))
-    return found
+                files.append(_file(path))
+    return files
 
 
 def _refuse_folder(error: OSError) -> None:

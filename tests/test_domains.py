@@ -75,6 +75,9 @@ OTHER_LAYOUTS = {
         ("images/train/a.jpg", "labels/train/a_train_id.png"),
         ("seg/images/train/a.jpg", "seg/labels/train/a_train_id.png"),
         ("images/10k/train/a.jpg", "labels/sem_seg/masks/train/a.png"),
+        ("bdd100k/images/10k/train/a.jpg", "bdd100k/labels/sem_seg/masks/train/a.png"),
+        ("10k/train/a.jpg", "bdd100k/labels/sem_seg/masks/train/a.png"),
+        ("10k/train/a.jpg", "sem_seg/masks/train/a.png"),
     ],
     "gtav": [
         ("images/train/1.png", "labels/train/1.png"),

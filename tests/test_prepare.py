@@ -191,6 +191,26 @@ def test_which_files_are_needed(name: str, path: str, kind: str) -> None:
     assert (needed(name, path) or [""])[0] == kind
 
 
+def test_what_a_path_says() -> None:
+    assert needed("bdd100k", "seg/labels/train/a_train_id.png") == ("label", "train", "a")
+    assert needed("gtav", "any/02501.png/images/valid/x/02501.png") == ("image", "valid", "02/02501")
+    assert needed("cityscapes", "leftImg8bit/val/ulm/ulm_0_leftImg8bit.png") == ("image", "val", "ulm/ulm_0")
+
+
+def test_where_nothing_needs_to_be_prepared(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"set DATASET.CITYSCAPES_DIR to the folder of the archives, which are read where"
+    ):
+        main(["cityscapes", str(tmp_path)])
+    main(["synthia", str(tmp_path), "--split_data", str(tmp_path / "lists"), "--dry_run"])
+    assert tree(tmp_path) == {}
+    main(["synthia", str(tmp_path), "--split_data", str(tmp_path / "lists")])
+    assert {name: len(text.split()) for name, text in tree(tmp_path / "lists").items()} == {
+        "synthia_split_train.txt": 6_580,
+        "synthia_split_val.txt": 2_820,
+    }
+
+
 def test_links_need_no_space_and_outlive_the_source(tmp_path: Path) -> None:
     images, labels = provide(tmp_path / "provider", "cityscapes")
     shutil.move(pack(labels, tmp_path / "renamed"), tmp_path / "provider/renamed.zip")

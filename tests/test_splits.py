@@ -18,7 +18,7 @@ import torch
 from datasets import files, splits
 from datasets.checks import check_domain
 from datasets.codec import decode_label, image_size, read_image
-from datasets.domains import BUILTIN, load_domains
+from datasets.domains import BUILTIN, Domain, load_domains
 from datasets.frames import FrameCache
 from datasets.loaders import build_training_loader
 from datasets.sampling import cache_key
@@ -27,7 +27,7 @@ from datasets.splits import Split, Splits
 from scripts import prepare_data
 from scripts.provided import synthia_lists
 from tests.runs import REPOSITORY, launch, train_arguments
-from tests.street_data import make_cfg, write_domain
+from tests.street_data import blocks, make_cfg, paint, save, write_domain
 from tests.test_prepare import COUNTS, IDS, pack, provide
 from utils.errors import UserError
 
@@ -78,6 +78,72 @@ def test_every_split_is_listed_once_by_the_first_process(tmp_path: Path) -> None
     leaves = {f"gtav/{kind}/{split}/folder" for kind in ("images", "labels") for split in ("train", "valid")}
     assert leaves | {"camvid/train", "camvid/trainannot", "camvid/val", "camvid/valannot"} <= set(listed)
     assert len(first["headers"]) == len(set(first["headers"])) == 2 * (4 + 2)
+
+
+SHARED = """
+import json, os, sys
+from pathlib import Path
+
+repository, data, record = sys.argv[1:4]
+sys.path.insert(0, repository)
+import torch
+from dataclasses import replace
+from datasets.domains import BUILTIN
+from datasets.splits import Splits
+from utils.distributed import process_group
+from utils.errors import UserError
+
+rank, seen = int(os.environ["RANK"]), []
+with process_group(torch.device("cpu")):
+    splits = Splits({"gtav": replace(BUILTIN["gtav"], root=data if rank == 0 else "/nowhere")})
+    for split in ("train", "test", "val"):
+        try:
+            opened = splits.open("gtav", split)
+            seen.append([opened.list_hash, opened.pairs[0].image])
+        except UserError as error:
+            seen.append(str(error))
+Path(f"{record}.{rank}").write_text(json.dumps(seen))
+"""
+
+
+def test_the_other_processes_receive_what_the_first_found_or_its_error(tmp_path: Path) -> None:
+    write_domain(tmp_path / "gtav", "gtav")
+    program = tmp_path / "shared.py"
+    program.write_text(SHARED)
+    launch(str(program), [str(REPOSITORY), str(tmp_path / "gtav"), str(tmp_path / "seen")], processes=2)
+    first, second = (json.loads((tmp_path / f"seen.{rank}").read_text()) for rank in range(2))
+    assert first == second and first[1].startswith("gtav/test: no image matches")
+    assert first[2] == [
+        opened(tmp_path / "gtav", "gtav", "val").list_hash,
+        f"{tmp_path}/gtav/images/valid/folder/00000.png",
+    ]
+
+
+def test_a_split_with_and_without_labels_is_one_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_domain(tmp_path, "gtav")
+    save(tmp_path / "images/train/folder/00001.png", paint(blocks(0, (10, 10))))
+    listed, list_split = [], splits.list_split
+
+    def count(domain: Domain, split: str) -> splits.Listing | None:
+        listed.append(split)
+        return list_split(domain, split)
+
+    monkeypatch.setattr(splits, "list_split", count)
+    run = Splits({"gtav": replace(BUILTIN["gtav"], root=str(tmp_path))})
+    bare, labelled = run.open("gtav", "train", need_labels=False), run.open("gtav", "train")
+    assert (len(bare.pairs), len(labelled.pairs)) == (4, 3) and {pair.label for pair in bare.pairs} == {""}
+    assert len(run.open("gtav", "trainval").pairs) == 5 and run.open("gtav", "val").pairs[0].label
+    assert run.open("gtav", "train") is labelled and listed == ["train", "val"]
+    for _ in range(2):
+        with pytest.raises(UserError, match="gtav/test: no image matches"):
+            run.open("gtav", "test")
+    assert listed == ["train", "val", "test"]
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(0, "0123456"), (7, "0123456"), (9, "0123456"), (3, "024"), (1, "0")])
+def test_a_subset_is_spread_evenly(limit: int, expected: str) -> None:
+    split = Split(BUILTIN["gtav"], "val", tuple(splits.Pair("", "", name) for name in "0123456"))
+    assert "".join(pair.name for pair in split.subset(limit).pairs) == expected
 
 
 # ---------------------------------------------------------------------------------- archives where they lie
