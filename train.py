@@ -38,7 +38,7 @@ from evaluation.covariances import update_masks, whitened_splits
 from evaluation.features import plot_batch
 from evaluation.report import selection_scores
 from loss import Criterion, build_criterion
-from network import Segmentor, build_network, load_pretrained
+from network import Segmentor, build_network, load_pretrained, resolve_jitter
 from network.legacy import load_weights
 from optimizer import apply_settings, build_average, build_optimizer, build_scheduler, update_average
 from transforms.appearance import Appearance
@@ -131,12 +131,10 @@ def check_data(cfg: Any, splits: Splits) -> None:
 def build_run(cfg: Any, splits: Splits, *, device: torch.device, start: Start) -> Run:
     """Build everything with the weights that the run starts from; nothing is trained or written yet."""
     network, world_size = build_network(cfg), distributed.world_size()
-    jitter = network.method.jitter if cfg.AUGMENT.JITTER == "method" else cfg.AUGMENT.JITTER
-    loader = build_training_loader(cfg, splits, jitter=jitter, rank=distributed.rank(), world_size=world_size)
-    targets, whitened = (
-        evaluation_loaders(cfg, splits, limit=cfg.EVAL.LIMIT),
-        whitened_splits(cfg, network.method, splits),
-    )
+    share = {"rank": distributed.rank(), "world_size": world_size}
+    loader = build_training_loader(cfg, splits, jitter=resolve_jitter(cfg), **share)
+    targets = evaluation_loaders(cfg, splits, limit=cfg.EVAL.LIMIT)
+    whitened = whitened_splits(cfg, network.method, splits)
     if start.checkpoint is None and cfg.RUN.SNAPSHOT:
         load_weights(network, checkpoint.read(cfg.RUN.SNAPSHOT), path=cfg.RUN.SNAPSHOT)
     elif start.checkpoint is None:

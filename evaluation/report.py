@@ -132,7 +132,11 @@ class Report:
 
     def to_markdown(self) -> str:
         """Return both tables in Markdown."""
-        parts = [format_table(self.summary_table(), "markdown"), format_table(self.class_table(), "markdown"), f"Weights: {self.weights_line()}."]
+        parts = [
+            format_table(self.summary_table(), "markdown"),
+            format_table(self.class_table(), "markdown"),
+            f"Weights: {self.weights_line()}.",
+        ]
         return "\n\n".join([*parts, "".join(f"- {line}\n" for line in self.protocol_lines())])
 
     def to_csv(self) -> str:

@@ -16,11 +16,10 @@ from datasets import checks
 from datasets.checks import DomainReport, Fault, check_domain, quick_check
 from datasets.codec import ENCODINGS
 from datasets.domains import BUILTIN, Domain
-from datasets.labels import CITYSCAPES_IDS, MAPILLARY_IDS
 from datasets.scan import Finding, discriminative_classes, look, scan
 from datasets.splits import Pair
 from scripts import check_data as check
-from tests.street_data import GTAV_PALETTE, blocks, inverse, mapillary_palette, paint, save, write_domain, write_pair
+from tests.street_data import GTAV_PALETTE, blocks, mapillary_palette, paint, save, save_label, write_domain, write_pair
 from tests.test_domains import declare, domain_at
 from utils.errors import UserError, run_entry_point
 
@@ -269,8 +268,7 @@ def write_labels(root: Path, domain: str, count: int, *, size: tuple[int, int] =
 
 def test_label_ids_instead_of_train_ids(tmp_path: Path) -> None:
     for number, label in enumerate(write_labels(tmp_path, "bdd100k", 3)):
-        raw = inverse(CITYSCAPES_IDS)[label].astype(np.uint8)
-        save(tmp_path / f"labels/train/{number:05d}_train_id.png", raw)
+        save_label(tmp_path / f"labels/train/{number:05d}_train_id.png", "cityscapes", label)
     fault = only(examine(domain_at(tmp_path, "bdd100k"), splits=("train",)), "unexpected-values", "fatal")
     assert fault.count == 3 and "likely label ids (0..33) instead of train ids" in fault.advice
     assert "has the label ids 19, 20" in fault.examples[0]
@@ -280,7 +278,7 @@ def test_label_ids_instead_of_train_ids(tmp_path: Path) -> None:
 def test_label_ids_that_train_ids_could_hold(tmp_path: Path, count: int, names: list[str]) -> None:
     labels = write_labels(tmp_path, "bdd100k", count)
     for number, label in enumerate(labels):
-        raw = np.where(label < 6, inverse(CITYSCAPES_IDS)[label], 255).astype(np.uint8)  # 7, 8, 11, 12, 13, 17
+        raw = np.where(label < 6, ENCODINGS["cityscapes_ids"].encode(label), 255)  # 7, 8, 11, 12, 13, 17
         save(tmp_path / f"labels/train/{number:05d}_train_id.png", raw)
     faults = found(examine(domain_at(tmp_path, "bdd100k"), splits=("train",)))
     assert [fault.name for fault in faults] == names
@@ -332,7 +330,7 @@ def test_classes_that_a_domain_does_not_have_tell_nothing(tmp_path: Path) -> Non
 
 def test_mapillary_version_2(tmp_path: Path) -> None:
     for number, label in enumerate(write_labels(tmp_path, "mapillary", 2)):
-        raw = inverse(MAPILLARY_IDS)[label].astype(np.uint8)
+        raw = ENCODINGS["mapillary_v1.2"].encode(label)
         save(tmp_path / f"training/labels/{number:05d}.png", raw, palette=mapillary_palette(road=21))
     fault = only(examine(domain_at(tmp_path, "mapillary"), splits=("train",)), "unexpected-values", "fatal")
     assert fault.count == 2 and "Mapillary Vistas v2.0" in fault.advice

@@ -11,12 +11,12 @@ from PIL import Image
 
 from datasets import codec
 from datasets.codec import DECODERS, ENCODINGS, Encoding, decode_label, read_image, write_label
-from datasets.labels import CITYSCAPES_IDS, CITYSCAPES_LABELS, MAPILLARY_IDS, SYNTHIA_IDS
-from tests.street_data import GTAV_PALETTE, blocks, inverse, mapillary_palette, save, save_synthia
+from datasets.labels import CITYSCAPES_IDS, CITYSCAPES_LABELS
+from tests.street_data import GTAV_PALETTE, blocks, mapillary_palette, save
 from utils.errors import UserError
 
 LABEL = blocks(0)
-COLOURS = GTAV_PALETTE[inverse(CITYSCAPES_IDS)[LABEL]]  # (H, W, 3)
+COLOURS = GTAV_PALETTE[ENCODINGS["cityscapes_ids"].encode(LABEL)]  # (H, W, 3)
 
 
 def decode(path: Path, encoding: str) -> np.ndarray:
@@ -65,15 +65,17 @@ def test_a_few_unknown_colours_are_ignored_and_many_are_refused(tmp_path: Path) 
 
 
 def test_synthia_16_bit_and_8_bit(tmp_path: Path) -> None:
-    raw = inverse(SYNTHIA_IDS)[LABEL]
-    np.testing.assert_array_equal(decode(save_synthia(tmp_path / "16.png", raw), "synthia"), LABEL)
-    np.testing.assert_array_equal(decode(save(tmp_path / "8.png", raw.astype(np.uint8)), "synthia"), LABEL)
+    raw = ENCODINGS["synthia"].encode(LABEL)
+    channels = np.stack((np.zeros_like(raw), np.full(raw.shape, 300, np.uint16), raw), axis=-1)  # blue, instance, class
+    assert cv2.imwrite(str(tmp_path / "16.png"), channels)
+    np.testing.assert_array_equal(decode(tmp_path / "16.png", "synthia"), LABEL)
+    np.testing.assert_array_equal(decode(save(tmp_path / "8.png", raw), "synthia"), LABEL)
     with pytest.raises(UserError, match=r"colour\.png: an 8-bit colour image .* not GT/COLOR"):
         decode(save(tmp_path / "colour.png", COLOURS), "synthia")
 
 
 def test_mapillary_versions(tmp_path: Path) -> None:
-    raw = inverse(MAPILLARY_IDS)[LABEL].astype(np.uint8)
+    raw = ENCODINGS["mapillary_v1.2"].encode(LABEL)
     first = save(tmp_path / "v1.png", raw, palette=mapillary_palette(road=13))
     np.testing.assert_array_equal(decode(first, "mapillary_v1.2"), LABEL)
     with pytest.raises(UserError, match=r"v2\.png: it is a Mapillary Vistas v2\.0 label"):

@@ -21,11 +21,10 @@ from scipy.io import savemat
 
 from datasets.codec import decode_label, read_image
 from datasets.domains import BUILTIN, PUBLISHED
-from datasets.labels import CITYSCAPES_IDS, MAPILLARY_IDS, SYNTHIA_IDS
 from datasets.splits import SPLIT_DATA, find_pairs
 from scripts.prepare_data import NAMES, main, needed
 from scripts.provided import synthia_lists
-from tests.street_data import CLASSES, GTAV_PALETTE, blocks, inverse, mapillary_palette, paint, save, save_synthia
+from tests.street_data import CLASSES, blocks, paint, save, save_label
 from utils.errors import UserError, run_entry_point
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,29 +54,27 @@ def provide(root: Path, name: str) -> list[Path]:
             elif name == "synthia" and split != "test":
                 stem = PurePosixPath(lists[split][index]).stem
             label = label_of(name, stem)
-            city = inverse(CITYSCAPES_IDS)[label].astype(np.uint8)
             if name == "gtav":
                 save(first / f"images/{stem}.png", paint(label))
-                save(second / f"labels/{stem}.png", city, palette=GTAV_PALETTE)
+                save_label(second / f"labels/{stem}.png", name, label)
             elif name == "synthia" and split != "test":
                 save(first / f"RAND_CITYSCAPES/RGB/{stem}.png", paint(label))
-                save_synthia(first / f"RAND_CITYSCAPES/GT/LABELS/{stem}.png", inverse(SYNTHIA_IDS)[label])
+                save_label(first / f"RAND_CITYSCAPES/GT/LABELS/{stem}.png", name, label)
                 for kind in ("GT/COLOR", "Depth/Depth"):
                     save(first / f"RAND_CITYSCAPES/{kind}/{stem}.png", paint(label))
             elif name == "cityscapes":
                 save(first / f"leftImg8bit/{split}/{stem[:4]}/{stem}_leftImg8bit.png", paint(label))
                 for kind in ("labelIds", "instanceIds", "color"):
-                    save(second / f"gtFine/{split}/{stem[:4]}/{stem}_gtFine_{kind}.png", city)
+                    save_label(second / f"gtFine/{split}/{stem[:4]}/{stem}_gtFine_{kind}.png", name, label)
             elif name == "bdd100k":
                 save(first / f"bdd100k/images/10k/{split}/{stem}.jpg", paint(label))
                 for kind in ("masks", "colormaps") if split != "test" else ():
-                    save(second / f"bdd100k/labels/sem_seg/{kind}/{split}/{stem}.png", label)
+                    save_label(second / f"bdd100k/labels/sem_seg/{kind}/{split}/{stem}.png", name, label)
             elif name == "mapillary":
                 folder = {"train": "training", "val": "validation", "test": "testing"}[split]
                 save(first / f"{folder}/images/{stem}.jpg", paint(label))
                 for kind in ("labels", "instances", "panoptic") if split != "test" else ():
-                    raw = inverse(MAPILLARY_IDS)[label].astype(np.uint8)
-                    save(first / f"{folder}/{kind}/{stem}.png", raw, palette=mapillary_palette(road=13))
+                    save_label(first / f"{folder}/{kind}/{stem}.png", name, label)
     if name == "gtav":
         write_mat(root / "third/read_mapping/split.mat")
     return sorted(root.iterdir())
