@@ -81,6 +81,50 @@ def test_files_hold_the_same_numbers(tmp_path: Path) -> None:
     assert "| road | 72.73 | 72.73 | 100.00 |  |" in table
 
 
+# The tree of scores.json: what reads it from outside may count on these names and types, in this order.
+TREE = {
+    "weights": {"file": "str", "checkpoint": "str", "seed": "int"},
+    "mean_over_targets": "float",
+    "domains": [
+        {
+            "domain": "str",
+            "subset": "str",
+            "is_source": "bool",
+            "scores": {
+                "iou": {"road": "float", "car": "float", "train": "NoneType"},
+                "mean_iou": "float",
+                "accuracy": "float",
+                "mean_class_accuracy": "float",
+                "frequency_weighted_accuracy": "float",
+            },
+            "loss": "float",
+            "protocol": {
+                "split": "str",
+                "list_hash": "str",
+                "images": "int",
+                "transform": "str",
+                "scales": "str",
+                "classes": "str",
+            },
+            "confusion": [["int"]],
+        }
+    ],
+}
+
+
+def tree(value: Any) -> Any:
+    """Names and types of a JSON value; a list is shown by its first item."""
+    if isinstance(value, dict):
+        return {key: tree(item) for key, item in value.items()}
+    return [tree(value[0])] if isinstance(value, list) else type(value).__name__
+
+
+def test_the_tree_of_the_scores_file_is_kept() -> None:
+    content = json.loads(report().to_json())
+    assert json.dumps(tree(content)) == json.dumps(TREE), "a change of scores.json: say so in the change log"
+    assert all(row.keys() == TREE["domains"][0].keys() for row in content["domains"])  # type: ignore[index,union-attr]
+
+
 def test_tables_line_up() -> None:
     table = [["name", "value"], ["a", "1.00"], ["longer", "12.00"]]
     assert align(table) == "name    value\n-------------\na        1.00\nlonger  12.00"
