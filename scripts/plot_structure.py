@@ -1,4 +1,4 @@
-"""Plots DIIA's structure (network/diia.py) as docs/images/structure.png: `python -m docs.structure`.
+"""Plots DIIA's structure (network/diia.py) as docs/images/structure.png: `python -m scripts.plot_structure`.
 
 The losses' weights and the style sites are read from the code and noted in the file, where a test sees a picture that
 lags behind.
@@ -15,7 +15,7 @@ import config
 from loss.criterion import WEIGHTS
 from network import METHODS
 
-FILE = Path(__file__).parent / "images" / "structure.png"
+FILE = Path(__file__).parents[1] / "docs" / "images" / "structure.png"
 BACKBONE, HEAD, EDGE, LAYOUT, ATTENTION, LOSS = "#dfe7f2", "#e6e6e6", "#d9efdc", "#efe3f6", "#fff1c9", "#f9d6cf"
 LINE, SITE = "#3c4654", "#e07b39"
 
