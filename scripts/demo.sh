@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole job on data that it paints itself: sets up .venv, paints five domains of street scenes and checks them, trains
+# The whole job on data that it renders itself: sets up .venv, renders five domains of street scenes, checks them, trains
 # the plain network and DIIA on "gtav", evaluates both on all five, and shows the table and where the pictures are.
 # Usage: ./scripts/demo.sh [--full] [flags for train.py that win over those below]
 #   --full trains base, ibn, isw and diia with three seeds each, six times as long.
@@ -24,7 +24,7 @@ if nvidia-smi -L 2>/dev/null | grep -q GPU || grep -qsE 'avx512_bf16|amx_bf16' /
   half=--fp16
 fi
 
-echo "== 1. five domains of painted street scenes" >&2
+echo "== 1. five domains of rendered street scenes" >&2
 "$python" -m demo_world --out "$data" --size small --sheet demo/domains.png >&2
 "$python" -m scripts.check_data gtav cityscapes bdd100k synthia mapillary --opts "${domains[@]}" >demo/check.txt ||
   { cat demo/check.txt >&2 && exit 1; }
@@ -53,7 +53,7 @@ echo "== 3. the table" >&2
 
 cat >&2 <<END
 
-The scenes are painted and the training was short: these numbers say nothing about the real data sets.
+The scenes are rendered and the training was short: these numbers say nothing about the real data sets.
   demo/domains.png         the five domains; demo/check.txt says what they hold
   demo/pictures/*/*.png    image, truth, prediction and errors, per method and domain
   demo/results.md          the table above; demo/runs/*/*/scores has the classes
