@@ -34,21 +34,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from straightforward import CROP, plain_borders, plain_centroids, plain_counts, plain_label, plain_sample
 
 import config
-from datasets.class_uniform import class_centroids, source_centroids
 from datasets.codec import DECODERS, ENCODINGS, decode_label, read_image
-from datasets.domains import BUILTIN, Pair, find_pairs
+from datasets.domains import BUILTIN
 from datasets.frames import FrameCache
 from datasets.labels import CITYSCAPES_LABELS, NUM_CLASSES
 from datasets.loaders import choose_workers
-from datasets.plan import EpochPlan, GlobalBatches, Pick, Source, sample_rng
-from datasets.segmentation import LabelledPairs, TrainingSet, read_pair
+from datasets.sampling import (
+    EpochPlan,
+    GlobalBatches,
+    Pick,
+    Source,
+    class_centroids,
+    sample_rng,
+    source_centroids,
+)
+from datasets.segmentation import TrainingSet, read_pair
+from datasets.splits import Pair, Split, find_pairs
 from evaluation.metrics import argmax_classes, confusion_matrix
 from loss.borders import neighbour_classes
 from transforms.appearance import AppearanceDraws
 from transforms.build import JITTER_STRENGTHS, build_appearance, build_draws, build_geometry
 from transforms.edges import edge_target
 from utils.logs import write_line
-from utils.tables import markdown
+from utils.tables import format_table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WIDTH, HEIGHT = 1914, 1052
@@ -103,7 +111,7 @@ def samples(pairs: list[Pair], cache: FrameCache | None) -> Callable[[], Work]:
 
     def setup() -> Work:
         cfg = config.parse(["--crop_size", str(CROP), "--gblur", "--color_aug", "0.5"], program="train")
-        source = LabelledPairs(tuple(pairs), ENCODINGS["cityscapes_colours"])
+        source = Split(BUILTIN["gtav"], "train", tuple(pairs))
         draws, appearance, numbers = build_draws(cfg, jitter="diia"), build_appearance(cfg), count()
         data = TrainingSet([source], geometry=build_geometry(cfg), draws=draws, seed=0, cache=cache)
         for pair in pairs if cache is not None else ():
@@ -154,11 +162,11 @@ def start(root: Path, pair: Pair) -> Callable[[], Work]:
 UNTIL_FIRST_BATCH = """
 import sys, train
 
-def stop(trainer, batches):
+def stop(run, meter, batches):
     assert len(batches[0].names) == 8
     sys.exit(0)
 
-train.Trainer.train_step = stop
+train.train_step = stop
 train.main(sys.argv[1:])
 """
 
@@ -289,7 +297,7 @@ def main() -> None:
             compared = [f"{reference:.1f} ms", f"{reference / middle:.1f}"] if reference else ["-", "-"]
             spread = [f"{value:.1f} ms" for value in (middle, sum(ours) / len(ours), ours[-1])]
             table.append([name, compared[0], *spread, compared[1], *row[2:]])
-    write_line(markdown(table))
+    write_line(format_table(table, "markdown"))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from loss import MaskStatistics, build_criterion
 from network import Segmentor, build_network
 from network.diia import coarse_layout
 from utils.logs import write_line
-from utils.tables import markdown
+from utils.tables import format_table
 
 Work = Callable[[], object]
 
@@ -122,7 +122,7 @@ def main() -> None:
             seconds = measure(setup(), runs=arguments.runs, device=device)
             figures = (seconds[len(seconds) // 2], seconds[0], seconds[-1])
             table.append([name, *(f"{1000 * value:.0f} ms" for value in figures), original])
-    write_line(markdown(table))
+    write_line(format_table(table, "markdown"))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -14,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.codec import Encoding, decode_label, read_image
-from datasets.domains import Pair
 from datasets.frames import FrameCache
-from datasets.plan import Pick, sample_rng
+from datasets.sampling import Pick, sample_rng
+from datasets.splits import Pair, Split
 from transforms.appearance import AppearanceDraws
 from transforms.geometry import Geometry
 from transforms.protocols import Protocol
@@ -47,14 +46,6 @@ class StatisticsSample(NamedTuple):
 
     image: Tensor
     draws: Tensor
-
-
-@dataclass(frozen=True)
-class LabelledPairs:
-    """Pairs of one domain and how their labels are coded."""
-
-    pairs: tuple[Pair, ...]
-    encoding: Encoding
 
 
 def read_pair(pair: Pair, *, encoding: Encoding, cache: FrameCache | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +79,7 @@ class TrainingSet(Dataset[Sample]):
 
     def __init__(
         self,
-        sources: Sequence[LabelledPairs],
+        sources: Sequence[Split],
         *,
         geometry: Geometry,
         draws: AppearanceDraws,
@@ -114,7 +105,7 @@ class TrainingSet(Dataset[Sample]):
 class EvaluationSet(Dataset[EvaluationSample]):
     """Whole images with labels, brought to the form that the protocol scores."""
 
-    def __init__(self, source: LabelledPairs, *, protocol: Protocol) -> None:
+    def __init__(self, source: Split, *, protocol: Protocol) -> None:
         self.source, self.protocol = source, protocol
 
     def __len__(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 from network.architectures import ARCHITECTURES, BACKBONES, Architecture, build_backbone, resolve_architecture
 from network.deeplab import PlainSegmentor
 from network.diia import Confidence, DIIASegmentor
-from network.methods import METHODS, Method, method_for, resolve_method
+from network.methods import METHODS, Method, method_for, resolve_jitter, resolve_method
 from network.outputs import SegmentorOutput
 from network.pretrained import load_pretrained
 from network.segmentor import Segmentor
@@ -27,6 +27,7 @@ __all__ = [
     "load_pretrained",
     "method_for",
     "resolve_architecture",
+    "resolve_jitter",
     "resolve_method",
 ]
 

@@ -11,6 +11,12 @@ from typing import Any
 
 import torch
 
+import config
+import train
+from datasets.domains import load_domains
+from datasets.splits import Splits
+from utils.runs import Start
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -32,6 +38,12 @@ def run_folder(out: Path) -> Path:
     folders = list((out / "d" / "e").iterdir())
     assert len(folders) == 1, folders
     return folders[0]
+
+
+def build_run(arguments: list[str], start: Start | None = None) -> train.Run:
+    """Return the parts of the run that train.py would do with these arguments."""
+    cfg = config.parse(arguments, program="train")
+    return train.build_run(cfg, Splits(load_domains(cfg)), device=torch.device("cpu"), start=start or Start())
 
 
 def read_weights(file: Path) -> dict[str, Any]:

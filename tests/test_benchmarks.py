@@ -11,12 +11,11 @@ import pytest
 import torch
 
 import config
-from datasets.codec import ENCODINGS
-from datasets.domains import Pair
-from datasets.labels import CITYSCAPES_IDS
-from datasets.plan import Pick, sample_rng
-from datasets.segmentation import LabelledPairs, TrainingSet
-from tests.street_data import GTAV_PALETTE, blocks, inverse, save
+from datasets.domains import BUILTIN
+from datasets.sampling import Pick, sample_rng
+from datasets.segmentation import TrainingSet
+from datasets.splits import Pair, Split
+from tests.street_data import blocks, save, save_label
 from transforms.appearance import STD
 from transforms.build import build_appearance, build_draws, build_geometry
 from transforms.edges import edge_target
@@ -27,12 +26,12 @@ def test_the_straightforward_sample_is_ours(tmp_path: Path, monkeypatch: pytest.
     straightforward, size = importlib.import_module("straightforward"), (450, 800)
     field = np.random.default_rng(0).integers(60, 190, (9, 16, 3)).astype(np.uint8)
     image = save(tmp_path / "image.png", cv2.resize(field, size[::-1], interpolation=cv2.INTER_CUBIC))
-    raw = inverse(CITYSCAPES_IDS)[blocks(1, size, classes=list(range(19)), block=50)].astype(np.uint8)
-    pair = Pair(str(image), str(save(tmp_path / "label.png", raw, palette=GTAV_PALETTE)), "image.png")
+    label = save_label(tmp_path / "label.png", "gtav", blocks(1, size, classes=list(range(19)), block=50))
+    pair = Pair(str(image), str(label), "image.png")
     flags = ["--crop_size", str(straightforward.CROP), "--gblur", "--color_aug", "0.5"]
     cfg = config.parse(flags, program="train")
     draws, appearance = build_draws(cfg, jitter="diia"), build_appearance(cfg)
-    source = LabelledPairs((pair,), ENCODINGS["cityscapes_colours"])
+    source = Split(BUILTIN["gtav"], "train", (pair,))
     data = TrainingSet([source], geometry=build_geometry(cfg), draws=draws, seed=0)
     jittered = 0
     for number in range(6):

@@ -133,7 +133,7 @@ def test_what_cannot_be_converted_is_refused(mobile: tuple[Path, list[str]], tmp
 
     convert.main([str(published), *flags, "--out", str(ours)])
     again = tmp_path / "again.pth"
-    with pytest.raises(UserError, match=r"ours\.pth: is a checkpoint of train\.py or convert\.py already"):
+    with pytest.raises(UserError, match=r"ours\.pth: is a checkpoint of train\.py or convert_weights already"):
         convert.main([str(ours), "--out", str(again)])
     before = ours.stat().st_mtime_ns
     convert.main([str(published), *flags, "--out", str(ours), "--overwrite"])

@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from datasets import frames
-from datasets.domains import Pair, find_pairs, image_size, load_domains
+from datasets.codec import image_size
+from datasets.domains import load_domains
 from datasets.frames import FrameCache
 from datasets.segmentation import read_pair
+from datasets.splits import Pair, find_pairs
 from scripts import cache_frames as build_cache
 from tests.street_data import make_cfg, write_domain
 from utils.errors import UserError

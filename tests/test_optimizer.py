@@ -13,7 +13,7 @@ from easydict import EasyDict
 from torch import nn
 
 import config
-from optimizer import apply_settings, build_average, build_optimizer, build_scheduler, poly
+from optimizer import apply_settings, build_average, build_optimizer, build_scheduler, poly, update_average
 from tests.test_borders import NoWaiting
 from utils.errors import UserError
 
@@ -134,20 +134,20 @@ def test_the_average_follows_weights_and_statistics() -> None:
     assert build_average(options(), nn.Linear(2, 2)) is None
     network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     average = build_average(options(EMA_DECAY=0.75), network)
-    assert average is not None and not any(p.requires_grad for p in average.network.parameters())
+    assert average is not None and not any(p.requires_grad for p in average.parameters())
     wanted = {name: value.clone() for name, value in network.state_dict().items()}
     for seed in range(3):
         with torch.no_grad():
             next(network.parameters()).add_(seed)
         network(torch.randn(5, 3, generator=torch.Generator().manual_seed(seed)))
         with NoWaiting():
-            average.update(network)
+            update_average(average, network, decay=0.75)
         for name, value in network.state_dict().items():
             wanted[name] = 0.75 * wanted[name] + 0.25 * value if value.is_floating_point() else value.clone()
-    for name, value in average.network.state_dict().items():
+    for name, value in average.state_dict().items():
         torch.testing.assert_close(value, wanted[name])
     assert wanted["1.num_batches_tracked"] == 3 and wanted["1.running_mean"].any()
-    assert not average.network.training and network.training
+    assert not average.training and network.training
 
 
 def test_only_trainable_parameters_are_optimised() -> None:

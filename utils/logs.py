@@ -25,7 +25,10 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "opencv-python-h
 
 
 class _BarHandler(logging.Handler):
-    """Writes above a running tqdm bar instead of through it."""
+    """Writes above a running tqdm bar instead of through it.
+
+    `tqdm.contrib.logging` does so for a `with` block alone, at whose end it would undo what `setup_logging` did inside.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)

@@ -8,7 +8,7 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from utils import checkpoint, distributed, logs
 from utils.errors import UserError
 from utils.files import make_folder, write_text
+from utils.pictures import Picture, save_png
 
 # Sections whose keys decide what a step computes; a resumed run should agree on them.
 SEQUENCE_SECTIONS = ("DATASET", "NETWORK", "WHITENING", "LOSS", "AUGMENT", "OPTIM")
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """What a run starts from: `checkpoint` to continue (None: step 0) and `folder` to go on in (None: a new one)."""
+    """What a run starts from: `checkpoint` to resume (None: step 0) and `folder` to go on in (None: a new one)."""
 
     checkpoint: Path | None = None
     folder: Path | None = None
@@ -96,18 +97,41 @@ def _new_folder(root: Path) -> Path:
     raise AssertionError
 
 
-def record_start(folder: Path, config_yaml: str, *, step: int, repository: Path) -> dict[str, str]:
-    """Write the full resolved config, the command and the package versions into the run folder; return the versions.
+@dataclass
+class Records:
+    """Where a run writes what it does."""
+
+    folder: Path
+    versions: dict[str, str]
+    writer: logs.MetricWriter
+    meter: logs.LossMeter
+    evaluated_at: int = -1  # step
+    told_of_slow_data: bool = False
+    bar: Any = None  # tqdm's, of the steps
+
+    def show(self, plots: Sequence[Picture], step: int) -> None:
+        """Write pictures to the run's folder, in the place of those before, and to TensorBoard."""
+        for tag, file, image in plots:
+            save_png(image, self.folder / "pictures" / file)
+            self.writer.picture(tag, image, step)
+
+
+def open_records(cfg: Any, start: Start, *, step: int, config_yaml: str, repository: Path) -> Records:
+    """Open the run's folder with its log and metrics; write the resolved config, the command and package versions.
 
     A resumed run adds files named by its first step and leaves those of the start as they are.
     """
+    folder = open_folder(cfg, start)
+    logs.setup_logging(folder / "log.txt")
     versions = logs.versions(repository)
     if distributed.is_main():
         mark = f".from-step-{step}" if (folder / "config.yaml").exists() else ""
         write_text(folder / f"config{mark}.yaml", config_yaml)
         write_text(folder / f"command{mark}.txt", shlex.join([sys.executable, *sys.argv]) + "\n")
         write_text(folder / f"versions{mark}.json", json.dumps(versions, indent=1) + "\n")
-    return versions
+    events = Path(cfg.RUN.TB_PATH) / cfg.RUN.DATE / cfg.RUN.EXP / folder.name / f"tb{cfg.RUN.TB_TAG}"
+    writer = logs.MetricWriter(events, folder / "history.jsonl", first_step=step)
+    return Records(folder, versions, writer, logs.LossMeter())
 
 
 def check_continuation(
@@ -133,7 +157,7 @@ def check_continuation(
     if optim["NAME"] != name:
         raise UserError(
             f"{path} was trained with --optimizer {optim['NAME']}, whose state {name} cannot use: "
-            "continue with it, or start anew from the weights (--snapshot without --restore_optimizer)"
+            "resume with it, or start a new run from the weights (--snapshot without --restore_optimizer)"
         )
     step = content["progress"]["step_in_epoch"]
     if step > steps_per_epoch:
