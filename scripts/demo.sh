@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The whole job on data that it renders itself: sets up .venv, renders five domains of street scenes, checks them, trains
-# the plain network and DIIA on "gtav", scores both on all five, and shows the table and where the pictures are.
+# the plain network and DIIA on "gtav", evaluates both on all five, and shows the table and where the pictures are.
 # Usage: ./scripts/demo.sh [--full] [flags for train.py that win over those below]
 #   --full trains base, ibn, isw and diia with three seeds each, six times as long.
-# Everything lands in ./demo. A second call keeps what is finished and continues what was interrupted; `rm -r demo`
-# starts from scratch, which other flags need.
+# Everything lands in ./demo. A second call skips finished runs and resumes interrupted ones; `rm -r demo` starts from
+# scratch, which other flags need.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh
@@ -33,7 +33,7 @@ for seed in "${seeds[@]}"; do
   for method in "${methods[@]}"; do
     run=demo/runs/${method}_$seed
     if ! grep -qs "finished at step" "$run"/*/log.txt; then
-      echo "== 2. $method, seed $seed: trained on gtav from scratch, scored on all five" >&2
+      echo "== 2. $method, seed $seed: trained on gtav from scratch, evaluated on all five" >&2
       "$python" train.py \
         --dataset gtav --covstat_val_dataset gtav --val_dataset cityscapes bdd100k synthia mapillary \
         --backbone resnet18 --pretrained none --max_iter 300 --bs_mult 4 --lr 0.02 $half \

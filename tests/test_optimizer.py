@@ -12,6 +12,7 @@ import torch
 from easydict import EasyDict
 from torch import nn
 
+import config
 from optimizer import apply_settings, build_average, build_optimizer, build_scheduler, poly, update_average
 from tests.test_borders import NoWaiting
 from utils.errors import UserError
@@ -76,6 +77,25 @@ def test_a_first_step_that_the_scaler_leaves_out_is_no_warning() -> None:
         scaler.update()
         scheduler.step()
     assert network.weight.item() == before and scheduler.last_epoch == 1
+
+
+def test_the_first_step_decays_every_weight_by_default() -> None:
+    """With the published decay of 5e-4 a weight moves by lr * 5e-4 of itself, 5e-6: checked to the last bits."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)).double()
+    cfg = config.parse([], program="train")
+    optimizer = build_optimizer(cfg, network)
+    (network(torch.randn(2, 3, 6, 6).double()) ** 2).sum().backward()
+    before = [
+        (name, p.detach().clone(), p.grad.clone()) for name, p in network.named_parameters() if p.grad is not None
+    ]
+    optimizer.step()
+    after = dict(network.named_parameters())
+    assert len(before) == len(after) == 6 and (cfg.OPTIM.LR, cfg.OPTIM.WEIGHT_DECAY) == (0.01, 5e-4)
+    for name, weight, gradient in before:
+        torch.testing.assert_close(after[name], weight - 0.01 * (gradient + 5e-4 * weight), rtol=1e-13, atol=1e-15)
+        if weight.any():  # a batch norm's shift starts at zero: nothing to decay
+            assert not torch.allclose(after[name], weight - 0.01 * gradient, rtol=1e-8, atol=1e-12)
 
 
 def test_two_steps_of_sgd_equal_the_formula() -> None:

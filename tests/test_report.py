@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,7 +77,51 @@ def test_files_hold_the_same_numbers(tmp_path: Path) -> None:
     assert {line["seed"] for line in lines} == {"304"}
     assert {line["domain"] for line in lines if line["source"] == "yes"} == {"home"}
     table = (tmp_path / "scores" / "scores.md").read_text()
-    assert "| road | 72.73 | 72.73 | 100.00 |  |" in table
+    assert "| road | 72.73 | 72.73 | 100.00 | |" in re.sub(" +", " ", table)
+
+
+# The tree of scores.json: what reads it from outside may count on these names and types, in this order.
+TREE = {
+    "weights": {"file": "str", "checkpoint": "str", "seed": "int"},
+    "mean_over_targets": "float",
+    "domains": [
+        {
+            "domain": "str",
+            "subset": "str",
+            "is_source": "bool",
+            "scores": {
+                "iou": {"road": "float", "car": "float", "train": "NoneType"},
+                "mean_iou": "float",
+                "accuracy": "float",
+                "mean_class_accuracy": "float",
+                "frequency_weighted_accuracy": "float",
+            },
+            "loss": "float",
+            "protocol": {
+                "split": "str",
+                "list_hash": "str",
+                "images": "int",
+                "transform": "str",
+                "scales": "str",
+                "classes": "str",
+            },
+            "confusion": [["int"]],
+        }
+    ],
+}
+
+
+def tree(value: Any) -> Any:
+    """Names and types of a JSON value; a list is shown by its first item."""
+    if isinstance(value, dict):
+        return {key: tree(item) for key, item in value.items()}
+    return [tree(value[0])] if isinstance(value, list) else type(value).__name__
+
+
+def test_the_tree_of_the_scores_file_is_kept() -> None:
+    content = json.loads(report().to_json())
+    assert json.dumps(tree(content)) == json.dumps(TREE), "a change of scores.json: say so in the change log"
+    assert all(row.keys() == TREE["domains"][0].keys() for row in content["domains"])  # type: ignore[index,union-attr]
 
 
 def test_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
