@@ -17,6 +17,7 @@ from datasets.domains import load_domains
 from datasets.loaders import build_evaluation_loaders
 from datasets.splits import Splits
 from evaluation import Report, build_evaluator
+from evaluation.report import describe_weights
 from loss import build_criterion
 from loss.whitening import Whitening
 from network import Method, Segmentor, architecture_of, build_network
@@ -77,18 +78,18 @@ def load_network(cfg: Any, content: dict[str, Any]) -> tuple[Segmentor, Any, dic
     path = cfg.RUN.SNAPSHOT
     weights: dict[str, Any] = {"file": path}
     if checkpoint.is_ours(content):
-        saved = config.from_dict(content["config"], source=path)
-        weights.update(checkpoint=content["kind"], epoch=content["progress"]["epoch"])
-        weights.update(ema=saved.OPTIM.EMA_DECAY if content["average"] else None)
-        if content["kind"] != checkpoint.CONVERTED:  # published weights do not say how they were trained
-            weights.update(step=content["progress"]["step"], seed=saved.RUN.SEED, source=" ".join(saved.DATASET.TRAIN))
+        saved, averaged = config.from_dict(content["config"], source=path), bool(content["average"])
         network = build_network(saved)
         load_weights(network, content, path=path)
+        weights |= {"checkpoint": content["kind"]}
+        weights |= describe_weights(network, saved, progress=content["progress"], averaged=averaged)
+        if content["kind"] == checkpoint.CONVERTED:  # published weights do not say how they were trained
+            weights = {key: value for key, value in weights.items() if key not in ("step", "seed", "source")}
         _warn_of_unused(cfg, saved, network.method, path)
     else:
         saved, network = cfg, build_published(cfg, content, path=path)
-        weights.update(checkpoint="published weights without a config", epoch=content.get("epoch"))
-    weights.update(method=network.method.label, network=network.describe())
+        weights |= {"checkpoint": "published weights without a config", "epoch": content.get("epoch")}
+        weights |= {"method": network.method.label, "network": network.describe()}
     return network, saved, weights
 
 

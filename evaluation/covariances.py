@@ -43,8 +43,8 @@ def update_masks(
     whitening: Whitening,
     network: Segmentor,
     splits: Sequence[Split],
-    *,
     appearance: Appearance,
+    *,
     device: torch.device,
 ) -> list[Tensor]:
     """Give ISW new masks: the covariances that change most when only the appearance of an image does.

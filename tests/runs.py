@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import config
-import train
+import run
 from datasets.domains import load_domains
 from datasets.splits import Splits
 from utils.runs import Start
@@ -40,10 +40,10 @@ def run_folder(out: Path) -> Path:
     return folders[0]
 
 
-def build_run(arguments: list[str], start: Start | None = None) -> train.Run:
+def build_run(arguments: list[str], start: Start | None = None) -> run.Run:
     """Return the parts of the run that train.py would do with these arguments."""
     cfg = config.parse(arguments, program="train")
-    return train.build_run(cfg, Splits(load_domains(cfg)), device=torch.device("cpu"), start=start or Start())
+    return run.build_run(cfg, Splits(load_domains(cfg)), device=torch.device("cpu"), start=start or Start())
 
 
 def read_weights(file: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import config
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("datasets", "demo_world", "evaluation", "loss", "network", "scripts", "transforms", "utils")
 PROGRAMS = ("train", "valid", "scripts")  # nothing imports what has a main
-OWN = {*PACKAGES, *PROGRAMS, "config", "optimizer"}
+OWN = {*PACKAGES, *PROGRAMS, "config", "optimizer", "run"}
 ALLOWED = {  # part of the project -> what of the project it may import besides itself
     "utils": {"utils"},
     "transforms": {"utils", "transforms"},
@@ -26,6 +26,7 @@ ALLOWED = {  # part of the project -> what of the project it may import besides 
     "optimizer": {"utils"},
     "config": {"utils"},
     "evaluation": {"utils", "transforms", "datasets", "network", "loss", "evaluation"},
+    "run": {"config", "optimizer", "utils", "transforms", "datasets", "network", "loss", "evaluation"},
     "demo_world": {"utils", "datasets.labels", "datasets.codec", "datasets.domains", "demo_world"},
 }
 LAZY = {"cv2", "kmeans1d", "matplotlib", "skimage", "tensorboardX", "thop"}  # imported where they are used

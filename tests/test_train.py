@@ -18,6 +18,7 @@ import train
 import valid
 from datasets.loaders import TrainingBatch
 from network.layers import SharedDropout2d
+from run import Run, restore
 from tests.runs import build_run, launch, read_weights, run_folder, train_arguments
 from utils.errors import UserError
 from utils.logs import LossMeter, MetricWriter, read_history
@@ -154,7 +155,7 @@ def test_a_resumed_run_takes_the_rate_that_it_is_given(
     more = ("--snapshot", str(straight / "last.pth"), "--restore_optimizer", "--max_iter", "8", "--lr", "0.5")
     start = Start(straight / "last.pth")
     run = build_run(resumable(small_camvid, tmp_path, *more, "--momentum", "0.8"), start)
-    train.restore(run, start)
+    restore(run, start)
     (group,) = run.optimizer.param_groups
     assert group["lr"] == pytest.approx(0.5 * (1 - 4 / 8) ** 0.9)
     assert group["momentum"] == 0.8
@@ -168,7 +169,7 @@ def test_options_that_an_older_checkpoint_lacks_have_not_changed(
     del content["config"]["OPTIM"]["EMA_DECAY"], content["config"]["LOSS"]
     torch.save(content, tmp_path / "older.pth")
     start = Start(tmp_path / "older.pth")
-    train.restore(build_run(resumable(small_camvid, tmp_path, "--lr", "0.02"), start), start)
+    restore(build_run(resumable(small_camvid, tmp_path, "--lr", "0.02"), start), start)
     assert re.findall(r"continuing with another (\S+):", caplog.text) == ["OPTIM.LR"]
 
 
@@ -186,7 +187,7 @@ def test_averaged_weights_are_scored_and_everything_resumes(small_camvid: Path, 
     weight = next(iter(expected["network"]))
     assert not torch.equal(expected["network"][weight], expected["average"][weight])
 
-    def dies(run: train.Run, meter: Any, batches: Any) -> None:
+    def dies(run: Run, meter: Any, batches: Any) -> None:
         if run.progress.step == 2:
             raise Killed
         original(run, meter, batches)

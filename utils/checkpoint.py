@@ -159,7 +159,7 @@ class RunState:
         if not torch.stack([parameter.isfinite().all() for parameter in self.network.parameters()]).all():
             raise UserError(
                 f"step {self.progress.step}: the weights are not finite; {path.name} stays as it was: lower --lr and "
-                "continue with --resume auto"
+                "resume with --resume auto"
             )
         parts = ("network", "criterion", "optimizer", "scheduler", "scaler")
         save(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
 import json
@@ -37,26 +38,24 @@ def find_start(cfg: Any) -> Start:
     """Find what --resume or --snapshot with --restore_optimizer name; rank 0 looks, every process gets its answer.
 
     Raises:
-        UserError: the file to continue from is not there.
+        UserError: the file to resume from is not there.
     """
-    found = distributed.broadcast_object(_find_start(cfg) if distributed.is_main() else None)
-    assert isinstance(found, Start)
-    return found
 
-
-def _find_start(cfg: Any) -> Start:
-    if cfg.RUN.RESUME == "auto":
-        newest = checkpoint.latest(_root(cfg))
+    def find() -> Start:
+        file, newest = Path(cfg.RUN.RESUME), None
+        if cfg.RUN.RESUME == "auto":
+            newest = checkpoint.latest(_root(cfg))
+        elif cfg.RUN.RESUME:
+            if not file.is_file():
+                raise UserError(f"--resume {file}: there is no such file")
+            # from an older checkpoint, or one outside of a run, a run goes on elsewhere, so that it overwrites nothing
+            in_run = file.name == "last.pth" and (file.parent / "config.yaml").is_file()
+            return Start(file, file.parent if in_run else None)
         if newest is not None:
             return Start(newest, newest.parent)
-    elif cfg.RUN.RESUME:
-        file = Path(cfg.RUN.RESUME)
-        if not file.is_file():
-            raise UserError(f"--resume {file}: there is no such file")
-        # from an older or foreign checkpoint a run goes on elsewhere, so that it overwrites nothing
-        own = file.name == "last.pth" and (file.parent / "config.yaml").is_file()
-        return Start(file, file.parent if own else None)
-    return Start(Path(cfg.RUN.SNAPSHOT)) if cfg.RUN.RESTORE_OPTIMIZER and cfg.RUN.SNAPSHOT else Start()
+        return Start(Path(cfg.RUN.SNAPSHOT)) if cfg.RUN.RESTORE_OPTIMIZER and cfg.RUN.SNAPSHOT else Start()
+
+    return distributed.from_main(find)
 
 
 def _root(cfg: Any) -> Path:
@@ -69,31 +68,28 @@ def open_folder(cfg: Any, start: Start) -> Path:
     Raises:
         UserError: this folder or that of --tb_path cannot be made.
     """
-    folder = start.folder
-    if distributed.is_main():
+
+    def make() -> Path:
         make_folder(Path(cfg.RUN.TB_PATH))  # before the run's, so that a refusal leaves no empty one
         try:
-            folder = folder or _new_folder(_root(cfg))
+            folder = start.folder or _new_folder(_root(cfg))
         except OSError as error:
-            raise UserError(
-                f"--ckpt {cfg.RUN.CKPT}: the run folder cannot be made ({error.strerror or error})"
-            ) from error
+            reason = error.strerror or error
+            raise UserError(f"--ckpt {cfg.RUN.CKPT}: the run folder cannot be made ({reason})") from error
         for file in folder.glob(".*.tmp"):  # what a kill in the middle of a save left behind
             file.unlink(missing_ok=True)
-    folder = distributed.broadcast_object(folder)
-    assert isinstance(folder, Path)
-    return folder
+        return folder
+
+    return distributed.from_main(make)
 
 
 def _new_folder(root: Path) -> Path:
     stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     for number in itertools.count(1):
         folder = root / (stamp if number == 1 else f"{stamp}_{number}")
-        try:
+        with contextlib.suppress(FileExistsError):
             folder.mkdir(parents=True)
             return folder
-        except FileExistsError:
-            continue
     raise AssertionError
 
 
