@@ -37,8 +37,8 @@ from evaluation.features import FeatureDrawer
 from evaluation.report import Report
 from evaluation.scoring import Scorer, autocast_dtype, selection_scores
 from loss import build_criterion, collect_masks, covariance
-from network import build_network, load_pretrained
-from network.legacy import load_weights
+from network import build_network
+from network.weights import load_pretrained, load_weights, upgrade_checkpoint
 from optimizer import apply_settings, build_average, build_optimizer, build_scheduler
 from transforms.build import build_appearance, build_fixed_copy, build_normalisation, statistics_pair
 from transforms.edges import edge_target
@@ -372,7 +372,7 @@ class Trainer:
         check_continuation(
             content, saved, now, path=path, steps_per_epoch=self.steps_per_epoch, global_batch=self.global_batch
         )
-        self.state.load(content, path=path)
+        self.state.load(upgrade_checkpoint(content, self.network), path=path)
         apply_settings(cfg, self.optimizer, self.scheduler)
 
     def _log_start(self) -> None:

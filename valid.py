@@ -20,8 +20,7 @@ from evaluation.report import Report
 from evaluation.scoring import Scorer, autocast_dtype
 from loss import build_criterion, covariance
 from network import Method, Segmentor, architecture_of, build_network
-from network.legacy import load_weights
-from network.published import build_published
+from network.weights import build_published, load_weights
 from transforms.build import build_fixed_copy, build_normalisation
 from transforms.edges import edge_target
 from utils import checkpoint, distributed, logs, pictures

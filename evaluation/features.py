@@ -47,7 +47,7 @@ class FeatureDrawer:
     """Draws a network's inner values for single images.
 
     Attributes:
-        network: a segmentor (network.segmentor).
+        network: a segmentor (network.deeplab).
         whitening: holds the masks (loss.whitening), None where the method has none.
         photometric_copy: (3,H,W) uint8 -> the copy, uint8, and the normalised pair (2,3,H,W) of copy and image.
         covariance: (B,C,h,w) -> (B,C,C).

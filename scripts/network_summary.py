@@ -30,7 +30,7 @@ class Summary(NamedTuple):
     parameters: int  # all, those of the heads that only train too
     multiply_adds: int  # of convolutions, matrix products and attention, counted by thop
     torch_multiply_adds: int  # the same by torch's flop counter
-    shapes: dict[str, tuple[int, int, int]]  # what stem and stages return, channels x height x width
+    shapes: dict[str, tuple[int, ...]]  # what the stages return, channels x height x width
     activations: int  # values that all convolutions return
 
 
@@ -64,24 +64,19 @@ def summarise(network: Segmentor, *, size: tuple[int, int]) -> Summary:
     )
 
 
-def _activations(scoring: _Scoring, images: Tensor) -> tuple[dict[str, tuple[int, int, int]], int]:
-    shapes: dict[str, tuple[int, int, int]] = {}
+def _activations(scoring: _Scoring, images: Tensor) -> tuple[dict[str, tuple[int, ...]], int]:
     sizes: list[int] = []
-    backbone = scoring.network.backbone
-    parts = {"stem": backbone.stem, **{f"stage{number}": stage for number, stage in enumerate(backbone.stages(), 1)}}
     hooks = [
         layer.register_forward_hook(lambda *call: sizes.append(call[2].numel()))
         for layer in scoring.modules()
         if isinstance(layer, nn.Conv2d)
     ]
-    for name, part in parts.items():
-        hooks.append(
-            part.register_forward_hook(lambda *call, name=name: shapes.update({name: tuple(call[2][0].shape[1:])}))
-        )
     with torch.no_grad():
         scoring(images)
-    for hook in hooks:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
+        stages, _ = scoring.network.backbone.outputs(images)
+    shapes = {f"stage{number}": (*maps.shape[1:],) for number, maps in enumerate(stages, 1)}
     return shapes, sum(sizes)
 
 
