@@ -25,8 +25,8 @@ from datasets.splits import Splits
 from evaluation import Evaluator, build_evaluator
 from evaluation.covariances import whitened_splits
 from loss import Criterion, build_criterion
-from network import Segmentor, build_network, load_pretrained, resolve_jitter
-from network.legacy import load_weights
+from network import Segmentor, build_network, resolve_jitter
+from network.weights import load_pretrained, load_weights, upgrade_checkpoint
 from optimizer import apply_settings, build_average, build_optimizer, build_scheduler
 from transforms.appearance import Appearance
 from transforms.build import build_appearance
@@ -126,7 +126,7 @@ def restore(run: Run, start: Start) -> None:
     saved, now = (config.to_dict(tree) for tree in (config.from_dict(content["config"], source=str(path)), cfg))
     batch = run.loader.batches.global_batch
     check_continuation(content, saved, now, path=path, steps_per_epoch=run.steps_per_epoch, global_batch=batch)
-    run.load(content, path=path)
+    run.load(upgrade_checkpoint(content, run.network), path=path)
     apply_settings(cfg, run.optimizer, run.scheduler)
 
 

@@ -21,8 +21,7 @@ from evaluation.report import describe_weights
 from loss import build_criterion
 from loss.whitening import Whitening
 from network import Method, Segmentor, architecture_of, build_network
-from network.legacy import load_weights
-from network.published import build_published
+from network.weights import build_published, load_weights
 from utils import checkpoint, distributed, logs, pictures
 from utils.errors import UserError, run_entry_point
 from utils.files import make_folder

@@ -15,12 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from loss.masks import MaskStatistics
-from network import resolve_method
-from network.deeplab import PlainSegmentor
-from network.diia import DIIASegmentor
-from network.legacy import convert_state_dict
-from network.resnet import RESNET50, RESNET101, ResNet
-from network.style import read_codes
+from network import BACKBONES, Architecture, Segmentor, assemble, resolve_method
+from network.weights import convert_published
 
 R50 = "network.deepv3.DeepR50V3PlusD"
 R101 = "network.deepv3.DeepR101V3PlusD"
@@ -123,10 +119,10 @@ def fill(name: str, shape: Iterable[int]) -> Tensor:
     return torch.from_numpy(np.asarray(values, dtype=np.float32))
 
 
-def fill_network(network: nn.Module, original_names: Iterable[str]) -> dict[str, str]:
+def fill_network(network: Segmentor, original_names: Iterable[str]) -> dict[str, str]:
     """Load the rule's weights strictly and switch dropout off; returns our name -> the original's."""
     state = network.state_dict()
-    names = convert_state_dict({name: name for name in original_names}, wanted=state)
+    names = convert_published({name: name for name in original_names}, network, path="the original")
     assert names.keys() == state.keys(), names.keys() ^ state.keys()
     network.load_state_dict({ours: fill(original, state[ours].shape) for ours, original in names.items()})
     for layer in network.modules():
@@ -206,10 +202,8 @@ def gap(found: Any, wanted: Any) -> float:
 def small_network(method: str = "diia", *, codes: Iterable[int] | None = None, deep_stem: bool = False) -> Any:
     """A network of the given method with one block per stage: quick to build and run."""
     row = resolve_method(method, None if codes is None else list(codes))
-    spec = dataclasses.replace(RESNET101 if deep_stem else RESNET50, blocks=(1, 1, 1, 1))
-    backbone = ResNet(spec, sites=read_codes(row.codes, positions=spec.positions))
-    build = PlainSegmentor if row.head == "plain" else DIIASegmentor
-    return build(backbone, method=row, num_classes=19)
+    spec: Any = BACKBONES["resnet101_deep" if deep_stem else "resnet50"]
+    return assemble(Architecture(dataclasses.replace(spec, blocks=(1, 1, 1, 1)), 16), method=row)
 
 
 def sample(batch: int = 2, height: int = 48, width: int = 64) -> tuple[Tensor, Tensor, Tensor]:

@@ -49,21 +49,21 @@ def test_resnet101_has_three_stem_convolutions_and_captures_there() -> None:
     ]
     assert features.fused.shape == (2, 19, 64, 64) and features.aux.shape == (2, 19, 4, 4)
     names = network.state_dict()
-    assert names["backbone.stem.convs.2.weight"].shape == (128, 64, 3, 3)
-    assert "backbone.stage3.blocks.22.conv3.weight" in names and "backbone.stage3.blocks.23.conv3.weight" not in names
+    assert names["backbone.conv3.weight"].shape == (128, 64, 3, 3)
+    assert "backbone.layer3.22.conv3.weight" in names and "backbone.layer3.23.conv3.weight" not in names
 
 
 def test_last_stage_is_dilated_instead_of_strided() -> None:
-    stage = on_meta("base").backbone.stage4
-    for block in stage.blocks:
+    stage = on_meta("base").backbone.layer4
+    for block in stage:
         assert (block.conv2.stride, block.conv2.dilation, block.conv2.padding) == ((1, 1), (2, 2), (2, 2))
-    assert stage.blocks[0].shortcut.conv.stride == (1, 1)
+    assert stage[0].downsample[0].stride == (1, 1)
 
 
 def test_initial_values() -> None:
     torch.manual_seed(0)
     network = reference.small_network()
-    conv = network.backbone.stem.convs[0].weight  # fan-out: 64 * 7 * 7
+    conv = network.backbone.conv1.weight  # fan-out: 64 * 7 * 7
     assert conv.std().item() == pytest.approx((2 / (64 * 49)) ** 0.5, rel=0.05)
     conv = network.fused.refine[0].conv.weight  # fan-in: 304 * 3 * 3
     assert conv.std().item() == pytest.approx((2 / (304 * 9)) ** 0.5, rel=0.05)

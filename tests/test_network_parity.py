@@ -31,10 +31,6 @@ STORED = "r50_base r50_irw r50_isw r50_sw r101os8_ibn mobile_base shuffle_ibn r1
 TERMS = ("coarse", "aux", "fused", "layout", "edge_logits", "edge", "whitening")
 # The original's name of an intermediate tensor -> our module.
 MODULES = {
-    "layer1": "backbone.stage1",
-    "layer2": "backbone.stage2",
-    "layer3": "backbone.stage3",
-    "layer4": "backbone.stage4",
     "aspp": "coarse.aspp",
     "bot_aspp": "coarse.reduce",
     "final1": "coarse.refine",
@@ -158,11 +154,13 @@ def diia() -> Evaluated:
         for hook in hooks:
             hook.remove()
         predicted = network.predict(images)
+        stages, _ = network.backbone.outputs(images)
+        seen |= {f"layer{number}": maps for number, maps in enumerate(stages, 1)}
         for index in (0, 1):
             pair = [reference.inputs(f"cov{index}_{kind}", 1, 128, 160)[0] for kind in ("ph", "or")]
             statistics.update(network.style_features(torch.cat(pair)))
     step = train_step(network, names, reference.inputs("a", 2, 128, 256))
-    return Evaluated(output, predicted, seen, statistics, step, network.backbone.sites)
+    return Evaluated(output, predicted, seen, statistics, step, network.backbone.kinds)
 
 
 def test_carried_evaluation(diia: Evaluated) -> None:
@@ -198,8 +196,8 @@ def test_evaluation(diia: Evaluated, golden: Path) -> None:
 
 def test_intermediate_tensors(diia: Evaluated, golden: Path) -> None:
     wanted = np.load(golden / "inter_isw_b.npz")
-    assert set(wanted.files) == {*MODULES, "softmax"}
-    for name in MODULES:
+    assert set(wanted.files) == {*diia.seen, "softmax"}
+    for name in diia.seen:
         found = diia.seen[name]
         assert gap(found[:, :: found.shape[1] // wanted[name].shape[1]], wanted[name]) < OUTPUT, name
     query, key = (diia.seen[f"{name}_conv"].flatten(2) for name in ("query", "key"))

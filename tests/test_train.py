@@ -295,7 +295,7 @@ def test_other_rows_train_and_are_known_again(method: str, small_camvid: Path, t
     assert f"method {method} (" in about["network"]
     state = network.state_dict()
     if method == "sw":
-        assert state["backbone.stem.norms.0.running_cov"].any()
+        assert state["backbone.sites.stem1.running_cov"].any()
     assert not any(name.startswith("edge.") for name in state)
 
 
