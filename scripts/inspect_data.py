@@ -124,7 +124,7 @@ def inspect_domain(
 ) -> Inspection:
     """Count the classes of a domain's pairs, and those of the crops that plain and class-uniform sampling make."""
     workers = choose_workers(cfg.DATASET.NUM_WORKERS)
-    data = {"cache_dir": cfg.DATASET.CACHE_DIR, "workers": workers}
+    data = {"cache_dir": cfg.DATASET.CENTROID_CACHE, "workers": workers}
     tile, seed = domain.tile or cfg.DATASET.CLASS_UNIFORM_TILE, cfg.RUN.SEED
     pixels = pixels_per_label(pairs, domain, **data)  # (N, 20)
     centroids = source_centroids(pairs, encoding=domain.encoding, tile=tile, name=domain.name, **data)
