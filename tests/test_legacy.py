@@ -10,6 +10,7 @@ import torch
 from network import build_network
 from network.legacy import convert_state_dict, detect_head, unwrap_state
 from tests import reference
+from tests.street_data import make_cfg
 from utils.errors import UserError
 
 # Batch norms that a style site bypasses: the published file has them, nothing reads them.
@@ -21,7 +22,7 @@ def test_names_and_shapes_of_every_configuration(key: str, test_data: Path, capl
     with torch.device("meta"):
         if key in reference.DIIA:
             arch, codes = reference.DIIA[key]
-            network = build_network(reference.options("diia", codes=codes, arch=arch))
+            network = build_network(make_cfg(WT_LAYER=codes, ARCH=arch))
         else:
             network = build_network(reference.robustnet(key.removeprefix("rn/")))
     wanted = reference.shapes(test_data, key)
@@ -61,7 +62,7 @@ def test_conversion_without_reference_files() -> None:
     carried = reference.carried()
     for key, method in (("diia_isw", "diia"), ("plain_irw", "irw")):
         with torch.device("meta"):
-            network = build_network(reference.options(method))
+            network = build_network(make_cfg(METHOD=method))
         converted = convert_state_dict({name: name for name in carried[key]["names"]})
         assert converted.keys() == network.state_dict().keys()
 
