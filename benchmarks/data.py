@@ -176,7 +176,8 @@ def first_batch(root: Path, pair: Pair) -> Callable[[], Work]:
 
     def setup() -> Work:
         flags = f"--dataset gtav --val_dataset gtav --pretrained none --bs_mult 8 --crop_size {CROP} --gblur"
-        flags += f" --color_aug 0.5 --class_uniform_pct 0.5 --cache_dir {root / 'cache'} --ckpt {root} --tb_path {root}"
+        flags += f" --color_aug 0.5 --class_uniform_pct 0.5 --centroid_cache {root / 'cache'}"
+        flags += f" --ckpt {root} --tb_path {root}"
         opts = ["--opts", f"DATASET.GTAV_DIR={linked_frames(root, pair)}"]
         command = [sys.executable, "-c", UNTIL_FIRST_BATCH, *flags.split(), *opts]
         return partial(subprocess.run, command, cwd=REPOSITORY, check=True, capture_output=True)

@@ -26,7 +26,7 @@ from utils.tables import format_table
 Work = Callable[[], object]
 
 
-def network_of(method: str, device: torch.device) -> tuple[Segmentor, config.Settings]:
+def network_of(method: str, device: torch.device) -> tuple[Segmentor, config.Config]:
     """Build a method's ResNet-50 network with random weights."""
     cfg = config.parse(["--method", method, "--clusters", "3", "--crop_size", "768", "--gblur"], program="train")
     torch.manual_seed(0)

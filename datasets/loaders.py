@@ -95,7 +95,7 @@ class TrainingLoader:
         cores, workers = choose_workers(-1), self.loader.num_workers
         ways = [f"raise --num_workers above {workers}"] if workers < cores else []
         if not self.cached:
-            ways.append("keep decoded frames with --cache DIR")
+            ways.append("keep decoded frames with --frame_cache DIR")
         return " or ".join(ways) or f"{cores} workers and the cache are in use already; use a faster disk"
 
 
@@ -144,7 +144,7 @@ def _centroids(cfg: Any, split: Split) -> np.ndarray:
         encoding=split.encoding,
         tile=split.domain.tile,
         name=split.domain.name,
-        cache_dir=cfg.DATASET.CACHE_DIR,
+        cache_dir=cfg.DATASET.CENTROID_CACHE,
         workers=choose_workers(cfg.DATASET.NUM_WORKERS),
     )
 
@@ -176,7 +176,7 @@ def _boosted(cfg: Any, splits: Splits, sources: Sequence[Source]) -> tuple[Split
 
 def frame_cache(cfg: Any) -> FrameCache | None:
     """Return the run's folder of decoded frames, if it has one."""
-    return FrameCache(Path(cfg.DATASET.FRAMES_DIR).expanduser().resolve()) if cfg.DATASET.FRAMES_DIR else None
+    return FrameCache(Path(cfg.DATASET.FRAME_CACHE).expanduser().resolve()) if cfg.DATASET.FRAME_CACHE else None
 
 
 def _describe_images(cfg: Any, sources: Sequence[Source]) -> str:
@@ -185,7 +185,7 @@ def _describe_images(cfg: Any, sources: Sequence[Source]) -> str:
     text = f"training images: {counts}; " + (f"class-uniform share {share:g}" if share else "plain sampling")
     if len(names) > 1:
         text += "; pooled" if cfg.DATASET.IMAGE_UNIFORM_SAMPLING else "; equal shares per domain"
-    return text + (f"; decoded frames in {cfg.DATASET.FRAMES_DIR}" if cfg.DATASET.FRAMES_DIR else "")
+    return text + (f"; decoded frames in {cfg.DATASET.FRAME_CACHE}" if cfg.DATASET.FRAME_CACHE else "")
 
 
 @dataclass(eq=False)

@@ -134,7 +134,7 @@ def inspect_domain(
     workers, seed = choose_workers(cfg.DATASET.NUM_WORKERS), cfg.RUN.SEED
     tile, cache = (
         domain.tile or cfg.DATASET.CLASS_UNIFORM_TILE,
-        {"cache_dir": cfg.DATASET.CACHE_DIR, "workers": workers},
+        {"cache_dir": cfg.DATASET.CENTROID_CACHE, "workers": workers},
     )
     pixels = pixels_per_label(pairs, domain, **cache)  # (N, 20)
     centroids = source_centroids(pairs, encoding=domain.encoding, tile=tile, name=domain.name, **cache)

@@ -1,4 +1,4 @@
-"""The rule that the reference values were made by: weights and inputs rebuilt from names, and a tree of options."""
+"""The rule that the reference values were made by: weights and inputs rebuilt from names."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from config import Config
 from loss.masks import MaskStatistics
 from network import BACKBONES, Architecture, Segmentor, assemble, resolve_method
 from network.weights import convert_published
+from tests.street_data import make_cfg
 
 R50 = "network.deepv3.DeepR50V3PlusD"
 R101 = "network.deepv3.DeepR101V3PlusD"
@@ -48,43 +49,10 @@ DIIA = {
 VALUES = Path(__file__).with_name("reference_values.json")
 
 
-def options(
-    method: str = "diia",
-    *,
-    codes: Iterable[int] | None = None,
-    arch: str = R50,
-    backbone: str = "",
-    output_stride: int = 0,
-    freeze_bn: bool = False,
-    confidence: str = "logits",
-    relax_denom: float | None = None,
-    class_weights: bool = False,
-    **loss: Any,
-) -> SimpleNamespace:
-    """The options that the builders of network and loss read; `loss` are keys of the section LOSS."""
-    plain = {"IMAGE_WEIGHTS": False, "BATCH_WEIGHTS": False, "WEIGHT_BOUND": 1.0, "RELAX_BORDERS": False}
-    plain |= {"OHEM_THRESH": 0.0, "OHEM_MIN_KEPT": 0}
-    return SimpleNamespace(
-        NETWORK=SimpleNamespace(
-            ARCH=arch,
-            BACKBONE=backbone,
-            OUTPUT_STRIDE=output_stride,
-            METHOD=method,
-            WT_LAYER=None if codes is None else list(codes),
-            FREEZE_BN=freeze_bn,
-        ),
-        LOSS=SimpleNamespace(
-            **{**plain, "STRICT_CLASSES": [], "LAYOUT_CONFIDENCE": confidence, "CLASS_WEIGHTS": class_weights, **loss}
-        ),
-        WHITENING=SimpleNamespace(REG_WEIGHT=0.6, RELAX_DENOM=relax_denom),
-        AUGMENT=SimpleNamespace(CROP_SIZE=8),
-    )
-
-
-def robustnet(key: str) -> SimpleNamespace:
+def robustnet(key: str) -> Config:
     """The options of one of RobustNet's networks."""
     arch, method, codes = ROBUSTNET[key]
-    return options(method, codes=codes, arch=f"network.deepv3.Deep{arch}")
+    return make_cfg(METHOD=method, WT_LAYER=codes, ARCH=f"network.deepv3.Deep{arch}")
 
 
 def stream(name: str) -> np.random.RandomState:

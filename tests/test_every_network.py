@@ -18,6 +18,7 @@ from loss import build_criterion
 from network import BACKBONES, METHODS, Architecture, Segmentor, assemble, resolve_method
 from network.backbones import BackboneSpec, ResNetSpec
 from tests import reference
+from tests.street_data import make_cfg
 from utils.errors import UserError
 
 SIZE = (48, 64)
@@ -70,7 +71,7 @@ def build(method: str, name: str, stride: int, codes: tuple[int, ...] | None = N
 
 
 def loss_of(network: Segmentor) -> Any:
-    criterion: Any = build_criterion(reference.options(), method=network.method, style_channels=network.style_channels)
+    criterion: Any = build_criterion(make_cfg(), method=network.method, style_channels=network.style_channels)
     if network.method.whitening == "isw":
         criterion.whitening.intersect_masks(
             [torch.ones(c, c, dtype=torch.bool).triu(1) for c in network.style_channels]

@@ -304,7 +304,7 @@ def test_workers_ranks_and_the_cache_change_nothing(
     monkeypatch.chdir(tmp_path)
     values = {"TRAIN": ["gtav", "synthia"], "CLASS_UNIFORM_PCT": 0.5}
     plain = list(train_on(config(streets, tmp_path, **values)).epoch(0))
-    values |= {"FRAMES_DIR": frames, "NUM_WORKERS": workers}
+    values |= {"FRAME_CACHE": frames, "NUM_WORKERS": workers}
     ranks = [train_on(config(streets, tmp_path, BATCH_SIZE=1, **values), rank=rank, world_size=2) for rank in (0, 1)]
     for _ in range(2):  # filled, then read
         parts = [list(rank.epoch(0)) for rank in ranks]
@@ -315,7 +315,7 @@ def test_workers_ranks_and_the_cache_change_nothing(
 def test_statistics_from_the_cache_are_the_same(streets: Path, tmp_path: Path) -> None:
     statistics = [
         list(build_statistics_loader(cfg, opened(cfg, "gtav", "train"), trial=0, rank=0, world_size=1))
-        for cfg in (config(streets, tmp_path), config(streets, tmp_path, FRAMES_DIR=str(tmp_path / "frames")))
+        for cfg in (config(streets, tmp_path), config(streets, tmp_path, FRAME_CACHE=str(tmp_path / "frames")))
     ]
     assert all(torch.equal(a.image, b.image) for a, b in zip(*statistics, strict=True))
 
@@ -325,7 +325,7 @@ def test_workers_may_start_in_any_way(
     streets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
 ) -> None:
     alone = list(train_on(config(streets, tmp_path, CLASS_UNIFORM_PCT=0.5)).epoch(0))
-    cfg = config(streets, tmp_path, CLASS_UNIFORM_PCT=0.5, NUM_WORKERS=1, FRAMES_DIR=str(tmp_path / "frames"))
+    cfg = config(streets, tmp_path, CLASS_UNIFORM_PCT=0.5, NUM_WORKERS=1, FRAME_CACHE=str(tmp_path / "frames"))
     loader = train_on(cfg)
     loader.loader.multiprocessing_context = start
     assert all(same(*pair) for pair in zip(alone, loader.epoch(0), strict=True))
@@ -386,6 +386,6 @@ def test_the_share_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_advice_names_what_is_left_to_do(streets: Path, tmp_path: Path) -> None:
     few = train_on(config(streets, tmp_path))
-    assert "raise --num_workers above 0" in few.advice() and "--cache DIR" in few.advice()
-    cached = train_on(config(streets, tmp_path, FRAMES_DIR=str(tmp_path / "frames"), NUM_WORKERS=choose_workers(-1)))
-    assert "--num_workers" not in cached.advice() and "--cache" not in cached.advice()
+    assert "raise --num_workers above 0" in few.advice() and "--frame_cache DIR" in few.advice()
+    cached = train_on(config(streets, tmp_path, FRAME_CACHE=str(tmp_path / "frames"), NUM_WORKERS=choose_workers(-1)))
+    assert "--num_workers" not in cached.advice() and "--frame_cache" not in cached.advice()

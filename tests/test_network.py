@@ -12,33 +12,34 @@ from network import ARCHITECTURES, build_network
 from network.layers import ASPP, ImagePooling
 from scripts.network_summary import summarise
 from tests import reference
+from tests.street_data import make_cfg
 from utils.errors import UserError
 
 
 def on_meta(method: str, **changes: Any) -> Any:
     with torch.device("meta"):
-        return build_network(reference.options(method, **changes))
+        return build_network(make_cfg(METHOD=method, **changes))
 
 
 def test_unknown_architecture_names_the_closest() -> None:
     with pytest.raises(UserError, match=r"did you mean 'network\.deepv3\.DeepR50V3PlusD'"):
-        build_network(reference.options(arch="network.deepv3.DeepR50V3PlusC"))
+        build_network(make_cfg(ARCH="network.deepv3.DeepR50V3PlusC"))
     with pytest.raises(UserError, match="position 1"):
-        build_network(reference.options(codes=[0, 2, 2, 2, 2, 0, 0]))
+        build_network(make_cfg(WT_LAYER=[0, 2, 2, 2, 2, 0, 0]))
 
 
 @pytest.mark.parametrize(("arch", "millions"), [(reference.R50, "51.72 M"), (reference.R101, "70.84 M")])
 def test_description(arch: str, millions: str) -> None:
-    line = on_meta("diia", arch=arch, freeze_bn=True).describe()
+    line = on_meta("diia", ARCH=arch, FREEZE_BN=True).describe()
     title = ARCHITECTURES[arch].backbone.title
     for word in (title, millions, "output stride 16", "DIIA head", "ISW", "stage2=whiten", "statistics frozen"):
         assert word in line
     assert "\n" not in line
-    assert "plain DeepLabV3+ head" in on_meta("ibn", arch=arch).describe()
+    assert "plain DeepLabV3+ head" in on_meta("ibn", ARCH=arch).describe()
 
 
 def test_resnet101_has_three_stem_convolutions_and_captures_there() -> None:
-    network = on_meta("isw", arch=reference.R101, codes=[2, 2, 0, 2, 2, 0, 0])
+    network = on_meta("isw", ARCH=reference.R101, WT_LAYER=[2, 2, 0, 2, 2, 0, 0])
     assert network.style_channels == (64, 64, 256, 512)
     features = network(torch.zeros(2, 3, 64, 64, device="meta"))
     assert [tuple(maps.shape[1:]) for maps in features.style] == [
@@ -77,7 +78,7 @@ def test_initial_values() -> None:
 
 @pytest.mark.parametrize("method", ["sw", "ibn", "diia"])
 def test_summary_counts_what_torch_counts(method: str) -> None:
-    found = summarise(on_meta(method, backbone="resnet18"), size=(64, 96))
+    found = summarise(on_meta(method, BACKBONE="resnet18"), size=(64, 96))
     assert found.multiply_adds == pytest.approx(found.torch_multiply_adds, rel=0.01)
     assert found.shapes["stage1"] == (64, 16, 24) and found.shapes["stage4"] == (512, 4, 6)
 

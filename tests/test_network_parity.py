@@ -22,6 +22,7 @@ from loss.masks import MaskStatistics
 from network import build_network
 from tests import reference
 from tests.reference import gap
+from tests.street_data import make_cfg
 
 DIMS = (64, 256, 512)
 OUTPUT, LOSS = 3e-5, 1e-5
@@ -71,7 +72,7 @@ def build(cfg: Any, names: Iterable[str]) -> tuple[Any, dict[str, str]]:
 
 
 def build_loss(network: Any) -> Any:
-    cfg = reference.options()
+    cfg = make_cfg()
     criterion: Any = build_criterion(cfg, method=network.method, style_channels=network.style_channels)
     if network.method.whitening == "isw":
         for trial in (0, 1):
@@ -137,7 +138,7 @@ class Evaluated:
 
 @pytest.fixture(scope="module")
 def diia() -> Evaluated:
-    network, names = build(reference.options(), reference.carried()["diia_isw"]["names"])
+    network, names = build(make_cfg(), reference.carried()["diia_isw"]["names"])
     network.eval()
     seen: dict[str, Tensor] = {}
     hooks = []
@@ -241,7 +242,7 @@ def test_training_step(diia: Evaluated, golden: Path) -> None:
 
 
 def test_training_step_without_style_sites(golden: Path, test_data: Path) -> None:
-    network, names = build(reference.options(codes=[0] * 7), reference.shapes(test_data, "r50_base"))
+    network, names = build(make_cfg(WT_LAYER=[0] * 7), reference.shapes(test_data, "r50_base"))
     step = train_step(network, names, reference.inputs("a", 2, 128, 256))
     check_whole_step(step, np.load(golden / "train_base_a.npz"), sites={})
 

@@ -18,6 +18,7 @@ from network.diia import TripleAggregation, coarse_layout
 from network.style import SITE_KINDS, build_site
 from tests import reference
 from tests.reference import gap
+from tests.street_data import make_cfg
 
 DIMS = (64, 256, 512)
 OUTPUT, LOSS = 3e-5, 1e-5
@@ -26,7 +27,7 @@ OUTPUT, LOSS = 3e-5, 1e-5
 def test_masks_of_two_trials(golden: Path) -> None:
     wanted = np.load(golden / "isw.npz")
     network = reference.small_network("isw")
-    criterion = build_criterion(reference.options("isw"), method=network.method, style_channels=DIMS)
+    criterion = build_criterion(make_cfg(METHOD="isw"), method=network.method, style_channels=DIMS)
     whitening: Any = criterion.whitening
     for trial in (0, 1):
         whitening.intersect_masks(reference.trial_masks(trial))

@@ -281,7 +281,7 @@ def test_a_batch_of_one_trains_and_waiting_for_data_is_told(
     log = (run_folder(tmp_path) / "log.txt").read_text()
     shares = [int(share) for share in re.findall(r"; (\d+)% of the time waiting for data", log)]
     assert len(shares) == 2 and all(0 <= share < 100 for share in shares)
-    advice = re.findall(r"waits for data \d+% of the time: raise --num_workers above 0 or .* --cache DIR", log)
+    advice = re.findall(r"waits for data \d+% of the time: raise --num_workers above 0 or .* --frame_cache DIR", log)
     assert len(advice) == log.count("waits for data") == advised
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from network import BACKBONES, Architecture, assemble, build_network, resolve_method, weights
 from network.weights import convert_published, detect_head, load_pretrained, unwrap_state
 from tests import reference
+from tests.street_data import make_cfg
 from utils.errors import UserError
 
 # Batch norms that a style site bypasses: the published file has them, nothing reads them.
@@ -188,7 +189,7 @@ def test_names_and_shapes_of_every_configuration(key: str, test_data: Path, capl
     with torch.device("meta"):
         if key in reference.DIIA:
             arch, codes = reference.DIIA[key]
-            network: Any = build_network(reference.options("diia", codes=codes, arch=arch))
+            network: Any = build_network(make_cfg(METHOD="diia", WT_LAYER=list(codes), ARCH=arch))
         else:
             network = build_network(reference.robustnet(key.removeprefix("rn/")))
     wanted = reference.shapes(test_data, key)

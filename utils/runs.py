@@ -22,7 +22,9 @@ from utils.pictures import Picture, save_png
 # Sections whose keys decide what a step computes; a resumed run should agree on them.
 SEQUENCE_SECTIONS = ("DATASET", "NETWORK", "WHITENING", "LOSS", "AUGMENT", "OPTIM")
 # Keys in them that say where things lie or how fast they go, not what is computed.
-PLACE_KEYS = frozenset({"DATASET.CACHE_DIR", "DATASET.NUM_WORKERS", "DATASET.DOMAINS_FILE", "NETWORK.PRETRAINED"})
+PLACE_KEYS = {"NETWORK.PRETRAINED"} | {
+    f"DATASET.{name}" for name in ("CENTROID_CACHE", "FRAME_CACHE", "NUM_WORKERS", "DOMAINS_FILE")
+}
 logger = logging.getLogger(__name__)
 
 
