@@ -40,7 +40,7 @@ from loss import build_criterion, collect_masks, covariance
 from network import build_network, load_pretrained
 from network.legacy import load_weights
 from optimizer import apply_settings, build_average, build_optimizer, build_scheduler
-from transforms.build import build_appearance, build_fixed_copy, build_normalisation, statistics_pair
+from transforms.build import build_appearance, build_fixed_augmentation, build_normalisation
 from transforms.edges import edge_target
 from utils import checkpoint, distributed, logs, pictures
 from utils.errors import UserError, run_entry_point
@@ -174,7 +174,7 @@ class Trainer:
             edges = edge_target(images) if self.method.head == "diia" else None  # (B,H,W)
             last = index == len(micro_batches) - 1
             with contextlib.nullcontext() if last or self.world_size == 1 else self.model.no_sync():  # type: ignore[operator]
-                inputs, mixed = self.appearance(images, batch.draws), self.autocast_dtype
+                inputs, mixed = self.appearance(images, batch.params), self.autocast_dtype
                 with torch.autocast(self.device.type, dtype=mixed, enabled=mixed is not None):
                     output = self.model(inputs)
                 if self.autocast_dtype is not None:
@@ -240,8 +240,8 @@ class Trainer:
         title = f"covariances of {domain.name}, trial {trial + 1}/{self.cfg.WHITENING.TRIALS}"
         loader = self._statistics_loader(domain, trial)
         bar = tqdm(loader, desc=title, unit="image", leave=False, disable=not distributed.is_main())
-        for image, draws in cudnn_benchmark_off(bar):
-            yield statistics_pair(image.to(self.device), draws, appearance=self.appearance)
+        for image, params in cudnn_benchmark_off(bar):
+            yield self.appearance.pair(image.to(self.device), params)
 
     def _whitened_domains(self) -> list[Domain]:
         if self.method.whitening != "isw":
@@ -331,7 +331,7 @@ class Trainer:
         return FeatureDrawer(
             self.scored_network,
             whitening=self.criterion.whitening,
-            photometric_copy=build_fixed_copy(self.cfg),
+            photometric_copy=build_fixed_augmentation(self.cfg),
             covariance=covariance,
             edge_target=edge_target,
             device=self.device,
@@ -345,7 +345,7 @@ class Trainer:
         """Draw a batch as the network sees it: image, label, edge target."""
         if not distributed.is_main():
             return
-        shown, edges = self.appearance.colours(batch.images, batch.draws), edge_target(batch.images).byte().cpu()
+        shown, edges = self.appearance.colours(batch.images, batch.params), edge_target(batch.images).byte().cpu()
         tiles: list[np.ndarray] = []
         for frame, label, edge in zip(shown, batch.labels.cpu(), edges, strict=True):
             tiles.append(frame.permute(1, 2, 0).numpy())

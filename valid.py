@@ -22,7 +22,7 @@ from loss import build_criterion, covariance
 from network import Method, Segmentor, architecture_of, build_network
 from network.legacy import load_weights
 from network.published import build_published
-from transforms.build import build_fixed_copy, build_normalisation
+from transforms.build import build_fixed_augmentation, build_normalisation
 from transforms.edges import edge_target
 from utils import checkpoint, distributed, logs, pictures
 from utils.errors import UserError, run_entry_point
@@ -87,7 +87,7 @@ def feature_drawer(
     return FeatureDrawer(
         network,
         whitening=criterion.whitening,
-        photometric_copy=build_fixed_copy(saved),
+        photometric_copy=build_fixed_augmentation(saved),
         covariance=covariance,
         edge_target=edge_target,
         device=device,

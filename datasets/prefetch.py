@@ -13,7 +13,7 @@ from datasets.loaders import TrainingBatch
 class DeviceBatches:
     """Batches on the device; on a GPU they are copied on a stream of their own while the step before still runs.
 
-    The draws stay on the CPU, where the appearance reads them.
+    The parameters of the appearance stay on the CPU, where it reads them.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -16,9 +16,9 @@ from torch import Tensor
 import config
 import train
 import valid
-from datasets.loaders import TrainingBatch
 from network.layers import SharedDropout2d
 from tests.runs import launch, read_weights, run_folder, train_arguments
+from tests.test_loaders import join
 from utils.errors import UserError
 from utils.logs import LossMeter, read_history
 from utils.runs import Start
@@ -139,8 +139,7 @@ def test_accumulated_batches_give_the_gradients_of_one(full_camvid: Path, tmp_pa
     batches = trainer.loader.epoch(0)
     first, second = next(batches), next(batches)
     gradients = []
-    images, labels, draws = (torch.cat(pair) for pair in zip(first[:3], second[:3], strict=True))
-    for micro_batches in ([first, second], [TrainingBatch(images, labels, draws, first.names + second.names)]):
+    for micro_batches in ([first, second], [join([first, second])]):
         trainer.optimizer.param_groups[0]["lr"] = 0.0  # the weights stay
         trainer.train_step(micro_batches)
         gradients.append([parameter.grad.clone() for parameter in trainer.network.parameters()])  # type: ignore[union-attr]
