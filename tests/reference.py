@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from loss.masks import MaskStatistics
+from loss.whitening import MaskStatistics
 from network import resolve_method
 from network.deeplab import PlainSegmentor
 from network.diia import DIIASegmentor
