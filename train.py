@@ -127,7 +127,7 @@ def train_step(run: Run, meter: logs.LossMeter, micro_batches: Sequence[Training
         edges = edge_target(images) if run.network.method.head == "diia" else None  # (B,H,W)
         shared = index == len(micro_batches) - 1 or not isinstance(run.model, DistributedDataParallel)
         with contextlib.nullcontext() if shared else run.model.no_sync():  # type: ignore[operator]
-            inputs, dtype = run.appearance(images, batch.draws), run.evaluator.autocast_dtype
+            inputs, dtype = run.appearance(images, batch.params), run.evaluator.autocast_dtype
             with torch.autocast(run.device.type, dtype=dtype, enabled=dtype is not None):
                 output = run.model(inputs)
             if dtype is not None:

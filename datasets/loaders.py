@@ -13,14 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from datasets.domains import CITYSCAPES_COARSE
 from datasets.frames import FrameCache
 from datasets.sampling import EpochPlan, GlobalBatches, Pick, Source, source_centroids
 from datasets.segmentation import EvaluationSample, EvaluationSet, Sample, StatisticsSample, StatisticsSet, TrainingSet
 from datasets.splits import Split, Splits
-from transforms.build import build_draws, build_geometry, statistics_draws
+from transforms.appearance import AppearanceParams
+from transforms.build import build_appearance_sampler, build_geometry, statistics_sampler
 from transforms.protocols import CentreSquare, NativeSize
 from utils.errors import UserError
 
@@ -28,17 +29,17 @@ _NO_CENTROIDS = np.zeros((0, 4), dtype=np.int32)
 
 
 class TrainingBatch(NamedTuple):
-    """A micro-batch: images (B, 3, h, w) uint8, labels (B, h, w) uint8, draws (B, D) float32, names."""
+    """A micro-batch: images (B, 3, h, w) uint8, labels (B, h, w) uint8, appearance parameters, names."""
 
     images: Tensor
     labels: Tensor
-    draws: Tensor
+    params: AppearanceParams
     names: list[str]
 
 
-def _collate(samples: Sequence[Sample]) -> TrainingBatch:
-    images, labels, draws, names = zip(*samples, strict=True)
-    return TrainingBatch(torch.stack(images), torch.stack(labels), torch.stack(draws), list(names))
+def _collate(samples: list[Sample]) -> TrainingBatch:
+    images, labels, params, names = default_collate(samples)
+    return TrainingBatch(images, labels, params, list(names))
 
 
 def choose_workers(requested: int) -> int:
@@ -128,8 +129,8 @@ def build_training_loader(cfg: Any, splits: Splits, *, jitter: str, rank: int, w
         tuple(sources), cfg.RUN.SEED, fraction=cfg.DATASET.CLASS_UNIFORM_PCT, uniform_epochs=cfg.DATASET.MAX_CU_EPOCH
     )
     batches = GlobalBatches(plan, cfg.OPTIM.BATCH_SIZE, cfg.OPTIM.ACCUMULATE, rank, world_size)
-    draws = build_draws(cfg, jitter=jitter)
-    dataset = TrainingSet(pools, geometry=build_geometry(cfg), draws=draws, seed=cfg.RUN.SEED, cache=cache)
+    sampler = build_appearance_sampler(cfg, jitter=jitter)
+    dataset = TrainingSet(pools, geometry=build_geometry(cfg), sampler=sampler, seed=cfg.RUN.SEED, cache=cache)
     loader = _loader(dataset, cfg=cfg, collate=_collate, persistent=True, batch_sampler=batches)
     text += f"; {batches.steps_per_epoch} steps of {batches.global_batch} per epoch"
     text += f"; {loader.num_workers} loader worker(s) per process"
@@ -233,20 +234,20 @@ def build_evaluation_loaders(
 def build_statistics_loader(
     cfg: Any, split: Split, *, trial: int, rank: int, world_size: int
 ) -> DataLoader[StatisticsSample]:
-    """Return whole images of a split with the draws of their photometrically augmented view, one at a time.
+    """Return whole images of a split with the parameters of their photometrically augmented view, one at a time.
 
     The first WHITENING.STAT_IMAGES of an order that depends on (seed, trial); process `rank` gets every world_size-th.
     """
     order = np.random.default_rng((cfg.RUN.SEED, 2, trial)).permutation(len(split.pairs))[: cfg.WHITENING.STAT_IMAGES]
     picks = [Pick(int(item), (1 << 60) + (trial << 32) + position) for position, item in enumerate(order)]
-    dataset = StatisticsSet(split.pairs, draws=statistics_draws(), seed=cfg.RUN.SEED, cache=frame_cache(cfg))
+    dataset = StatisticsSet(split.pairs, sampler=statistics_sampler(), seed=cfg.RUN.SEED, cache=frame_cache(cfg))
     return _loader(dataset, cfg=cfg, collate=itemgetter(0), batch_size=1, sampler=picks[rank::world_size])
 
 
 class DeviceBatches:
     """Batches on the device; on a GPU they are copied on a stream of their own while the step before still runs.
 
-    The draws stay on the CPU, where the appearance reads them.
+    The parameters of the appearance stay on the CPU, where it reads them.
     """
 
     def __init__(self, device: torch.device) -> None:

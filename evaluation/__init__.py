@@ -11,7 +11,7 @@ from evaluation.features import FeaturePlotter
 from evaluation.report import Report
 from loss.whitening import Whitening
 from network import Segmentor
-from transforms.build import build_fixed_copy, build_normalisation
+from transforms.build import build_fixed_augmentation, build_normalisation
 from utils.distributed import autocast_dtype
 
 __all__ = ["Evaluator", "FeaturePlotter", "Report", "build_evaluator"]
@@ -35,7 +35,7 @@ def build_evaluator(
         plotter = FeaturePlotter(
             network,
             whitening=whitening,
-            augment=build_fixed_copy(recipe),
+            augment=build_fixed_augmentation(recipe),
             device=device,
             autocast_dtype=dtype,
             pixels=cfg.EVAL.ATTENTION_PIXELS,

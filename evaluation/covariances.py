@@ -16,7 +16,6 @@ from loss import collect_masks
 from loss.whitening import Whitening
 from network import Method, Segmentor
 from transforms.appearance import Appearance
-from transforms.build import statistics_pair
 from utils import distributed
 from utils.errors import UserError
 
@@ -58,8 +57,8 @@ def update_masks(
         loader = build_statistics_loader(cfg, split, trial=trial, **share)
         title = f"covariances of {split.domain.name}, trial {trial + 1}/{cfg.WHITENING.TRIALS}"
         bar = tqdm(loader, desc=title, unit="image", leave=False, disable=not distributed.is_main())
-        for image, draws in cudnn_benchmark_off(bar):
-            yield statistics_pair(image.to(device), draws, appearance=appearance)
+        for image, params in cudnn_benchmark_off(bar):
+            yield appearance.pair(image.to(device), params)
 
     passes = (pairs(split, trial) for trial in range(cfg.WHITENING.TRIALS) for split in splits)
     return collect_masks(whitening, network, passes, clusters=cfg.WHITENING.CLUSTERS, device=device)

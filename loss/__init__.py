@@ -7,8 +7,7 @@ from typing import Any
 
 from loss.borders import ImageTargets
 from loss.criterion import CLASS_WEIGHTS, Criterion
-from loss.masks import MaskStatistics, collect_masks
-from loss.whitening import Whitening, covariance, whitening_loss
+from loss.whitening import MaskStatistics, Whitening, collect_masks, covariance, whitening_loss
 
 __all__ = ["Criterion", "MaskStatistics", "build_criterion", "collect_masks", "covariance", "whitening_loss"]
 

@@ -63,10 +63,10 @@ class ImageTargets:
     def sets(self, labels: Tensor, *, num_classes: int, relax: bool = True) -> Tensor:
         """Map labels (B, H, W) to sets; those of ignored pixels are empty. `relax` False switches `relaxed` off."""
         if self.relaxed and relax:
-            found = neighbour_classes(labels, num_classes=num_classes, strict=self.strict)
+            sets = neighbour_classes(labels, num_classes=num_classes, strict=self.strict)
         else:
-            found = own_class(labels, num_classes=num_classes)
-        return found.where(labels < num_classes, 0)
+            sets = own_class(labels, num_classes=num_classes)
+        return sets.where(labels < num_classes, 0)
 
     def weigh(self, sets: Tensor, *, num_classes: int) -> ClassSets:
         """Map sets (B, H, W) to what the loss reads."""

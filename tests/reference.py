@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from config import Config
-from loss.masks import MaskStatistics
+from loss.whitening import MaskStatistics
 from network import BACKBONES, Architecture, Segmentor, assemble, resolve_method
 from network.weights import convert_published
 from tests.street_data import make_cfg

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from loss import build_criterion
-from loss.masks import MaskStatistics
+from loss.whitening import MaskStatistics
 from network import build_network
 from tests import reference
 from tests.reference import gap

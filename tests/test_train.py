@@ -16,10 +16,10 @@ from torch import Tensor
 import config
 import train
 import valid
-from datasets.loaders import TrainingBatch
 from network.layers import SharedDropout2d
 from run import Run, restore
 from tests.runs import build_run, launch, read_weights, run_folder, train_arguments
+from tests.test_loaders import join
 from utils.errors import UserError
 from utils.logs import LossMeter, MetricWriter, read_history
 from utils.runs import Records, Start
@@ -140,8 +140,7 @@ def test_accumulated_batches_give_the_gradients_of_one(full_camvid: Path, tmp_pa
     batches = run.loader.epoch(0)
     first, second = next(batches), next(batches)
     gradients = []
-    images, labels, draws = (torch.cat(pair) for pair in zip(first[:3], second[:3], strict=True))
-    for micro_batches in ([first, second], [TrainingBatch(images, labels, draws, first.names + second.names)]):
+    for micro_batches in ([first, second], [join([first, second])]):
         run.optimizer.param_groups[0]["lr"] = 0.0  # the weights stay
         train.train_step(run, LossMeter(), micro_batches)
         gradients.append([parameter.grad.clone() for parameter in run.network.parameters()])  # type: ignore[union-attr]
