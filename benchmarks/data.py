@@ -145,19 +145,19 @@ def decoding_rows(path: str) -> dict[str, Row]:
 
 
 UNTIL_FIRST_BATCH = """
-import sys, torch, train
+import sys, train
 
-def stop(module, images):
-    assert len(images) == 8
+def stop(run, meter, batches):
+    assert len(batches[0].names) == 8
     sys.exit(0)
 
-torch.nn.Module.__call__ = stop
+train.train_step = stop
 train.main(sys.argv[1:])
 """
 
 
 def first_batch(root: Path, pair: Pair, *, images: int = 12_000) -> Work:
-    """Run train.py itself on a folder of links to one pair, from the command to the first batch at the network."""
+    """Run train.py itself on a folder of links to one pair, from the command to the first batch."""
     for kind, source in (("images", pair.image), ("labels", pair.label)):
         for split, number in (("train", images), ("valid", 1)):
             folder = root / "gtav" / kind / split / "01"
@@ -165,7 +165,7 @@ def first_batch(root: Path, pair: Pair, *, images: int = 12_000) -> Work:
             for index in range(number):
                 os.link(source, folder / f"{index:05d}.png")
     flags = f"--dataset gtav --val_dataset gtav --pretrained none --bs_mult 8 --crop_size {CROP} --gblur"
-    flags += f" --color_aug 0.5 --class_uniform_pct 0.5 --cache_dir {root / 'cache'} --ckpt {root} --tb_path {root}"
+    flags += f" --color_aug 0.5 --class_uniform_pct 0.5 --centroid_cache {root / 'cache'} --ckpt {root} --tb_path {root}"
     flags += f" --opts DATASET.GTAV_DIR={root / 'gtav'}"
     command, folder = [sys.executable, "-c", UNTIL_FIRST_BATCH, *flags.split()], Path(__file__).resolve().parents[1]
     return partial(subprocess.run, command, cwd=folder, check=True, capture_output=True)
