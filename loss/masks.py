@@ -26,14 +26,14 @@ def collect_masks(
     The processes each read their share of a pass and all get the same masks.
 
     Args:
-        network: has `style_features` and `style_channels`; is left in evaluation mode.
-        passes: pairs (2, 3, H, W), normalised: an image's photometric copy and the image.
+        network: a segmentor, of which `style_features` and `style_channels` are used; is left in evaluation mode.
+        passes: pairs (2, 3, H, W), normalised: an image's photometrically augmented view and the image.
         clusters: of the variances, unless the relaxation chooses.
 
     Returns:
         The variance matrix (C, C) of each map's covariances, the mean over the passes.
     """
-    found = []
+    variances: list[list[Tensor]] = []
     distributed.broadcast_buffers(network)
     whitening.reset_masks()
     network.eval()
@@ -47,8 +47,8 @@ def collect_masks(
         for tensor in statistics.tensors():
             distributed.all_reduce_sum(tensor)
         whitening.intersect_masks(statistics.masks())
-        found.append(statistics.variances())
-    return [torch.stack(variances).mean(0) for variances in zip(*found, strict=True)]
+        variances.append(statistics.variances())
+    return [torch.stack(matrices).mean(0) for matrices in zip(*variances, strict=True)]
 
 
 class MaskStatistics:
@@ -71,10 +71,10 @@ class MaskStatistics:
 
     @torch.no_grad()
     def update(self, style: Sequence[Tensor]) -> None:
-        """Add the captured maps (2, C, h, w) of one image: its photometric copy and the original."""
+        """Add the captured maps (2, C, h, w) of one image: its photometrically augmented view and the original."""
         assert len(style) == len(self._sums)
         for total, maps in zip(self._sums, style, strict=True):
-            assert len(maps) == 2, "a batch of the photometric copy and the original"
+            assert len(maps) == 2, "a batch of the augmented view and the original"
             total += covariance(maps).triu(1).var(dim=0)  # unbiased: (a - b)^2 / 2
         self._count += 1
 

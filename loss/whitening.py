@@ -95,10 +95,10 @@ class Whitening(nn.Module):
     def intersect_masks(self, masks: Sequence[Tensor]) -> None:
         """Keep what these masks and, if there are any, the ones before agree on; warn once where nothing is left."""
         assert self.selective and len(masks) == len(self.channels)
-        for width, own, new in zip(self.channels, self.masks, masks, strict=True):
-            was_empty = self.has_masks and not own.any()
-            own.copy_(new.to(own) & own if self.has_masks else new.to(own))
-            if not was_empty and not own.any():
+        for width, mask, new in zip(self.channels, self.masks, masks, strict=True):
+            was_empty = self.has_masks and not mask.any()
+            mask.copy_(new.to(mask) & mask if self.has_masks else new.to(mask))
+            if not was_empty and not mask.any():
                 log.warning("ISW: no covariance of the %d-channel map is left in its mask; its loss is zero", width)
         self.masks_ready.fill_(True)
         self.has_masks = True
