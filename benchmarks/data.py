@@ -165,7 +165,9 @@ def first_batch(root: Path, pair: Pair, *, images: int = 12_000) -> Work:
             for index in range(number):
                 os.link(source, folder / f"{index:05d}.png")
     flags = f"--dataset gtav --val_dataset gtav --pretrained none --bs_mult 8 --crop_size {CROP} --gblur"
-    flags += f" --color_aug 0.5 --class_uniform_pct 0.5 --centroid_cache {root / 'cache'} --ckpt {root} --tb_path {root}"
+    flags += (
+        f" --color_aug 0.5 --class_uniform_pct 0.5 --centroid_cache {root / 'cache'} --ckpt {root} --tb_path {root}"
+    )
     flags += f" --opts DATASET.GTAV_DIR={root / 'gtav'}"
     command, folder = [sys.executable, "-c", UNTIL_FIRST_BATCH, *flags.split()], Path(__file__).resolve().parents[1]
     return partial(subprocess.run, command, cwd=folder, check=True, capture_output=True)

@@ -16,7 +16,7 @@ def build_criterion(cfg: Any, *, method: Any, style_channels: Sequence[int]) -> 
     """Build the criterion of a method from `cfg.WHITENING`, `cfg.LOSS` and the crop of `cfg.AUGMENT`.
 
     Args:
-        method: anything with `head`, `whitening` and `relax_denom`.
+        method: a row of network.methods; its `head`, `whitening` and `relax_denom` are read.
         style_channels: channels of each captured map.
     """
     whitening = None

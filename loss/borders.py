@@ -28,13 +28,13 @@ def neighbour_classes(labels: Tensor, *, num_classes: int, strict: Sequence[int]
     Args:
         strict: classes whose pixels keep their own class alone.
     """
-    own = own_class(labels, num_classes=num_classes)
-    around = F.pad(own, (1, 1, 1, 1), value=1 << num_classes)  # (B, H+2, W+2)
+    centre = own_class(labels, num_classes=num_classes)
+    around = F.pad(centre, (1, 1, 1, 1), value=1 << num_classes)  # (B, H+2, W+2)
     around = (around[:, :-2] | around[:, 1:-1]).bitwise_or_(around[:, 2:])  # (B, H, W+2)
     around = (around[..., :-2] | around[..., 1:-1]).bitwise_or_(around[..., 2:])
     if not strict:
         return around
-    return torch.where((own & sum(1 << c for c in set(strict))) != 0, own, around)
+    return torch.where((centre & sum(1 << c for c in set(strict))) != 0, centre, around)
 
 
 class ClassSets(NamedTuple):

@@ -36,13 +36,12 @@ def architecture_of(cfg: Any) -> Architecture:
     return resolve_architecture(network.ARCH, backbone=network.BACKBONE, output_stride=network.OUTPUT_STRIDE)
 
 
-def build_network(cfg: Any, *, method: Method | None = None, num_classes: int = 19) -> Segmentor:
+def build_network(cfg: Any, *, method: Method | None = None) -> Segmentor:
     """Build the network of `cfg.NETWORK` and the layout's thresholds of `cfg.LOSS`, freshly initialised.
 
     Args:
         cfg: the configuration.
         method: in place of the one that `cfg.NETWORK` names.
-        num_classes: channels of the logits.
 
     Raises:
         UserError: an unknown architecture or method, or style codes that do not fit.
@@ -50,7 +49,6 @@ def build_network(cfg: Any, *, method: Method | None = None, num_classes: int = 
     return assemble(
         architecture_of(cfg),
         method=method or resolve_method(cfg.NETWORK.METHOD, cfg.NETWORK.WT_LAYER),
-        num_classes=num_classes,
         freeze_bn=bool(cfg.NETWORK.FREEZE_BN),
         layout_confidence=cfg.LOSS.LAYOUT_CONFIDENCE,
     )
@@ -67,12 +65,7 @@ def assemble(
     """Build a backbone with the style sites and the head of a method; raises `UserError` where they do not fit."""
     sites = read_codes(method.codes, positions=architecture.backbone.positions)
     backbone = Backbone(architecture.backbone, sites=sites, output_stride=architecture.output_stride)
+    shared: dict[str, Any] = {"method": method, "num_classes": num_classes, "freeze_bn": freeze_bn}
     if method.head == "plain":
-        return PlainSegmentor(backbone, method=method, num_classes=num_classes, freeze_bn=freeze_bn)
-    return DIIASegmentor(
-        backbone,
-        method=method,
-        num_classes=num_classes,
-        freeze_bn=freeze_bn,
-        layout_confidence=layout_confidence,
-    )
+        return PlainSegmentor(backbone, **shared)
+    return DIIASegmentor(backbone, layout_confidence=layout_confidence, **shared)

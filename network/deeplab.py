@@ -80,12 +80,10 @@ class PlainSegmentor(Segmentor):
         initialise_head(self.aux)
 
     def forward(self, images: Tensor) -> SegmentorOutput:
-        """Map normalised images (B, 3, H, W) to `fused`, `aux` and the captured maps."""
         features = self.backbone(images)
         fused = resize(self.head(features.top, features.low_level), images.shape[2:])
         return SegmentorOutput(fused=fused, aux=self.aux(features.aux), style=features.style)
 
     def predict(self, images: Tensor) -> Tensor:
-        """Map normalised images (B, 3, H, W) to logits (B, classes, H, W)."""
         features = self.backbone(images)
         return resize(self.head(features.top, features.low_level), images.shape[2:])

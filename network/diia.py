@@ -252,7 +252,6 @@ class DIIASegmentor(Segmentor):
         return _Shared(features, coarse, fused, layout, layout_features, edge_maps, edge_features)
 
     def forward(self, images: Tensor) -> SegmentorOutput:
-        """Map normalised images (B, 3, H, W) to every output that a loss reads."""
         size = images.shape[2:]
         shared = self._shared(images, branches=True)
         coarse, fused = shared.coarse, shared.fused
@@ -271,7 +270,6 @@ class DIIASegmentor(Segmentor):
         return output
 
     def predict(self, images: Tensor) -> Tensor:
-        """Map normalised images (B, 3, H, W) to logits (B, classes, H, W), without the heads that only train."""
         shared = self._shared(images, branches=self.attends)
         return shared.coarse if shared.fused is None else 0.5 * shared.coarse + shared.fused
 
