@@ -51,9 +51,8 @@ def evaluate(cfg: Any, device: torch.device) -> Report:
     content, folder = checkpoint.read(cfg.RUN.SNAPSHOT), result_folder(cfg)
     network, saved, weights = load_network(cfg, content)
     share = {"rank": distributed.rank(), "world_size": distributed.world_size(), "limit": cfg.EVAL.LIMIT}
-    loaders = build_evaluation_loaders(
-        cfg, Splits(load_domains(cfg)), cfg.DATASET.VAL, split=cfg.DATASET.SPLIT, **share
-    )
+    splits = Splits(load_domains(cfg))
+    loaders = build_evaluation_loaders(cfg, splits, cfg.DATASET.VAL, split=cfg.DATASET.SPLIT, **share)
     network.to(device)
     logger.info("built %s", weights["network"])
     whitening = load_whitening(saved, network, content, path=cfg.RUN.SNAPSHOT) if cfg.EVAL.VISUALIZE else None

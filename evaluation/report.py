@@ -132,12 +132,9 @@ class Report:
 
     def to_markdown(self) -> str:
         """Return both tables in Markdown."""
-        parts = [
-            format_table(self.summary_table(), "markdown"),
-            format_table(self.class_table(), "markdown"),
-            f"Weights: {self.weights_line()}.",
-        ]
-        return "\n\n".join([*parts, "".join(f"- {line}\n" for line in self.protocol_lines())])
+        tables = [format_table(table, "markdown") for table in (self.summary_table(), self.class_table())]
+        lines = "".join(f"- {line}\n" for line in self.protocol_lines())
+        return "\n\n".join([*tables, f"Weights: {self.weights_line()}.", lines])
 
     def to_csv(self) -> str:
         """Return one line per domain, class subset and metric; values are fractions."""

@@ -116,15 +116,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         architecture = resolve_architecture(name, backbone=args.backbone, output_stride=args.output_stride)
         with torch.device("meta"):
             network = assemble(architecture, method=method)
-        found = summarise(network, size=tuple(args.size))
+        summary = summarise(network, size=tuple(args.size))
         table.append(
             [
                 "" if args.backbone else name.removeprefix("network.deepv3."),
                 *(architecture.backbone.name, str(architecture.output_stride), method.head),
-                *(f"{found.parameters / 1e6:.2f}", f"{found.multiply_adds / 1e9:.1f}"),
-                f"{found.torch_multiply_adds / 1e9:.1f}",
-                *("x".join(map(str, found.shapes[stage])) for stage in ("stage1", "stage3", "stage4")),
-                f"{found.activations * BYTES / 2**20:.0f}",
+                *(f"{summary.parameters / 1e6:.2f}", f"{summary.multiply_adds / 1e9:.1f}"),
+                f"{summary.torch_multiply_adds / 1e9:.1f}",
+                *("x".join(map(str, summary.shapes[stage])) for stage in ("stage1", "stage3", "stage4")),
+                f"{summary.activations * BYTES / 2**20:.0f}",
             ]
         )
     write_line(format_table(table))
