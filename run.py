@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import config
+from config import Config
 from datasets.checks import quick_check
 from datasets.domains import get_domain
 from datasets.loaders import (
@@ -42,7 +42,7 @@ logger = logging.getLogger("train")
 class Run(RunState):
     """The parts of a run: those that change from step to step, which a checkpoint holds, and the others."""
 
-    cfg: Any
+    cfg: Config
     device: torch.device
     network: Segmentor
     model: nn.Module  # the network as the processes share it
@@ -68,7 +68,7 @@ class Run(RunState):
         return int(min(optim.MAX_ITER, progress.step + left) if optim.MAX_EPOCH else optim.MAX_ITER)
 
 
-def check_data(cfg: Any, splits: Splits) -> None:
+def check_data(cfg: Config, splits: Splits) -> None:
     """Look at a sample of all splits that the run reads with labels; raise for what would stop it, log the rest."""
     needed = [(name, training_split(cfg, name)) for name in cfg.DATASET.TRAIN]
     needed += [(name, "val") for name in evaluated_domains(cfg)]
@@ -79,7 +79,7 @@ def check_data(cfg: Any, splits: Splits) -> None:
         logger.warning(fault.sentence())
 
 
-def build_run(cfg: Any, splits: Splits, *, device: torch.device, start: Start) -> Run:
+def build_run(cfg: Config, splits: Splits, *, device: torch.device, start: Start) -> Run:
     """Build everything with the weights that the run starts from; nothing is trained or written yet."""
     network, world_size = build_network(cfg), distributed.world_size()
     share = {"rank": distributed.rank(), "world_size": world_size}
@@ -130,14 +130,14 @@ def restore(run: Run, start: Start) -> None:
     apply_settings(cfg, run.optimizer, run.scheduler)
 
 
-def evaluation_loaders(cfg: Any, splits: Splits, *, all_images: bool = False) -> list[EvaluationLoader]:
+def evaluation_loaders(cfg: Config, splits: Splits, *, all_images: bool = False) -> list[EvaluationLoader]:
     """Return the val splits of sources and targets, of which --val_limit images are taken."""
     share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     limit = 0 if all_images else cfg.EVAL.LIMIT
     return build_evaluation_loaders(cfg, splits, evaluated_domains(cfg), split="val", limit=limit, **share)
 
 
-def evaluated_domains(cfg: Any) -> list[str]:
+def evaluated_domains(cfg: Config) -> list[str]:
     return [*(cfg.DATASET.TRAIN if cfg.EVAL.SOURCE else []), *cfg.DATASET.VAL]
 
 

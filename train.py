@@ -11,7 +11,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 import config
+from config import Config
 from datasets.domains import load_domains
 from datasets.loaders import (
     TrainingBatch,
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         records.writer.close()
 
 
-def shortened(cfg: Any) -> Any:
+def shortened(cfg: Config) -> Config:
     """Return the config of --test_mode: a few steps, few images, every part of a run."""
     plain = config.to_dict(cfg)
     plain["OPTIM"].update(MAX_ITER=min(cfg.OPTIM.MAX_ITER, 4), RLX_OFF_ITER=min(cfg.OPTIM.RLX_OFF_ITER, 2))

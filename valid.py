@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import config
+from config import Config
 from datasets.domains import load_domains
 from datasets.loaders import build_evaluation_loaders
 from datasets.splits import Splits
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             logs.write_line(f"results: {result_folder(cfg)}")
 
 
-def evaluate(cfg: Any, device: torch.device) -> Report:
+def evaluate(cfg: Config, device: torch.device) -> Report:
     """Evaluate the weight file on every domain of --val_dataset; every process returns the same report."""
     if not cfg.RUN.SNAPSHOT:
         raise UserError("no weights to score: give --snapshot FILE")
@@ -65,7 +66,7 @@ def evaluate(cfg: Any, device: torch.device) -> Report:
     return Report(weights, rows)
 
 
-def load_network(cfg: Any, content: dict[str, Any]) -> tuple[Segmentor, Any, dict[str, Any]]:
+def load_network(cfg: Config, content: dict[str, Any]) -> tuple[Segmentor, Config, dict[str, Any]]:
     """Build the network of the weight file --snapshot, whose content was read, and load it.
 
     Returns:
@@ -92,7 +93,7 @@ def load_network(cfg: Any, content: dict[str, Any]) -> tuple[Segmentor, Any, dic
     return network, saved, weights
 
 
-def load_whitening(saved: Any, network: Segmentor, content: dict[str, Any], *, path: str) -> Whitening | None:
+def load_whitening(saved: Config, network: Segmentor, content: dict[str, Any], *, path: str) -> Whitening | None:
     """Return the whitening term that a weight file was trained with; its masks come from the file where it has them."""
     criterion = build_criterion(saved, method=network.method, style_channels=network.style_channels)
     if state := content.get("criterion"):  # published files have none
@@ -100,7 +101,7 @@ def load_whitening(saved: Any, network: Segmentor, content: dict[str, Any], *, p
     return criterion.whitening
 
 
-def _warn_of_unused(cfg: Any, saved: Any, method: Method, path: str) -> None:
+def _warn_of_unused(cfg: Config, saved: Config, method: Method, path: str) -> None:
     """Name the flags that ask for another network than the one that a checkpoint was trained with."""
     requested = cfg.NETWORK
     flags: dict[str, tuple[str, str]] = {}  # flags -> what they ask for, what the checkpoint holds
@@ -119,7 +120,7 @@ def _default(key: str) -> Any:
     return config.KEYS[f"NETWORK.{key}"].default
 
 
-def result_folder(cfg: Any) -> Path:
+def result_folder(cfg: Config) -> Path:
     """Return --out, by default a folder beside the weight file named after it and the split."""
     weights = Path(cfg.RUN.SNAPSHOT)
     return Path(cfg.EVAL.OUT) if cfg.EVAL.OUT else weights.with_name(f"scores_{weights.stem}_{cfg.DATASET.SPLIT}")

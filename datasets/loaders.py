@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
+from config import Config
 from datasets.domains import CITYSCAPES_COARSE
 from datasets.frames import FrameCache
 from datasets.sampling import EpochPlan, GlobalBatches, Pick, Source, source_centroids
@@ -50,7 +51,7 @@ def choose_workers(requested: int) -> int:
     return max(1, min(16, cores // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)))
 
 
-def _loader(dataset: Any, *, cfg: Any, collate: Any, persistent: bool = False, **order: Any) -> DataLoader[Any]:
+def _loader(dataset: Any, *, cfg: Config, collate: Any, persistent: bool = False, **order: Any) -> DataLoader[Any]:
     workers = choose_workers(cfg.DATASET.NUM_WORKERS)
     return DataLoader(
         dataset,
@@ -100,12 +101,12 @@ class TrainingLoader:
         return " or ".join(ways) or f"{cores} workers and the cache are in use already; use a faster disk"
 
 
-def training_split(cfg: Any, domain: str) -> str:
+def training_split(cfg: Config, domain: str) -> str:
     """Return the split of a domain that is trained on."""
     return str(cfg.DATASET.CITY_MODE) if domain == "cityscapes" else "train"
 
 
-def build_training_loader(cfg: Any, splits: Splits, *, jitter: str, rank: int, world_size: int) -> TrainingLoader:
+def build_training_loader(cfg: Config, splits: Splits, *, jitter: str, rank: int, world_size: int) -> TrainingLoader:
     """Return the loader of the source domains; `jitter` names the strengths of the colour jitter (diia, robustnet).
 
     Every process calls it; with class-uniform sampling the first one scans the labels once.
@@ -137,7 +138,7 @@ def build_training_loader(cfg: Any, splits: Splits, *, jitter: str, rank: int, w
     return TrainingLoader(batches, loader, text, cached=cache is not None)
 
 
-def _centroids(cfg: Any, split: Split) -> np.ndarray:
+def _centroids(cfg: Config, split: Split) -> np.ndarray:
     if cfg.DATASET.CLASS_UNIFORM_PCT == 0:
         return np.zeros((0, 4), dtype=np.int32)
     return source_centroids(
@@ -157,7 +158,7 @@ def _pooled(sources: Sequence[Source]) -> Source:
     return Source(int(starts[-1]), np.concatenate(rows))
 
 
-def _boosted(cfg: Any, splits: Splits, sources: Sequence[Source]) -> tuple[Split, list[Source]]:
+def _boosted(cfg: Config, splits: Splits, sources: Sequence[Source]) -> tuple[Split, list[Source]]:
     """Add the centroids of some classes in Cityscapes' coarse frames to its source; the frames come after all others.
 
     The coarse frames are only ever sampled for these classes; plain images stay the fine ones.
@@ -175,12 +176,12 @@ def _boosted(cfg: Any, splits: Splits, sources: Sequence[Source]) -> tuple[Split
     return coarse, [*sources[:index], boosted, *sources[index + 1 :]]
 
 
-def frame_cache(cfg: Any) -> FrameCache | None:
+def frame_cache(cfg: Config) -> FrameCache | None:
     """Return the run's folder of decoded frames, if it has one."""
     return FrameCache(Path(cfg.DATASET.FRAME_CACHE).expanduser().resolve()) if cfg.DATASET.FRAME_CACHE else None
 
 
-def _describe_images(cfg: Any, sources: Sequence[Source]) -> str:
+def _describe_images(cfg: Config, sources: Sequence[Source]) -> str:
     names, share = cfg.DATASET.TRAIN, cfg.DATASET.CLASS_UNIFORM_PCT
     counts = ", ".join(f"{name} {source.num_images}" for name, source in zip(names, sources, strict=True))
     text = f"training images: {counts}; " + (f"class-uniform share {share:g}" if share else "plain sampling")
@@ -207,7 +208,9 @@ class EvaluationLoader:
         return iter(self.loader)
 
 
-def build_evaluation_loader(cfg: Any, split: Split, *, rank: int, world_size: int, limit: int = 0) -> EvaluationLoader:
+def build_evaluation_loader(
+    cfg: Config, split: Split, *, rank: int, world_size: int, limit: int = 0
+) -> EvaluationLoader:
     """Return the loader of a split to score; process `rank` gets images rank, rank + world_size, ...
 
     With `limit` > 0 that many images are taken, evenly spread over the sorted list.
@@ -223,7 +226,7 @@ def build_evaluation_loader(cfg: Any, split: Split, *, rank: int, world_size: in
 
 
 def build_evaluation_loaders(
-    cfg: Any, splits: Splits, names: Iterable[str], *, split: str, rank: int, world_size: int, limit: int = 0
+    cfg: Config, splits: Splits, names: Iterable[str], *, split: str, rank: int, world_size: int, limit: int = 0
 ) -> list[EvaluationLoader]:
     """Return the loaders of the named domains, each once; a missing folder shows before anything is scored."""
     opened = [splits.open(name, split) for name in dict.fromkeys(names)]
@@ -232,7 +235,7 @@ def build_evaluation_loaders(
 
 
 def build_statistics_loader(
-    cfg: Any, split: Split, *, trial: int, rank: int, world_size: int
+    cfg: Config, split: Split, *, trial: int, rank: int, world_size: int
 ) -> DataLoader[StatisticsSample]:
     """Return whole images of a split with the parameters of their photometrically augmented view, one at a time.
 

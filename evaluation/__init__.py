@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
+from config import Config
 from evaluation.evaluator import Evaluator
 from evaluation.features import FeaturePlotter
 from evaluation.report import Report
@@ -18,7 +17,7 @@ __all__ = ["Evaluator", "FeaturePlotter", "Report", "build_evaluator"]
 
 
 def build_evaluator(
-    cfg: Any, network: Segmentor, *, recipe: Any, whitening: Whitening | None, device: torch.device
+    cfg: Config, network: Segmentor, *, recipe: Config, whitening: Whitening | None, device: torch.device
 ) -> Evaluator:
     """Build the evaluator of a run from `cfg.EVAL`.
 

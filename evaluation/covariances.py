@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from config import Config
 from datasets.loaders import build_statistics_loader, training_split
 from datasets.splits import Split, Splits
 from evaluation.evaluator import cudnn_benchmark_off
@@ -20,7 +20,7 @@ from utils import distributed
 from utils.errors import UserError
 
 
-def whitened_splits(cfg: Any, method: Method, splits: Splits) -> list[Split]:
+def whitened_splits(cfg: Config, method: Method, splits: Splits) -> list[Split]:
     """Return the splits whose covariances give ISW's masks, none for other methods.
 
     Raises:
@@ -38,7 +38,7 @@ def whitened_splits(cfg: Any, method: Method, splits: Splits) -> list[Split]:
 
 
 def update_masks(
-    cfg: Any,
+    cfg: Config,
     whitening: Whitening,
     network: Segmentor,
     splits: Sequence[Split],

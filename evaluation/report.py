@@ -11,6 +11,7 @@ from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from config import Config
 from datasets.labels import CLASS_NAMES
 from datasets.splits import Split
 from evaluation.metrics import Scores, merge_classes, nan_mean, score
@@ -170,7 +171,7 @@ class Report:
         write_text(folder / "scores.md", self.to_markdown())
 
 
-def describe_weights(network: Segmentor, cfg: Any, *, progress: Mapping[str, int], averaged: bool) -> dict[str, Any]:
+def describe_weights(network: Segmentor, cfg: Config, *, progress: Mapping[str, int], averaged: bool) -> dict[str, Any]:
     """Return what the report says of weights that were trained with a config."""
     return {
         "step": progress["step"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from config import Config
 from loss.borders import ImageTargets
 from loss.criterion import CLASS_WEIGHTS, Criterion
 from loss.whitening import MaskStatistics, Whitening, collect_masks, covariance, whitening_loss
@@ -12,7 +13,7 @@ from loss.whitening import MaskStatistics, Whitening, collect_masks, covariance,
 __all__ = ["Criterion", "MaskStatistics", "build_criterion", "collect_masks", "covariance", "whitening_loss"]
 
 
-def build_criterion(cfg: Any, *, method: Any, style_channels: Sequence[int]) -> Criterion:
+def build_criterion(cfg: Config, *, method: Any, style_channels: Sequence[int]) -> Criterion:
     """Build the criterion of a method from `cfg.WHITENING`, `cfg.LOSS` and the crop of `cfg.AUGMENT`.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from config import Config
 from network.architectures import ARCHITECTURES, BACKBONES, Architecture, resolve_architecture
 from network.backbones import Backbone
 from network.deeplab import PlainSegmentor, Segmentor
@@ -30,13 +31,13 @@ __all__ = [
 ]
 
 
-def architecture_of(cfg: Any) -> Architecture:
+def architecture_of(cfg: Config) -> Architecture:
     """Return what --arch, --backbone and --output_stride name together; raises `UserError` where they do not fit."""
     network = cfg.NETWORK
     return resolve_architecture(network.ARCH, backbone=network.BACKBONE, output_stride=network.OUTPUT_STRIDE)
 
 
-def build_network(cfg: Any, *, method: Method | None = None) -> Segmentor:
+def build_network(cfg: Config, *, method: Method | None = None) -> Segmentor:
     """Build the network of `cfg.NETWORK` and the layout's thresholds of `cfg.LOSS`, freshly initialised.
 
     Args:

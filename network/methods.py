@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
+from config import Config
 from network.style import check_codes
 from utils.errors import UserError, did_you_mean
 
@@ -99,7 +100,7 @@ def resolve_method(name: str, wt_layer: Sequence[int] | None = None) -> Method:
     return dataclasses.replace(row, codes=codes, whitening=whitening)
 
 
-def resolve_jitter(cfg: Any) -> str:
+def resolve_jitter(cfg: Config) -> str:
     """Return the name of a run's jitter strengths: AUGMENT.JITTER's, where that says "method" those of its method."""
     if cfg.AUGMENT.JITTER != "method":
         return str(cfg.AUGMENT.JITTER)

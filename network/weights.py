@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from config import Config
 from network import METHODS, build_network, method_for, resolve_method
 from network.backbones import PARTS, Backbone, BackboneSpec, ResNetSpec
 from network.deeplab import Segmentor
@@ -127,7 +128,7 @@ def _download(url: str) -> dict[str, Any]:
     return state
 
 
-def build_published(cfg: Any, content: dict[str, Any], *, path: str) -> Segmentor:
+def build_published(cfg: Config, content: dict[str, Any], *, path: str) -> Segmentor:
     """Build the network that `cfg.NETWORK` and the names in a published file say together, and load the file.
 
     Args:

@@ -6,12 +6,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch.utils.data import default_collate
 
+from config import Config
 from datasets.domains import Domain
 from datasets.labels import CLASS_NAMES, NUM_CLASSES, PALETTE
 from datasets.sampling import class_centroids, sample_rng
@@ -87,7 +88,7 @@ class Pipeline:
         return colours.permute(1, 2, 0).numpy()
 
 
-def build_pipeline(cfg: Any, *, tile: int) -> Pipeline:
+def build_pipeline(cfg: Config, *, tile: int) -> Pipeline:
     """Return the transforms of a run of this configuration, with the jitter of its method."""
     sampler = build_appearance_sampler(cfg, jitter=resolve_jitter(cfg))
     return Pipeline(build_geometry(cfg), sampler, build_appearance(cfg), cfg.RUN.SEED, tile)
@@ -165,7 +166,7 @@ def _render_row(cells: Sequence[Cell]) -> Image.Image:
     return row
 
 
-def browse(cfg: Any, domain: Domain, *, split: str, count: int) -> Array:
+def browse(cfg: Config, domain: Domain, *, split: str, count: int) -> Array:
     """Return the contact sheet of `count` frames, evenly spread over a split of a domain."""
     pairs, augment = find_pairs(domain, split), cfg.AUGMENT
     count, rows, classes = min(count, len(pairs)), [], set[int]()

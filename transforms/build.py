@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from config import Config
 from transforms.appearance import Appearance, AppearanceParams, AppearanceSampler, Normalisation
 from transforms.geometry import Geometry, RandomCrop, RandomFlip, RandomRotation, RandomScale, Resize, Step
 from utils.errors import UserError
@@ -20,7 +20,7 @@ JITTER_STRENGTHS: dict[str, tuple[float, float, float, float]] = {
 }
 
 
-def build_geometry(cfg: Any) -> Geometry:
+def build_geometry(cfg: Config) -> Geometry:
     """Return scale, crop, flip and, where asked for, rotation of a training sample."""
     augment = cfg.AUGMENT
     if augment.SCALE_MIN > augment.SCALE_MAX:
@@ -38,7 +38,7 @@ def build_geometry(cfg: Any) -> Geometry:
     return Geometry(tuple(steps))
 
 
-def build_appearance_sampler(cfg: Any, *, jitter: str) -> AppearanceSampler:
+def build_appearance_sampler(cfg: Config, *, jitter: str) -> AppearanceSampler:
     """Return the sampler of a training image's appearance; `jitter` names the strengths (diia, robustnet)."""
     augment = cfg.AUGMENT
     return AppearanceSampler(augment.COLOR_AUG, JITTER_STRENGTHS[jitter], augment.GBLUR, augment.BBLUR)
@@ -49,11 +49,11 @@ def statistics_sampler() -> AppearanceSampler:
     return AppearanceSampler(1.0, JITTER_STRENGTHS["diia"], blur=True)
 
 
-def build_normalisation(cfg: Any) -> Normalisation:
+def build_normalisation(cfg: Config) -> Normalisation:
     return Normalisation(per_image=cfg.AUGMENT.IMAGE_IN)
 
 
-def build_appearance(cfg: Any) -> Appearance:
+def build_appearance(cfg: Config) -> Appearance:
     return Appearance(build_normalisation(cfg))
 
 
@@ -70,6 +70,6 @@ class FixedAugmentation:
         return view, self.appearance.pair(image, self.params)
 
 
-def build_fixed_augmentation(cfg: Any) -> FixedAugmentation:
+def build_fixed_augmentation(cfg: Config) -> FixedAugmentation:
     """Return the augmentation that pictures show, sampled once from the run's seed."""
     return FixedAugmentation(build_appearance(cfg), statistics_sampler()(np.random.default_rng((cfg.RUN.SEED, 4))))

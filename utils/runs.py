@@ -12,12 +12,15 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from utils import checkpoint, distributed, logs
 from utils.errors import UserError
 from utils.files import make_folder, write_text
 from utils.pictures import Picture, save_png
+
+if TYPE_CHECKING:
+    from config import Config
 
 # Sections whose keys decide what a step computes; a resumed run should agree on them.
 SEQUENCE_SECTIONS = ("DATASET", "NETWORK", "WHITENING", "LOSS", "AUGMENT", "OPTIM")
@@ -36,7 +39,7 @@ class Start:
     folder: Path | None = None
 
 
-def find_start(cfg: Any) -> Start:
+def find_start(cfg: Config) -> Start:
     """Find what --resume or --snapshot with --restore_optimizer name; rank 0 looks, every process gets its answer.
 
     Raises:
@@ -60,11 +63,11 @@ def find_start(cfg: Any) -> Start:
     return distributed.from_main(find)
 
 
-def _root(cfg: Any) -> Path:
+def _root(cfg: Config) -> Path:
     return Path(cfg.RUN.CKPT) / cfg.RUN.DATE / cfg.RUN.EXP
 
 
-def open_folder(cfg: Any, start: Start) -> Path:
+def open_folder(cfg: Config, start: Start) -> Path:
     """Return the run folder: the one to go on in, or a new `{ckpt}/{date}/{exp}/{time}`, made by rank 0.
 
     Raises:
@@ -114,7 +117,7 @@ class Records:
             self.writer.picture(tag, image, step)
 
 
-def open_records(cfg: Any, start: Start, *, step: int, config_yaml: str, repository: Path) -> Records:
+def open_records(cfg: Config, start: Start, *, step: int, config_yaml: str, repository: Path) -> Records:
     """Open the run's folder with its log and metrics; write the resolved config, the command and package versions.
 
     A resumed run adds files named by its first step and leaves those of the start as they are.
