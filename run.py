@@ -21,11 +21,10 @@ from datasets.loaders import (
     build_training_loader,
     training_split,
 )
-from datasets.splits import Splits
+from datasets.splits import Split, Splits
 from evaluation import Evaluator, build_evaluator
-from evaluation.covariances import whitened_splits
 from loss import Criterion, build_criterion
-from network import Segmentor, build_network, resolve_jitter
+from network import Method, Segmentor, build_network, resolve_jitter
 from network.weights import load_pretrained, load_weights, upgrade_checkpoint
 from optimizer import apply_settings, build_average, build_optimizer, build_scheduler
 from transforms.appearance import Appearance
@@ -115,6 +114,23 @@ def build_run(cfg: Config, splits: Splits, *, device: torch.device, start: Start
         evaluator=build_evaluator(cfg, average or network, recipe=cfg, whitening=criterion.whitening, device=device),
         steps_per_epoch=min(loader.steps_per_epoch, 2) if cfg.RUN.TEST_MODE else loader.steps_per_epoch,
     )
+
+
+def whitened_splits(cfg: Config, method: Method, splits: Splits) -> list[Split]:
+    """Return the splits whose covariances give ISW's masks, none for other methods.
+
+    Raises:
+        UserError: settings with which no mask can be chosen, or a missing folder.
+    """
+    if method.whitening != "isw":
+        return []
+    settings = cfg.WHITENING
+    if settings.TRIALS < 1 or (settings.CLUSTERS < 2 and not settings.RELAX_DENOM):
+        raise UserError(
+            f"ISW needs --trials of at least 1 and --clusters of at least 2, not {settings.TRIALS}, {settings.CLUSTERS}"
+        )
+    names = cfg.DATASET.COVSTAT or cfg.DATASET.TRAIN
+    return [splits.open(name, training_split(cfg, name), need_labels=False) for name in names]
 
 
 def restore(run: Run, start: Start) -> None:
