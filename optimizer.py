@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -13,6 +13,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from utils.errors import UserError
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def poly(step: int, *, max_iter: int, exponent: float) -> float:
@@ -69,26 +71,19 @@ def apply_settings(cfg: Any, optimizer: Optimizer, scheduler: LRScheduler) -> No
             group["momentum"] = cfg.OPTIM.MOMENTUM
 
 
-class WeightAverage:
-    """An exponential moving average (EMA) of a network's weights and floating-point buffers; its counters are copied.
+def build_average(cfg: Any, network: Network) -> Network | None:
+    """Return the copy of a network that will hold its averaged weights (EMA), None for --ema_decay 0."""
+    return copy.deepcopy(network).requires_grad_(False).eval() if cfg.OPTIM.EMA_DECAY else None
 
-    It starts as the network is. torch's AveragedModel would ask for a counter in every update and so wait for the GPU.
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, *, decay: float) -> None:
+    """Move the exponential moving average of weights and floating-point buffers towards the network; copy its counters.
+
+    torch's AveragedModel would ask for a counter in every update and so wait for the GPU.
     """
-
-    def __init__(self, network: nn.Module, *, decay: float) -> None:
-        self.network = copy.deepcopy(network).requires_grad_(False).eval()
-        self._move = get_ema_multi_avg_fn(decay)
-
-    @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """Move the average towards the network as it is after a step."""
-        own, new = self.network.state_dict(), network.state_dict()
-        averaged = [name for name, value in own.items() if value.is_floating_point()]
-        self._move([own[name] for name in averaged], [new[name] for name in averaged], None)
-        for name in own.keys() - set(averaged):
-            own[name].copy_(new[name])
-
-
-def build_average(cfg: Any, network: nn.Module) -> WeightAverage | None:
-    """Return the average of a run's weights, None for --ema_decay 0."""
-    return WeightAverage(network, decay=cfg.OPTIM.EMA_DECAY) if cfg.OPTIM.EMA_DECAY else None
+    state, new = average.state_dict(), network.state_dict()
+    averaged = [name for name, value in state.items() if value.is_floating_point()]
+    get_ema_multi_avg_fn(decay)([state[name] for name in averaged], [new[name] for name in averaged], None)
+    for name in state.keys() - set(averaged):
+        state[name].copy_(new[name])

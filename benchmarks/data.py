@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from itertools import count
@@ -28,13 +29,13 @@ from torchvision.io import ImageReadMode, decode_image, read_file
 import config
 from benchmarks import straightforward
 from benchmarks.timing import Row, Work, make_parser, report
-from datasets.class_uniform import class_centroids
 from datasets.codec import DECODERS, ENCODINGS, decode_label, read_image
-from datasets.domains import Pair
+from datasets.domains import BUILTIN
 from datasets.frames import FrameCache
 from datasets.labels import CITYSCAPES_LABELS, NUM_CLASSES
-from datasets.plan import Pick, sample_rng
-from datasets.segmentation import LabelledPairs, TrainingSet
+from datasets.sampling import Pick, class_centroids, sample_rng
+from datasets.segmentation import TrainingSet
+from datasets.splits import Pair, Split
 from evaluation.metrics import argmax_classes, confusion_matrix
 from loss.borders import neighbour_classes
 from transforms.build import build_appearance, build_appearance_sampler, build_geometry
@@ -69,10 +70,16 @@ def sample_rows(pairs: list[Pair], root: Path) -> dict[str, Row]:
     """Return the rows of the worker's part, from PNG and from decoded frames, and of the device's part."""
     cfg = config.parse(["--crop_size", str(CROP), "--gblur", "--color_aug", "0.5"], program="train")
     sampler, appearance = build_appearance_sampler(cfg, jitter="diia"), build_appearance(cfg)
-    source, frame = LabelledPairs(tuple(pairs), ENCODING), read_image(pairs[0].image)[:CROP, :CROP]
-    batch, image = torch.from_numpy(frame).permute(2, 0, 1)[None].contiguous(), Image.fromarray(frame)
+    frame, cache, archive = read_image(pairs[0].image)[:CROP, :CROP], FrameCache(root / "frames"), root / "frames.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in (path for pair in pairs for path in pair[:2]):
+            file.write(path, Path(path).relative_to(root))
+    parts = [[path.replace(str(root), str(archive)) for path in pair[:2]] for pair in pairs]
+    zipped = [Pair(image, label, Path(image).name) for image, label in parts]
+    batch, crop = torch.from_numpy(frame).permute(2, 0, 1)[None].contiguous(), Image.fromarray(frame)
 
-    def dataset(cache: FrameCache | None) -> Work:
+    def dataset(read: list[Pair], cache: FrameCache | None) -> Work:
+        source = Split(BUILTIN["gtav"], "train", tuple(read))
         data = TrainingSet([source], geometry=build_geometry(cfg), sampler=sampler, seed=0, cache=cache)
         for item in range(FRAMES if cache else 0):
             data[Pick(item, item)]  # writes the frame
@@ -85,11 +92,12 @@ def sample_rows(pairs: list[Pair], root: Path) -> dict[str, Row]:
         return edge_target(batch), appearance(batch, default_collate([sampler(sample_rng(1, number))]))
 
     def plainly(number: int) -> object:
-        return straightforward.appearance(image, sampler(sample_rng(1, number)))
+        return straightforward.appearance(crop, sampler(sample_rng(1, number)))
 
     return {
-        "worker: sample from PNG": Row(partial(dataset, None), partial(numbered, plain)),
-        "worker: sample from the cache": Row(partial(dataset, FrameCache(root / "frames")), partial(numbered, plain)),
+        "worker: sample from PNG": Row(partial(dataset, pairs, None), partial(numbered, plain)),
+        "worker: sample from PNG in a zip archive": Row(partial(dataset, zipped, None), partial(numbered, plain)),
+        "worker: sample from the cache": Row(partial(dataset, pairs, cache), partial(numbered, plain)),
         "device: appearance and edges of one crop": Row(partial(numbered, on_device), partial(numbered, plainly)),
     }
 
@@ -165,7 +173,9 @@ def first_batch(root: Path, pair: Pair, *, images: int = 12_000) -> Work:
             for index in range(number):
                 os.link(source, folder / f"{index:05d}.png")
     flags = f"--dataset gtav --val_dataset gtav --pretrained none --bs_mult 8 --crop_size {CROP} --gblur"
-    flags += f" --color_aug 0.5 --class_uniform_pct 0.5 --cache_dir {root / 'cache'} --ckpt {root} --tb_path {root}"
+    flags += (
+        f" --color_aug 0.5 --class_uniform_pct 0.5 --centroid_cache {root / 'cache'} --ckpt {root} --tb_path {root}"
+    )
     flags += f" --opts DATASET.GTAV_DIR={root / 'gtav'}"
     command, folder = [sys.executable, "-c", UNTIL_FIRST_BATCH, *flags.split()], Path(__file__).resolve().parents[1]
     return partial(subprocess.run, command, cwd=folder, check=True, capture_output=True)

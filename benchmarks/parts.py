@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 
 import config
 from benchmarks.timing import Row, Work, make_parser, report
-from datasets.plan import sample_rng
+from datasets.sampling import sample_rng
 from evaluation.metrics import argmax_classes, confusion_matrix
 from loss import MaskStatistics, build_criterion
 from network import Segmentor, build_network
@@ -21,7 +21,7 @@ from transforms.build import build_appearance, build_appearance_sampler
 from transforms.edges import edge_target
 
 
-def make_network(device: torch.device) -> tuple[Segmentor, config.Settings]:
+def make_network(device: torch.device) -> tuple[Segmentor, config.Config]:
     """Build DIIA's ResNet-50 network with random weights."""
     cfg = config.parse(["--method", "diia", "--clusters", "3", "--crop_size", "768", "--gblur"], program="train")
     torch.manual_seed(0)

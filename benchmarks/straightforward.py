@@ -9,8 +9,8 @@ from PIL import Image, ImageOps
 from skimage.filters import gaussian
 from torchvision.transforms import functional
 
-from datasets.domains import Pair
 from datasets.labels import NUM_CLASSES, PALETTE
+from datasets.splits import Pair
 from transforms.appearance import MEAN, STD, AppearanceParams
 
 CROP = 768

@@ -1,25 +1,69 @@
-"""The dataset checker: finds what is wrong with a data set before a run does (`python -m scripts.check_data`)."""
+"""The dataset checker: says what is wrong with a data set before a run meets it (`python -m scripts.check_data`)."""
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
-from datasets.diagnosis import Diagnosis, Fault, label_pattern, stray_labels
-from datasets.domains import BUILTIN, PUBLISHED, Domain, Listing, Pair, find_pairs, list_split
-from datasets.duplicates import find_duplicates
-from datasets.labels import CLASS_NAMES
-from datasets.scan import Finding, scan
+from datasets.codec import Encoding
+from datasets.domains import BUILTIN, PUBLISHED, Domain
+from datasets.labels import CLASS_NAMES, NUM_CLASSES
+from datasets.scan import FEW_COLOURS, LABEL_IDS, LOSSY, SAMPLE, Finding, discriminative_classes, find_shared, scan
+from datasets.splits import Listing, Pair, list_split, no_images
 from utils.errors import UserError
+from utils.parallel import cores
 
-SAMPLE = 32  # pairs of a split that the quick mode decodes
+EXAMPLES = 3  # files that a fault names
+MANY = 8  # labels that must all lack the discriminative classes before their absence says anything
+MOST = 0.5  # share of the labels that are ignored altogether, or of pairs of unequal size, which is a fault
+UNIQUE_NAMES = ("cityscapes", "bdd100k", "gtav", "synthia", "mapillary")  # one name in two splits is one frame
+
+Row = tuple[str, str, Sequence[str], str]  # name, severity and advice of a fault, and (third) the files that show it
+ListSplit = Callable[[Domain, str], Listing | None]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong or worth knowing.
+
+    Attributes:
+        split: train, val or test, several joined by " and ", or "" for the whole domain.
+        name: stable, for programs.
+        severity: "fatal" stops or spoils a training, "fault" is wrong, "note" is only worth knowing.
+        count: files or pairs that show it.
+        examples: the first few of them, relative to the domain's root.
+        advice: one sentence on the likely cause and how to fix it.
+        root: the domain's folder.
+    """
+
+    domain: str
+    split: str
+    name: str
+    severity: str
+    count: int
+    examples: tuple[str, ...]
+    advice: str
+    root: str = ""
+
+    @property
+    def where(self) -> str:
+        return f"{self.domain}/{self.split}" if self.split else self.domain
+
+    def sentence(self) -> str:
+        if not self.examples:
+            return f"{self.where}: {self.name}: {self.advice}"
+        first = self.examples[0] if self.examples[0] == self.root else os.path.join(self.root, self.examples[0])
+        if self.count == 1 and first in self.advice:
+            return f"{self.where}: {self.advice}"
+        return f"{self.where}: {self.name} ({self.count}, the first: {first}): {self.advice}"
 
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What was found of a split; patterns are relative to the root, `shares` of all pixels by class and "ignored"."""
+    """What a split holds; patterns are relative to the root, `shares` of all pixels by class and "ignored"."""
 
     split: str
     image_pattern: str
@@ -33,7 +77,7 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class DomainReport:
-    """What was found of a domain, and what is wrong with it."""
+    """What a domain holds, and what is wrong with it."""
 
     domain: str
     root: str
@@ -43,80 +87,80 @@ class DomainReport:
 
     @property
     def healthy(self) -> bool:
-        """Whether there are no faults but notes."""
         return all(fault.severity == "note" for fault in self.faults)
 
 
-def check_domain(domain: Domain, *, quick: bool, workers: int, splits: Sequence[str] = ()) -> DomainReport:
-    """Look a domain over: list and count everything, decode all of it (quick: a sample), and name what is wrong.
+def check_domain(
+    domain: Domain, *, quick: bool, workers: int, splits: Sequence[str] = (), list_one: ListSplit = list_split
+) -> DomainReport:
+    """Check a domain: list and count everything, decode all of it (quick: a sample), and name what is wrong.
 
     Args:
-        splits: those that must be there; without any, those that are there, and one of them must be.
+        splits: those that must exist; without any, those that exist, and one of them must.
         workers: processes that decode (quick: threads).
     """
-    listings, faults = _list(domain, splits)
-    chosen = {split: _sample(listing.pairs) if quick else listing.pairs for split, listing in listings.items()}
-    there = {pair for listing in listings.values() for pair in listing.labelled}
-    pairs = [pair if pair in there else pair._replace(label="") for part in chosen.values() for pair in part]
-    found = iter(scan(pairs, encoding=domain.encoding, workers=workers, processes=not quick, title=domain.name))
+    listings, faults = _list(domain, splits, list_one)
+    samples = {split: _sample(listing.pairs) if quick else listing.pairs for split, listing in listings.items()}
+    labelled = {pair for listing in listings.values() for pair in listing.labelled}
+    pairs = [pair if pair in labelled else pair._replace(label="") for pair in chain(*samples.values())]
+    findings = iter(scan(pairs, encoding=domain.encoding, workers=workers, processes=not quick, title=domain.name))
     reports = []
     for split, listing in listings.items():
-        findings = [next(found) for _ in chosen[split]]
-        report, of_split = _judge(domain, split, listing, findings)
+        report, of_split = _check_split(domain, split, listing, list(islice(findings, len(samples[split]))))
         reports.append(report)
         faults += of_split
-    faults += find_duplicates(domain, listings, quick=quick, workers=workers)
+    faults += _check_duplicates(domain, listings, quick=quick)
     return DomainReport(domain.name, domain.root, quick, tuple(reports), tuple(faults))
 
 
-def quick_check(domains_with_splits: Iterable[tuple[Domain, str]]) -> list[Fault]:
+def quick_check(domains_with_splits: Iterable[tuple[Domain, str]], *, list_one: ListSplit = list_split) -> list[Fault]:
     """Return the faults (no notes) that the quick mode finds in splits that a run needs with their labels.
 
     A fault whose severity is "fatal" would stop or spoil the run: raise `UserError(fault.sentence())` for it, and log
     the others.
     """
-    wanted: defaultdict[str, dict[str, None]] = defaultdict(dict)
-    domains = {}
+    splits = defaultdict[Domain, dict[str, None]](dict)
     for domain, split in domains_with_splits:
-        domains[domain.name] = domain
-        wanted[domain.name].update(dict.fromkeys(("train", "val") if split == "trainval" else (split,)))
+        splits[domain].update(dict.fromkeys(("train", "val") if split == "trainval" else (split,)))
     reports = [
-        check_domain(domain, quick=True, workers=cores(), splits=tuple(wanted[name]))
-        for name, domain in domains.items()
+        check_domain(domain, quick=True, workers=cores(), splits=list(names), list_one=list_one)
+        for domain, names in splits.items()
     ]
     return [fault for report in reports for fault in report.faults if fault.severity != "note"]
 
 
-def _list(domain: Domain, splits: Sequence[str]) -> tuple[dict[str, Listing], list[Fault]]:
-    """List the splits, and say which are not there."""
-    listings, diagnosis, missing = {}, Diagnosis(domain, ""), []
+def _faults(domain: Domain, split: str, rows: Iterable[Row]) -> list[Fault]:
+    """Return the faults that files show, which are named relative to the domain's root."""
+    return [
+        Fault(
+            *(domain.name, split, name, severity, len(files)),
+            examples=tuple(text.removeprefix(f"{domain.root}/") for text in files[:EXAMPLES]),
+            advice=advice,
+            root=domain.root,
+        )
+        for name, severity, files, advice in rows
+        if files
+    ]
+
+
+def _list(domain: Domain, splits: Sequence[str], list_one: ListSplit) -> tuple[dict[str, Listing], list[Fault]]:
+    """List the splits, and say which do not exist."""
+    listings, faults = dict[str, Listing | None](), list[Fault]()
     for split in splits or [name for name, _ in domain.splits]:
         try:
-            listing = list_split(domain, split)
+            listings[split] = list_one(domain, split)
         except UserError as error:
             if split not in dict(domain.splits):
                 raise
-            diagnosis.add("no-folder", "fatal", [domain.root or domain.root_key], _advice(error, domain))
-            return {}, diagnosis.faults
-        if listing is None:
-            missing.append(split)
-        else:
-            listings[split] = listing
-    # What was asked for or declared by the user must be there; of a published data set a part is fine.
-    needed = bool(splits) or domain.name not in BUILTIN or not listings
-    for split in missing:
-        if needed or split != "test":
-            diagnosis.split = split
-            try:
-                find_pairs(domain, split)
-            except UserError as error:
-                diagnosis.add("no-images", "fatal" if needed else "note", [domain.root], _advice(error, domain))
-    return listings, diagnosis.faults
-
-
-def _advice(error: UserError, domain: Domain) -> str:
-    """Return a sentence on a domain or split without its name."""
-    return str(error).removeprefix(domain.name).partition(": ")[2]
+            advice = str(error).partition(": ")[2]  # without the domain's name
+            return {}, _faults(domain, "", [("no-folder", "fatal", [domain.root or domain.root_key], advice)])
+    # What was asked for or declared by the user must exist; of a published data set a part is fine.
+    existing = {split: listing for split, listing in listings.items() if listing is not None}
+    needed = bool(splits) or domain.name not in BUILTIN or not existing
+    for split in [split for split in listings if split not in existing and (needed or split != "test")]:
+        row = ("no-images", "fatal" if needed else "note", [domain.root], no_images(domain, split))
+        faults += _faults(domain, split, [row])
+    return existing, faults
 
 
 def _sample(pairs: Sequence[Pair]) -> list[Pair]:
@@ -125,31 +169,145 @@ def _sample(pairs: Sequence[Pair]) -> list[Pair]:
     return [pairs[index * (len(pairs) - 1) // max(1, count - 1)] for index in range(count)]
 
 
-def _judge(
+def _check_split(
     domain: Domain, split: str, listing: Listing, findings: Sequence[Finding]
 ) -> tuple[SplitReport, list[Fault]]:
-    diagnosis, strays = Diagnosis(domain, split), stray_labels(domain, listing)
-    published = PUBLISHED.get(domain.name, {}).get(split, ())
-    diagnosis.count(len(listing.pairs), published)
-    diagnosis.partners(listing, strays)
-    diagnosis.decoding(findings)
-    diagnosis.sizes(findings)
-    diagnosis.values(findings)
-    pixels = [sum(column) for column in zip(*(found.pixels for found in findings if found.pixels), strict=True)]
-    total = sum(pixels)
-    names = (*CLASS_NAMES, "ignored")
+    orphans, published = orphan_labels(domain, listing), PUBLISHED.get(domain.name, {}).get(split, ())
+    faults, images = [], len(listing.pairs)
+    if published and images not in published:
+        known = " or ".join(f"{number:,}" for number in published)
+        advice = f"the published split has {known} images; a part of it is fine where it is meant"
+        faults.append(Fault(domain.name, split, "count", "note", images, (), advice, domain.root))
+    faults += _faults(domain, split, _check_partners(domain, split, listing, orphans))
+    faults += _faults(domain, split, _check_files(domain, findings))
+    faults += _faults(domain, split, _check_values(domain, split, findings))
+    pixels = [sum(column) for column in zip(*(finding.pixels for finding in findings if finding.pixels), strict=True)]
     report = SplitReport(
-        split=split,
-        image_pattern=listing.layout.images.replace("{split}", listing.folder),
-        label_pattern=label_pattern(listing.layout, listing.folder),
-        images=len(listing.pairs),
-        labels=len(listing.labelled) + len(strays),
+        *(split, *listing.layout.patterns(listing.folder)),
+        images=images,
+        labels=len(listing.labelled) + len(orphans),
         published=published,
         decoded=len(findings),
-        shares={name: count / total for name, count in zip(names, pixels, strict=False)},
+        shares={name: count / sum(pixels) for name, count in zip((*CLASS_NAMES, "ignored"), pixels, strict=False)},
     )
-    return report, diagnosis.faults
+    return report, faults
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def orphan_labels(domain: Domain, listing: Listing) -> list[str]:
+    """Return the label files of a split that belong to no image in any layout."""
+    layouts = [layout for layout in domain.layouts if layout.images == listing.layout.images]
+    known = {layout.label_path(pair.name, listing.folder) for layout in layouts for pair in listing.pairs}
+    parts = [new.replace("{split}", listing.folder) for _, new in listing.layout.label]
+    return [name for name in listing.labels if name not in known and all(part in name for part in parts)]
+
+
+def _check_partners(domain: Domain, split: str, listing: Listing, orphans: Sequence[str]) -> Iterator[Row]:
+    """Check that every image has a label and every label an image."""
+    labelled = set(listing.labelled)
+    missing = [pair for pair in listing.pairs if pair not in labelled]
+    name, severity, advice = "missing-label", "fatal", "unpack the labels again, or remove the images that have none"
+    if not labelled:
+        advice = "no label of this split is where it is expected; unpack the labels there"
+        if split == "test":
+            name, severity = "no-labels", "note"
+            advice = "test images often come without labels; they cannot be evaluated"
+    yield name, severity, [f"{p.name} without {p.label.removeprefix(f'{domain.root}/')}" for p in missing], advice
+    advice = "their images are missing or named otherwise; unpack the images again, or remove the labels"
+    yield "label-without-image", "fault", orphans, advice
+
+
+def _check_files(domain: Domain, findings: Sequence[Finding]) -> Iterator[Row]:
+    """Check that every file decodes, and that image and label have one size; the transposed ones by themselves."""
+    advice = "damaged, cut off or not an image; unpack or download them again"
+    images = [f"{finding.pair.name}: {finding.image_error}" for finding in findings if finding.image_error]
+    yield "undecodable-image", "fatal", images, advice
+    labels = [f"{f.pair.label}: {f.label_error}" for f in findings if f.label_error and not f.label_cause]
+    yield "undecodable-label", "fatal", labels, advice
+
+    sized = [finding for finding in findings if finding.image_size and finding.label_size]
+    unequal = defaultdict(list)
+    for finding in sized:
+        (width, height), label = finding.image_size or (0, 0), finding.label_size or (0, 0)
+        if label != (width, height):
+            text = f"{finding.pair.name}: image {width}x{height}, label {label[0]}x{label[1]}"
+            unequal[label == (height, width)].append(text)
+    severity, fix = "fatal", "unpack both again, or remove them"
+    if domain.skip_unequal and sum(map(len, unequal.values())) < MOST * len(sized):
+        severity, fix = "note", "the loaders leave these pairs out"
+    advice = f"height and width of the label are swapped (a transposed mask); transpose it; {fix}"
+    yield "unequal-size", severity, unequal[True], advice
+    advice = f"image and label are not of one frame, or only one of them was resized; {fix}"
+    yield "unequal-size", severity, unequal[False], advice
+
+
+def _check_values(domain: Domain, split: str, findings: Sequence[Finding]) -> Iterator[Row]:
+    """Check the labels that were refused, by likely cause, and those that were read but cannot be meant so."""
+    encoding, refused = domain.encoding, defaultdict(list)
+    for finding in findings:
+        if finding.label_cause:
+            refused[finding.label_cause].append(f"{finding.pair.label}: {finding.label_error}")
+    for advice, files in refused.items():
+        yield "unexpected-values", "fatal", files, advice
+    counts = [(f.pair.label, f.unknown_colours) for f in findings if f.unknown_colours > FEW_COLOURS]
+    files = [f"{path}: {'over 256' if count > 256 else count} unknown colours" for path, count in counts]
+    yield "unexpected-values", "fault", files, f"colours between those of {encoding.name}; {LOSSY}"
+
+    read = [finding for finding in findings if finding.pixels]
+    labelled = [finding for finding in read if any(finding.pixels[:NUM_CLASSES])]
+    empty = [finding.pair.label for finding in read if not any(finding.pixels[:NUM_CLASSES])]
+    name, severity = "unexpected-values", "fatal" if len(empty) == len(read) else "fault"
+    advice = f"every pixel is ignored; check that these are labels in the encoding {encoding.name}"
+    if len(empty) < MOST * len(read) or split == "test":
+        name, severity, advice = "ignored-label", "note", "every pixel is ignored; they teach and score nothing"
+    elif encoding.kind == "synthia":
+        advice = (
+            "every pixel is ignored: likely written by a program that reads SYNTHIA's 16-bit labels as zeros, as "
+            "Pillow does; take the published GT/LABELS"
+        )
+    yield name, severity, empty, advice
+    discriminative = discriminative_classes(encoding) & set(domain.classes)
+    if labelled and discriminative:
+        yield from _check_confusion(encoding, labelled, discriminative)
+
+
+def _check_confusion(
+    encoding: Encoding, findings: Sequence[Finding], discriminative: frozenset[int] | set[int]
+) -> Iterator[Row]:
+    """Check that some label holds a class that tells its encoding from the one it is likely confused with."""
+    if any(finding.pixels[index] for finding in findings for index in discriminative):
+        return
+    labels, many = [finding.pair.label for finding in findings], len(findings) >= MANY
+    if encoding.name == "train_ids":
+        if many:
+            yield "unexpected-values", "fault", labels, f"no label holds a train id below 7; {LABEL_IDS}"
+        return
+    low = all(max({*finding.raw_ids} - {255}, default=99) < 19 for finding in findings)
+    void = any(255 in finding.raw_ids for finding in findings)
+    if low and (void or (many and len(discriminative) > 9)):
+        yield (
+            *("unexpected-values", "fatal" if void and many else "fault", labels),
+            f"no label holds an id above 18{' but 255' if void else ''}: likely train ids under the name of "
+            f"{encoding.name}; take the original label files, or declare the domain with the encoding train_ids",
+        )
+
+
+def _check_duplicates(domain: Domain, listings: Mapping[str, Listing], *, quick: bool) -> list[Fault]:
+    """Check that no image is in two splits; equal names of other bytes are noted where a data set's are unique."""
+    places = [(split, pair.image) for split, listing in listings.items() for pair in listing.pairs]
+    same_path, same_bytes, same_name = find_shared(places, quick=quick)
+    same_path = [] if domain.name in BUILTIN else same_path  # KITTI's splits are the same files, which its scores say
+    same_name = same_name if domain.name in UNIQUE_NAMES else []
+    faults = []
+    for name, groups, advice in (
+        ("same-files", same_path, "the domain declares the same files for both splits"),
+        ("duplicate", same_bytes, "the same image is in both splits; remove it from one of them"),
+        ("same-name", same_name, "other bytes, but one name is one frame in this data set; see that none is in both"),
+    ):
+        by_splits = defaultdict(list)
+        for group in groups:
+            paths = dict.fromkeys(path.removeprefix(f"{domain.root}/") for _, path in group)
+            by_splits[" and ".join(dict.fromkeys(split for split, _ in group))].append(" = ".join(paths))
+        for splits, files in by_splits.items():  # evaluating on what was not trained on may share files by intent
+            note = name == "same-name" or (name == "same-files" and "train" not in splits)
+            faults += _faults(domain, splits, [(name, "note" if note else "fault", files, advice)])
+    return faults

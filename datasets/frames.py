@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.codec import Encoding, decode_label, read_image
-from datasets.domains import Pair, image_size
+from datasets.codec import Encoding, decode_label, image_size, read_image
+from datasets.files import stamp
+from datasets.splits import Pair
 from utils.errors import UserError
 from utils.files import atomic_path
 
@@ -33,7 +34,7 @@ class FrameCache:
 
     The key holds path, size and time of the source file, for labels the encoding, and the version of this rule: a
     source file that changes gets another name. Files appear whole under their name or not at all, so any number of
-    processes may fill the folder at once and a broken build goes on where it stopped.
+    processes may fill the folder at once and an interrupted build resumes where it stopped.
     """
 
     folder: Path
@@ -52,11 +53,7 @@ class FrameCache:
 
     def place(self, path: str, encoding: Encoding | None = None) -> Path:
         """Return where the decoded form of a file is kept: an image's, or with `encoding` a label's."""
-        try:
-            status = os.stat(path)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-        made_by = (_VERSION, os.path.abspath(path), status.st_size, status.st_mtime_ns, encoding)
+        made_by = (_VERSION, os.path.abspath(path), *stamp(path), encoding)
         key = hashlib.sha256(repr(made_by).encode()).hexdigest()[:32]
         return self.folder / key[:2] / f"{key[2:]}.npy"
 
@@ -86,7 +83,7 @@ class FrameCache:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"--cache {self.folder}: cannot be made ({error.strerror}); choose another folder"
+                f"--frame_cache {self.folder}: cannot be made ({error.strerror}); choose another folder"
             ) from error
         for path in self.folder.glob("??/.*.npy.*.tmp"):  # a killed process left it; a living one needs seconds
             with suppress(OSError):
@@ -99,8 +96,8 @@ class FrameCache:
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise UserError(
-                f"--cache {self.folder}: {len(missing)} decoded frames need {gigabytes(needed)}, and its disk has "
-                f"{gigabytes(free)} free; make room, choose another folder, or leave --cache out"
+                f"--frame_cache {self.folder}: {len(missing)} decoded frames need {gigabytes(needed)}, and its disk "
+                f"has {gigabytes(free)} free; make room, choose another folder, or leave --frame_cache out"
             )
 
     def size(self, pairs: Sequence[Pair], *, encoding: Encoding) -> int:
@@ -142,7 +139,7 @@ def _write(place: Path, array: np.ndarray, source: str) -> None:
     except OSError as error:
         raise UserError(
             f"{place}: the decoded form of {source} ({gigabytes(array.nbytes)}) cannot be written ({error.strerror}); "
-            "make room, choose another --cache, or leave it out"
+            "make room, choose another --frame_cache, or leave it out"
         ) from error
 
 

@@ -55,6 +55,14 @@ PALETTE: np.ndarray = np.array(
     [colour for colour, train in sorted(CITYSCAPES_LABELS, key=lambda row: row[1]) if train != IGNORE], dtype=np.uint8
 )  # (19, 3) RGB by train id
 
+CITYSCAPES_PALETTE = bytes(channel for colour, _ in CITYSCAPES_LABELS for channel in colour)  # of 35 ids
+MAPILLARY_PALETTE = bytes.fromhex(  # of the 66 ids of Mapillary Vistas v1.2, filled up to 256
+    "a52a2a00c000c4c4c4be9999b4a5b45a789666669c8040ff8c8cc8aaaaaafaaaa0606060e6968c8040806e6e6ef423e8966464464646"
+    "96785adc143cff0000ff0064ff00c8c88080ffffff40aa40e6a0324682b4beffff98fb986b8e2300aa1effff80fa001e648cb4dcdcdc"
+    "dc8080de282864aa1e2828282121216480a08e0000466496d2aa64999999808080000050faaa1ec0c0c0dcdc008c8c14770b209600ff"
+    "003c6400008e00005a0000e600506480404000006e0000460000c0202020780a0a000000"
+).ljust(768, b"\0")
+
 
 def _table(raws: str, *, known: int) -> dict[int, int]:
     """Return raw id -> train id for raw ids 0..known-1 from the raw ids of train id 0, 1 ...; the rest is ignored."""

@@ -1,8 +1,9 @@
-"""Loaders for training, evaluation and covariance statistics, built from the config."""
+"""Loaders for training, evaluation and covariance statistics, built from the config; and the way to the device."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
@@ -14,19 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from datasets.class_uniform import source_centroids
-from datasets.domains import CITYSCAPES_COARSE, Domain, Pair, find_pairs, get_domain, list_hash, load_domains
+from datasets.domains import CITYSCAPES_COARSE
 from datasets.frames import FrameCache
-from datasets.plan import EpochPlan, GlobalBatches, Pick, Source
-from datasets.segmentation import (
-    EvaluationSample,
-    EvaluationSet,
-    LabelledPairs,
-    Sample,
-    StatisticsSample,
-    StatisticsSet,
-    TrainingSet,
-)
+from datasets.sampling import EpochPlan, GlobalBatches, Pick, Source, source_centroids
+from datasets.segmentation import EvaluationSample, EvaluationSet, Sample, StatisticsSample, StatisticsSet, TrainingSet
+from datasets.splits import Split, Splits
 from transforms.appearance import AppearanceParams
 from transforms.build import build_appearance_sampler, build_geometry, statistics_sampler
 from transforms.protocols import CentreSquare, NativeSize
@@ -49,10 +42,10 @@ def _collate(samples: list[Sample]) -> TrainingBatch:
     return TrainingBatch(images, labels, params, list(names))
 
 
-def choose_workers(asked: int) -> int:
+def choose_workers(requested: int) -> int:
     """Return the number of loader workers of this process; -1 shares the cores among the processes of the node."""
-    if asked >= 0:
-        return asked
+    if requested >= 0:
+        return requested
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(16, cores // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)))
 
@@ -103,27 +96,28 @@ class TrainingLoader:
         cores, workers = choose_workers(-1), self.loader.num_workers
         ways = [f"raise --num_workers above {workers}"] if workers < cores else []
         if not self.cached:
-            ways.append("keep decoded frames with --cache DIR")
+            ways.append("keep decoded frames with --frame_cache DIR")
         return " or ".join(ways) or f"{cores} workers and the cache are in use already; use a faster disk"
 
 
-def build_training_loader(cfg: Any, *, jitter: str, rank: int, world_size: int) -> TrainingLoader:
+def training_split(cfg: Any, domain: str) -> str:
+    """Return the split of a domain that is trained on."""
+    return str(cfg.DATASET.CITY_MODE) if domain == "cityscapes" else "train"
+
+
+def build_training_loader(cfg: Any, splits: Splits, *, jitter: str, rank: int, world_size: int) -> TrainingLoader:
     """Return the loader of the source domains; `jitter` names the strengths of the colour jitter (diia, robustnet).
 
     Every process calls it; with class-uniform sampling the first one scans the labels once.
     """
-    domains = load_domains(cfg)
-    chosen = [get_domain(domains, name) for name in cfg.DATASET.TRAIN]
-    if len({domain.name for domain in chosen}) < len(chosen):
+    names = cfg.DATASET.TRAIN
+    pools = [splits.open(name, training_split(cfg, name)) for name in names]
+    if len(set(names)) < len(names):
         raise UserError("--dataset: name one or several source data sets, each once")
-    pools = [
-        LabelledPairs(tuple(find_pairs(domain, training_split(cfg, domain))), domain.encoding) for domain in chosen
-    ]
-    centroids = [_centroids(cfg, domain, pool.pairs) for domain, pool in zip(chosen, pools, strict=True)]
-    sources = [Source(len(pool.pairs), rows) for pool, rows in zip(pools, centroids, strict=True)]
-    text = _describe_images(cfg, chosen, sources)
+    sources = [Source(len(pool.pairs), _centroids(cfg, pool)) for pool in pools]
+    text = _describe_images(cfg, sources)
     if cfg.DATASET.COARSE_BOOST_CLASSES:
-        coarse, sources = _boosted(cfg, chosen, sources)
+        coarse, sources = _boosted(cfg, splits, sources)
         pools.append(coarse)
         text += f", and {len(coarse.pairs)} coarse frames for rare classes"
     cache = frame_cache(cfg)
@@ -143,20 +137,15 @@ def build_training_loader(cfg: Any, *, jitter: str, rank: int, world_size: int) 
     return TrainingLoader(batches, loader, text, cached=cache is not None)
 
 
-def training_split(cfg: Any, domain: Domain) -> str:
-    """Return the split of a domain that is trained on."""
-    return str(cfg.DATASET.CITY_MODE) if domain.name == "cityscapes" else "train"
-
-
-def _centroids(cfg: Any, domain: Domain, pairs: Sequence[Pair]) -> np.ndarray:
+def _centroids(cfg: Any, split: Split) -> np.ndarray:
     if cfg.DATASET.CLASS_UNIFORM_PCT == 0:
-        return _NO_CENTROIDS
+        return np.zeros((0, 4), dtype=np.int32)
     return source_centroids(
-        pairs,
-        encoding=domain.encoding,
-        tile=domain.tile or cfg.DATASET.CLASS_UNIFORM_TILE,
-        name=domain.name,
-        cache_dir=cfg.DATASET.CACHE_DIR,
+        split.pairs,
+        encoding=split.encoding,
+        tile=split.domain.tile,
+        name=split.domain.name,
+        cache_dir=cfg.DATASET.CENTROID_CACHE,
         workers=choose_workers(cfg.DATASET.NUM_WORKERS),
     )
 
@@ -168,37 +157,36 @@ def _pooled(sources: Sequence[Source]) -> Source:
     return Source(int(starts[-1]), np.concatenate(rows))
 
 
-def _boosted(cfg: Any, domains: Sequence[Domain], sources: Sequence[Source]) -> tuple[LabelledPairs, list[Source]]:
+def _boosted(cfg: Any, splits: Splits, sources: Sequence[Source]) -> tuple[Split, list[Source]]:
     """Add the centroids of some classes in Cityscapes' coarse frames to its source; the frames come after all others.
 
-    The coarse frames are only ever drawn for these classes; plain images stay the fine ones.
+    The coarse frames are only ever sampled for these classes; plain images stay the fine ones.
     """
-    names = [domain.name for domain in domains]
+    names = cfg.DATASET.TRAIN
     if "cityscapes" not in names or cfg.DATASET.CLASS_UNIFORM_PCT == 0:
         raise UserError("--coarse_boost_classes needs --dataset cityscapes and a --class_uniform_pct above 0")
-    index = names.index("cityscapes")
-    coarse = replace(CITYSCAPES_COARSE, root=domains[index].root)
-    pool = LabelledPairs(tuple(find_pairs(coarse, "train")), coarse.encoding)
-    rows = _centroids(cfg, coarse, pool.pairs)
+    index, fine = names.index("cityscapes"), splits.domains["cityscapes"]
+    coarse = splits.open(replace(CITYSCAPES_COARSE, root=fine.root, tile=fine.tile), "train")
+    rows = _centroids(cfg, coarse)
     rows = rows[np.isin(rows[:, 1], cfg.DATASET.COARSE_BOOST_CLASSES)]
     counts = [source.num_images for source in sources]
     rows = rows + np.array([sum(counts) - sum(counts[:index]), 0, 0, 0], dtype=np.int32)  # the plan adds its start
     boosted = replace(sources[index], centroids=np.concatenate([sources[index].centroids, rows]))
-    return pool, [*sources[:index], boosted, *sources[index + 1 :]]
+    return coarse, [*sources[:index], boosted, *sources[index + 1 :]]
 
 
 def frame_cache(cfg: Any) -> FrameCache | None:
     """Return the run's folder of decoded frames, if it has one."""
-    return FrameCache(Path(cfg.DATASET.FRAMES_DIR).expanduser().resolve()) if cfg.DATASET.FRAMES_DIR else None
+    return FrameCache(Path(cfg.DATASET.FRAME_CACHE).expanduser().resolve()) if cfg.DATASET.FRAME_CACHE else None
 
 
-def _describe_images(cfg: Any, domains: Sequence[Domain], sources: Sequence[Source]) -> str:
-    counts = ", ".join(f"{domain.name} {source.num_images}" for domain, source in zip(domains, sources, strict=True))
-    share = cfg.DATASET.CLASS_UNIFORM_PCT
+def _describe_images(cfg: Any, sources: Sequence[Source]) -> str:
+    names, share = cfg.DATASET.TRAIN, cfg.DATASET.CLASS_UNIFORM_PCT
+    counts = ", ".join(f"{name} {source.num_images}" for name, source in zip(names, sources, strict=True))
     text = f"training images: {counts}; " + (f"class-uniform share {share:g}" if share else "plain sampling")
-    if len(domains) > 1:
+    if len(names) > 1:
         text += "; pooled" if cfg.DATASET.IMAGE_UNIFORM_SAMPLING else "; equal shares per domain"
-    return text + (f"; decoded frames in {cfg.DATASET.FRAMES_DIR}" if cfg.DATASET.FRAMES_DIR else "")
+    return text + (f"; decoded frames in {cfg.DATASET.FRAME_CACHE}" if cfg.DATASET.FRAME_CACHE else "")
 
 
 @dataclass(eq=False)
@@ -206,14 +194,12 @@ class EvaluationLoader:
     """The share of one process of a list of images, one at a time.
 
     Attributes:
-        num_images: images of the whole list, over all processes.
-        list_hash: 12 hex digits that name the list.
+        split: the whole list, over all processes.
         protocol: words for how the images are scored.
     """
 
     loader: DataLoader[EvaluationSample]
-    num_images: int
-    list_hash: str
+    split: Split
     protocol: str
 
     def __iter__(self) -> Iterator[EvaluationSample]:
@@ -221,44 +207,100 @@ class EvaluationLoader:
         return iter(self.loader)
 
 
-def build_evaluation_loader(
-    cfg: Any, domain: Domain, *, split: str, rank: int, world_size: int, limit: int = 0
-) -> EvaluationLoader:
+def build_evaluation_loader(cfg: Any, split: Split, *, rank: int, world_size: int, limit: int = 0) -> EvaluationLoader:
     """Return the loader of a split to score; process `rank` gets images rank, rank + world_size, ...
 
     With `limit` > 0 that many images are taken, evenly spread over the sorted list.
     """
-    pairs = find_pairs(domain, split)
-    if 0 < limit < len(pairs):
-        pairs = [pairs[index * len(pairs) // limit] for index in range(limit)]
-    protocol = CentreSquare() if cfg.EVAL.PROTOCOL == "robustnet" and domain.name == "mapillary" else NativeSize()
-    dataset = EvaluationSet(LabelledPairs(tuple(pairs), domain.encoding), protocol=protocol)
-    share = range(rank, len(pairs), world_size)
-    loader = _loader(dataset, cfg=cfg, collate=itemgetter(0), batch_size=1, sampler=share)
-    return EvaluationLoader(loader, len(pairs), list_hash(pairs), protocol.text)
+    split = split.subset(limit)
+    centred = cfg.EVAL.PROTOCOL == "robustnet" and split.domain.name == "mapillary"
+    protocol = CentreSquare() if centred else NativeSize()
+    share = range(rank, len(split.pairs), world_size)
+    loader = _loader(
+        EvaluationSet(split, protocol=protocol), cfg=cfg, collate=itemgetter(0), batch_size=1, sampler=share
+    )
+    return EvaluationLoader(loader, split, protocol.text)
 
 
 def build_evaluation_loaders(
-    cfg: Any, names: Iterable[str], *, split: str, rank: int, world_size: int, limit: int = 0
-) -> list[tuple[Domain, EvaluationLoader]]:
-    """Return the named domains, each once, with their loaders; a missing folder shows before anything is scored."""
-    domains = load_domains(cfg)
-    chosen = [get_domain(domains, name) for name in dict.fromkeys(names)]
-    return [
-        (domain, build_evaluation_loader(cfg, domain, split=split, rank=rank, world_size=world_size, limit=limit))
-        for domain in chosen
-    ]
+    cfg: Any, splits: Splits, names: Iterable[str], *, split: str, rank: int, world_size: int, limit: int = 0
+) -> list[EvaluationLoader]:
+    """Return the loaders of the named domains, each once; a missing folder shows before anything is scored."""
+    opened = [splits.open(name, split) for name in dict.fromkeys(names)]
+    share = {"rank": rank, "world_size": world_size, "limit": limit}
+    return [build_evaluation_loader(cfg, part, **share) for part in opened]
 
 
 def build_statistics_loader(
-    cfg: Any, domain: Domain, *, trial: int, rank: int, world_size: int
+    cfg: Any, split: Split, *, trial: int, rank: int, world_size: int
 ) -> DataLoader[StatisticsSample]:
-    """Return whole training images with the parameters of their augmented view, one at a time.
+    """Return whole images of a split with the parameters of their augmented view, one at a time.
 
     The first WHITENING.STAT_IMAGES of an order that depends on (seed, trial); process `rank` gets every world_size-th.
     """
-    pairs = find_pairs(domain, training_split(cfg, domain), need_labels=False)
-    order = np.random.default_rng((cfg.RUN.SEED, 2, trial)).permutation(len(pairs))[: cfg.WHITENING.STAT_IMAGES]
+    order = np.random.default_rng((cfg.RUN.SEED, 2, trial)).permutation(len(split.pairs))[: cfg.WHITENING.STAT_IMAGES]
     picks = [Pick(int(item), (1 << 60) + (trial << 32) + position) for position, item in enumerate(order)]
-    dataset = StatisticsSet(pairs, sampler=statistics_sampler(), seed=cfg.RUN.SEED, cache=frame_cache(cfg))
+    dataset = StatisticsSet(split.pairs, sampler=statistics_sampler(), seed=cfg.RUN.SEED, cache=frame_cache(cfg))
     return _loader(dataset, cfg=cfg, collate=itemgetter(0), batch_size=1, sampler=picks[rank::world_size])
+
+
+class DeviceBatches:
+    """Batches on the device; on a GPU they are copied on a stream of their own while the step before still runs.
+
+    The parameters of the appearance stay on the CPU, where it reads them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.restart()
+
+    def restart(self) -> None:
+        """Count time and waiting from now on."""
+        self.waits: list[tuple[float, float] | tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self.seconds, self.handed_over = 0.0, time.perf_counter()
+
+    def __call__(self, batches: Iterator[TrainingBatch]) -> Iterator[TrainingBatch]:
+        """Yield the batches on the device."""
+        while True:
+            start, before = time.perf_counter(), self._mark()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self.waits.append((before, self._mark()))  # type: ignore[arg-type]
+            self.handed_over = time.perf_counter()
+            self.seconds += self.handed_over - start
+            yield self._moved(batch)
+            self.seconds += time.perf_counter() - self.handed_over
+
+    def wait_share(self) -> float:
+        """Return the share of the steps' time in which the device had nothing to do but wait; call it in a step."""
+        waited = 0.0
+        for before, after in self.waits:
+            if isinstance(before, float):
+                waited += after - before  # type: ignore[operator]
+            else:
+                after.synchronize()  # type: ignore[union-attr]
+                waited += before.elapsed_time(after) / 1000  # type: ignore[arg-type]
+        seconds = self.seconds + time.perf_counter() - self.handed_over
+        return waited / seconds if self.waits else 0.0
+
+    def _mark(self) -> float | torch.cuda.Event:
+        """Return now: the clock's on the CPU; on a GPU an event, which comes when all work queued so far is done."""
+        if self.stream is None:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def _moved(self, batch: TrainingBatch) -> TrainingBatch:
+        if self.stream is None:
+            return batch
+        current = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self.stream):
+            images = batch.images.to(self.device, non_blocking=True)
+            labels = batch.labels.to(self.device, non_blocking=True)
+        current.wait_stream(self.stream)
+        for tensor in (images, labels):
+            tensor.record_stream(current)  # its memory may not be given to another copy while the step reads it
+        return batch._replace(images=images, labels=labels)

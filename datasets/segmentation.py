@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -14,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.codec import Encoding, decode_label, read_image
-from datasets.domains import Pair
 from datasets.frames import FrameCache
-from datasets.plan import Pick, sample_rng
+from datasets.sampling import Pick, sample_rng
+from datasets.splits import Pair, Split
 from transforms.appearance import AppearanceParams, AppearanceSampler
 from transforms.geometry import Geometry
 from transforms.protocols import Protocol
@@ -47,14 +46,6 @@ class StatisticsSample(NamedTuple):
 
     image: Tensor
     params: AppearanceParams
-
-
-@dataclass(frozen=True)
-class LabelledPairs:
-    """Pairs of one domain and how their labels are coded."""
-
-    pairs: tuple[Pair, ...]
-    encoding: Encoding
 
 
 def read_pair(pair: Pair, *, encoding: Encoding, cache: FrameCache | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -88,15 +79,15 @@ class TrainingSet(Dataset[Sample]):
 
     def __init__(
         self,
-        sources: Sequence[LabelledPairs],
+        sources: Sequence[Split],
         *,
         geometry: Geometry,
         sampler: AppearanceSampler,
         seed: int,
         cache: FrameCache | None = None,
     ) -> None:
-        self.sources, self.geometry, self.seed, self.cache = tuple(sources), geometry, seed, cache
-        self.sampler = sampler
+        self.sources, self.geometry, self.sampler = tuple(sources), geometry, sampler
+        self.seed, self.cache = seed, cache
         self.starts = [0, *accumulate(len(source.pairs) for source in self.sources)]
 
     def __getitem__(self, pick: Pick) -> Sample:
@@ -113,7 +104,7 @@ class TrainingSet(Dataset[Sample]):
 class EvaluationSet(Dataset[EvaluationSample]):
     """Whole images with labels, brought to the form that the protocol scores."""
 
-    def __init__(self, source: LabelledPairs, *, protocol: Protocol) -> None:
+    def __init__(self, source: Split, *, protocol: Protocol) -> None:
         self.source, self.protocol = source, protocol
 
     def __len__(self) -> int:

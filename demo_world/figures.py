@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from datasets.labels import CLASS_NAMES
-from demo_world.painter import VOID, Colour, Spot, shade
+from demo_world.painter import VOID, Colour, Spot, palette, shade
 
 POLE, LIGHT, SIGN, VEGETATION, PERSON, RIDER, MOTORCYCLE, BICYCLE = (
     CLASS_NAMES.index(name)
     for name in ("pole", "traffic light", "traffic sign", "vegetation", "person", "rider", "motorcycle", "bicycle")
 )
 Rng = np.random.Generator
-SKINS: tuple[Colour, ...] = ((224, 182, 154), (190, 140, 108), (128, 88, 66), (86, 58, 44))
-CLOTHES: tuple[Colour, ...] = (
-    (40, 44, 60),
-    (168, 40, 44),
-    (52, 92, 150),
-    (214, 208, 196),
-    (66, 66, 68),
-    (196, 160, 60),
-    (60, 110, 80),
-    (120, 84, 130),
-)
-HAIR: tuple[Colour, ...] = ((30, 24, 22), (86, 56, 34), (160, 128, 80), (120, 120, 120))
+Point = tuple[float, float]
+SKINS = palette("e0b69a be8c6c 805842 563a2c")
+CLOTHES = palette("282c3c a8282c 345c96 d6d0c4 424244 c4a03c 3c6e50 785482")
+HAIR = palette("1e1816 563822 a08050 787878")
+BICYCLES = palette("be2824 245aaa 288250 e6be32 3c3c40")
+MOTORCYCLES = palette("c81e1e 1e3c96 141416 e67814")
+BINS = palette("3c5a46 505054 965a28")
+LENSES = palette("3ce678 ffbe28 fa281e")
 
 
 def pick(rng: Rng, colours: tuple[Colour, ...]) -> Colour:
-    """Draw one colour, slightly lighter or darker than it is listed."""
+    """Sample one colour, slightly lighter or darker than it is listed."""
     return shade(colours[int(rng.integers(len(colours)))], float(rng.uniform(0.85, 1.15)))
 
 
@@ -43,19 +39,12 @@ def person(at: Spot, rng: Rng) -> None:
         return [(dx * tall, y * tall) for dx, y in points]
 
     for side in (-1, 1):
-        at.limb(
-            PERSON,
-            shade(trousers, 0.9 + 0.1 * side),
-            scaled((0.07 * side, 0.92), (0.1 * side + stride * side * 0.4, 0.48), (stride * side, 0.06)),
-            0.17 * tall,
-        )
-        at.limb(PERSON, (28, 26, 26), scaled((stride * side - 0.06, 0.04), (stride * side + 0.12, 0.04)), 0.09)
-        at.limb(
-            PERSON,
-            shade(top, 0.8),
-            scaled((0.2 * side, 1.4), (0.25 * side + swing * side * 0.3, 1.12), (0.22 * side + swing * side, 0.88)),
-            0.11,
-        )
+        foot, hand = stride * side, swing * side
+        leg = scaled((0.07 * side, 0.92), (0.1 * side + foot * 0.4, 0.48), (foot, 0.06))
+        at.limb(PERSON, shade(trousers, 0.9 + 0.1 * side), leg, 0.17 * tall)
+        at.limb(PERSON, (28, 26, 26), scaled((foot - 0.06, 0.04), (foot + 0.12, 0.04)), 0.09)
+        arm = scaled((0.2 * side, 1.4), (0.25 * side + hand * 0.3, 1.12), (0.22 * side + hand, 0.88))
+        at.limb(PERSON, shade(top, 0.8), arm, 0.11)
     at.flat(PERSON, top, scaled((-0.2, 0.85), (-0.24, 1.42), (-0.1, 1.5), (0.1, 1.5), (0.24, 1.42), (0.2, 0.85)))
     at.flat(PERSON, skin, scaled((-0.05, 1.46), (-0.05, 1.56), (0.05, 1.56), (0.05, 1.46)))
     at.disc(PERSON, pick(rng, HAIR), (0, 1.67 * tall), 0.125 * tall)
@@ -70,7 +59,7 @@ def _wheel(at: Spot, label: int, place: float, radius: float, hub: Colour) -> No
 
 def bicycle(at: Spot, rng: Rng) -> None:
     """Paint a bicycle seen from the side (turn 1) or obliquely."""
-    colour = pick(rng, ((190, 40, 36), (36, 90, 170), (40, 130, 80), (230, 190, 50), (60, 60, 64)))
+    colour = pick(rng, BICYCLES)
     for place in (-0.52, 0.52):
         _wheel(at, BICYCLE, place, 0.35, (140, 142, 142))
     for line in (
@@ -85,7 +74,7 @@ def bicycle(at: Spot, rng: Rng) -> None:
 
 def motorcycle(at: Spot, rng: Rng) -> None:
     """Paint a motorcycle seen from the side (turn 1) or obliquely."""
-    colour = pick(rng, ((200, 30, 30), (30, 60, 150), (20, 20, 22), (230, 120, 20)))
+    colour = pick(rng, MOTORCYCLES)
     for place in (-0.7, 0.7):
         _wheel(at, MOTORCYCLE, place, 0.33, (120, 120, 124))
     at.flat(MOTORCYCLE, (70, 70, 74), [(-0.45, 0.28), (-0.4, 0.6), (0.35, 0.6), (0.4, 0.28)])
@@ -116,22 +105,12 @@ def rider(at: Spot, rng: Rng, *, motor: bool) -> None:
     upright.flat(RIDER, (200, 40, 36) if motor else pick(rng, CLOTHES), helmet)
 
 
-@dataclass(frozen=True)
-class Heap:
-    """A heap of leafy blobs: its middle (dx, y), how far the blobs spread, their radius in metres, their number."""
-
-    centre: tuple[float, float]
-    spread: tuple[float, float]
-    size: float
-    count: int
-
-
 def tree(at: Spot, rng: Rng, *, height: float, leaves: tuple[Colour, ...], bark: Colour) -> None:
     """Paint a tree: a trunk and a crown of overlapping clumps, lighter towards the light; all of it is vegetation."""
     crown = height * float(rng.uniform(0.3, 0.42))
     at.limb(VEGETATION, bark, [(0, 0), (0.05, height - crown)], 0.05 * height)
-    heap = Heap(centre=(0.0, height - crown), spread=(crown * 0.62, crown * 0.7), size=crown * 0.42, count=20)
-    clumps(at, rng, heap=heap, leaves=leaves)
+    centre, spread = (0.0, height - crown), (crown * 0.62, crown * 0.7)
+    clumps(at, rng, leaves, centre=centre, spread=spread, size=crown * 0.42, count=20)
 
 
 def conifer(at: Spot, rng: Rng, *, height: float, leaves: tuple[Colour, ...], bark: Colour) -> None:
@@ -139,10 +118,8 @@ def conifer(at: Spot, rng: Rng, *, height: float, leaves: tuple[Colour, ...], ba
     at.limb(VEGETATION, bark, [(0, 0), (0, 0.3 * height)], 0.04 * height)
     for low in np.linspace(0.1, 0.76, 6).tolist():
         wide, colour = 0.29 * height * (1.02 - low), shade(pick(rng, leaves), 0.55 + 0.4 * low)
-        edge = [
-            (dx * wide, height * (low + lift)) for dx, lift in ((-1, 0), (-0.5, 0.03), (0, -0.02), (0.5, 0.03), (1, 0))
-        ]
-        at.flat(VEGETATION, colour, [*edge, (0, height * (low + 0.25))])
+        whorl = ((-1, 0), (-0.5, 0.03), (0, -0.02), (0.5, 0.03), (1, 0), (0, 0.25))
+        at.flat(VEGETATION, colour, [(dx * wide, height * (low + lift)) for dx, lift in whorl])
 
 
 def palm(at: Spot, rng: Rng, *, height: float, leaves: tuple[Colour, ...], bark: Colour) -> None:
@@ -159,16 +136,23 @@ def palm(at: Spot, rng: Rng, *, height: float, leaves: tuple[Colour, ...], bark:
 TREES = {"broad": tree, "conifer": conifer, "palm": palm}
 
 
-def clumps(at: Spot, rng: Rng, *, heap: Heap, leaves: tuple[Colour, ...]) -> None:
-    """Paint a heap of leafy blobs, from dark low ones to light high ones."""
-    count = int(np.clip(heap.count * 16 / at.z, 5, heap.count))  # far ones need no detail
+def clumps(
+    at: Spot, rng: Rng, leaves: tuple[Colour, ...], *, centre: Point, spread: Point, size: float, count: int
+) -> None:
+    """Paint a heap of leafy blobs, from dark low ones to light high ones.
+
+    Args:
+        centre: its middle (dx, y); `spread` is how far the blobs lie from it, `size` their radius, metres.
+        count: how many blobs there are nearby; far ones need no detail.
+    """
+    count = int(np.clip(count * 16 / at.z, 5, count))
     places = np.clip(rng.normal(size=(count, 2)), -1.5, 1.5)
     places = places[np.argsort(places[:, 1] * 0.6 - places[:, 0] * 0.2)]
     colours = [shade(pick(rng, leaves), 0.86 + 0.17 * dy - 0.06 * dx) for dx, dy in places]
     centres = np.empty((count, 3))
-    centres[:, :2] = np.array((at.x, 0)) + heap.centre + places * heap.spread
+    centres[:, :2] = np.array((at.x, 0)) + centre + places * spread
     centres[:, 2] = at.z
-    radii = heap.size * (1 + 2 / count) * rng.uniform(0.7, 1.1, (count, 1)) * rng.uniform(0.75, 1.2, (count, 16))
+    radii = size * (1 + 2 / count) * rng.uniform(0.7, 1.1, (count, 1)) * rng.uniform(0.75, 1.2, (count, 16))
     at.painter.blobs(VEGETATION, colours, centres, radii)
 
 
@@ -188,18 +172,11 @@ def traffic_light(at: Spot, rng: Rng, *, inward: float, colour: Colour) -> None:
         places.append((2.9 * inward, 4.7))
     lit = int(rng.integers(3))
     for dx, low in places:
-        at.flat(
-            LIGHT, (26, 27, 24), [(dx - 0.24, low), (dx - 0.24, low + 1.15), (dx + 0.24, low + 1.15), (dx + 0.24, low)]
-        )
-        for lens, lamp_colour in enumerate(((60.0, 230.0, 120.0), (255.0, 190.0, 40.0), (250.0, 40.0, 30.0))):
-            on = lens == lit
-            at.disc(
-                LIGHT,
-                lamp_colour if on else shade(lamp_colour, 0.25),
-                (dx, low + 0.22 + 0.36 * lens),
-                0.15,
-                glow=1.0 if on else 0.0,
-            )
+        left, right, top = dx - 0.24, dx + 0.24, low + 1.15
+        at.flat(LIGHT, (26, 27, 24), [(left, low), (left, top), (right, top), (right, low)])
+        for lens, tint in enumerate(LENSES):
+            glow = float(lens == lit)
+            at.disc(LIGHT, tint if glow else shade(tint, 0.25), (dx, low + 0.22 + 0.36 * lens), 0.15, glow=glow)
 
 
 def sign(at: Spot, rng: Rng, *, colour: Colour) -> None:
@@ -222,9 +199,8 @@ def sign(at: Spot, rng: Rng, *, colour: Colour) -> None:
         at.disc(SIGN, (24, 80, 170), (0, 2.6), size)
         at.limb(SIGN, (240, 240, 240), [(0, 2.6 - size * 0.6), (0, 2.6 + size * 0.6)], size * 0.3)
     elif kind == 3:
-        at.flat(
-            SIGN, (240, 200, 30), [(0, 2.6 - size * 1.2), (size * 1.2, 2.6), (0, 2.6 + size * 1.2), (-size * 1.2, 2.6)]
-        )
+        half = size * 1.2
+        at.flat(SIGN, (240, 200, 30), [(0, 2.6 - half), (half, 2.6), (0, 2.6 + half), (-half, 2.6)])
         at.limb(SIGN, (20, 20, 20), [(0, 2.6 - size * 0.5), (0, 2.6 + size * 0.5)], size * 0.3)
     else:
         at.flat(SIGN, (28, 96, 60), [(-1.1, 2.2), (-1.1, 3.1), (1.1, 3.1), (1.1, 2.2)])
@@ -234,6 +210,6 @@ def sign(at: Spot, rng: Rng, *, colour: Colour) -> None:
 
 def litter_bin(at: Spot, rng: Rng) -> None:
     """Paint a litter bin, which belongs to no class."""
-    colour = pick(rng, ((60, 90, 70), (80, 80, 84), (150, 90, 40)))
+    colour = pick(rng, BINS)
     at.flat(VOID, colour, [(-0.28, 0), (-0.32, 1.0), (0.32, 1.0), (0.28, 0)])
     at.flat(VOID, shade(colour, 0.6), [(-0.35, 0.95), (-0.3, 1.12), (0.3, 1.12), (0.35, 0.95)])

@@ -7,41 +7,27 @@ import numpy as np
 from datasets.labels import CLASS_NAMES
 from demo_world.looks import Look
 from demo_world.painter import Array, Camera, Drawing
+from utils.opencv import opencv
 
 ROAD = CLASS_NAMES.index("road")
 
-# How rough a class looks: fine grain, coarse patches (shares of the brightness).
-_FINE = dict(
-    zip(
-        CLASS_NAMES,
-        (0.07, 0.06, 0.05, 0.08, 0.08, 0.04, 0.02, 0.02, 0.24, 0.2, 0, 0.08, 0.08, 0.025, 0.03, 0.03, 0.03, 0.05, 0.06),
-        strict=True,
-    )
-)
-_COARSE = dict(
-    zip(
-        CLASS_NAMES,
-        (0.07, 0.07, 0.06, 0.1, 0.04, 0, 0, 0, 0.14, 0.18, 0, 0.03, 0.03, 0.03, 0.03, 0.03, 0.03, 0.03, 0.03),
-        strict=True,
-    )
-)
+# How rough the 19 classes look: fine grain, coarse patches (shares of the brightness).
+_FINE = (0.07, 0.06, 0.05, 0.08, 0.08, 0.04, 0.02, 0.02, 0.24, 0.2, 0, 0.08, 0.08, 0.025, 0.03, 0.03, 0.03, 0.05, 0.06)
+_COARSE = (0.07, 0.07, 0.06, 0.1, 0.04, 0, 0, 0, 0.14, 0.18, 0, *[0.03] * 8)
 
 
 def _field(rng: np.random.Generator, height: int, width: int, cell: float, *, stretch: float = 1.0) -> Array:
     """Return smooth noise (H, W) of unit variance whose grains are about `cell` pixels."""
-    import cv2
-
     rows, columns = max(2, int(height / cell)), max(2, int(width / (cell * stretch)))
     field = rng.standard_normal((rows, columns), dtype=np.float32)
-    return np.asarray(cv2.resize(field, (width, height), interpolation=cv2.INTER_CUBIC))
+    return np.asarray(opencv().resize(field, (width, height), interpolation=opencv().INTER_CUBIC))
 
 
 def _material(drawing: Drawing, rng: np.random.Generator, look: Look) -> Array:
     """Return the factor (H, W) that roughens surfaces."""
     height, width = drawing.label.shape
-    fine, coarse = np.zeros(256, np.float32), np.zeros(256, np.float32)
-    for index, name in enumerate(CLASS_NAMES):
-        fine[index], coarse[index] = _FINE[name], _COARSE[name]
+    fine, coarse = np.zeros((2, 256), np.float32)
+    fine[: len(_FINE)], coarse[: len(_COARSE)] = _FINE, _COARSE
     grain = 0.6 * rng.standard_normal((height, width), dtype=np.float32) + 0.8 * _field(rng, height, width, 3.0)
     patches = _field(rng, height, width, 14.0, stretch=2.0)
     fade = np.clip(30.0 / drawing.depth, 0.25, 1.0)
@@ -52,9 +38,8 @@ def _sky(rng: np.random.Generator, look: Look, camera: Camera) -> Array:
     """Return the sky (H, W, 3): a gradient down to the horizon and clouds."""
     rows = np.clip(np.arange(camera.height) / max(camera.horizon, 1.0), 0, 1)[:, None, None] ** 1.2
     sky = np.array(look.sky[0]) * (1 - rows) + np.array(look.sky[1]) * rows
-    cloud = sum(
-        _field(rng, camera.height, camera.width, 40.0 / 2**octave, stretch=2.5) / 2**octave for octave in range(4)
-    )
+    scales = (1, 2, 4, 8)
+    cloud = sum(_field(rng, camera.height, camera.width, 40.0 / scale, stretch=2.5) / scale for scale in scales)
     cover = np.clip((cloud - 0.7 + look.clouds) * 0.6, 0, 0.85)[..., None]
     white = np.array((250, 250, 250)) * (1 - look.night) + np.array((40, 38, 44)) * look.night
     return (sky * (1 - cover) + white * (0.92 * cover)).astype(np.float32)
@@ -62,9 +47,7 @@ def _sky(rng: np.random.Generator, look: Look, camera: Camera) -> Array:
 
 def _weather(image: Array, drawing: Drawing, rng: np.random.Generator, look: Look, camera: Camera) -> Array:
     """Add wet mirrors, fog, darkness and lamps, rain and snow to an image (H, W, 3)."""
-    import cv2
-
-    rows = np.arange(camera.height)
+    cv2, rows = opencv(), np.arange(camera.height)
     road = (drawing.label == ROAD)[..., None].astype(np.float32)
     if look.rain:
         source = np.clip((2 * camera.horizon - rows).astype(int), 0, camera.height - 1)
@@ -75,10 +58,8 @@ def _weather(image: Array, drawing: Drawing, rng: np.random.Generator, look: Loo
         image = image * clear + np.array(look.fog_colour, np.float32) * (1 - clear)
     if look.night:
         columns = (np.arange(camera.width) - camera.centre) / camera.width
-        beam = np.exp(
-            -((columns[None, :] / 0.28) ** 2)
-            - ((rows[:, None] - camera.horizon - 0.22 * camera.height) / (0.2 * camera.height)) ** 2
-        )
+        below = (rows[:, None] - camera.horizon - 0.22 * camera.height) / (0.2 * camera.height)
+        beam = np.exp(-((columns[None, :] / 0.28) ** 2) - below**2)
         ambient = 0.26 + 0.8 * beam * np.clip(25.0 / drawing.depth, 0, 1)
         shine = drawing.glow[..., None]
         lamps = image * shine
@@ -113,8 +94,7 @@ def finish(drawing: Drawing, rng: np.random.Generator, *, look: Look, camera: Ca
 
 def _sensor(image: Array, rng: np.random.Generator, look: Look) -> Array:
     """Blur, sharpen, add noise and round an image (H, W, 3) float32 to uint8."""
-    import cv2
-
+    cv2 = opencv()
     if look.blur:
         image = np.asarray(cv2.GaussianBlur(image, (0, 0), look.blur))
     if look.sharpen:

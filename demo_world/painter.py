@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datasets.labels import IGNORE
+from utils.opencv import opencv
 
 OVERSAMPLING = 3  # odd, so that a pixel has a centre sample: that one is its label
 TINY = 0.8 / OVERSAMPLING  # pixels
@@ -19,11 +20,17 @@ NEAR = 0.6  # metres; what lies nearer is moved here
 FLAT = 60.0  # metres: where a slope has reached half its steepness
 GROUND_END = 156.0  # metres; just before the skyline
 SKY_DEPTH = 1000.0
+VOID = IGNORE
 GROUND_DEPTH = -1.0  # marks shapes whose depth follows from the image row
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _CIRCLE = np.stack((np.cos(np.arange(14) * np.pi / 7), np.sin(np.arange(14) * np.pi / 7)), axis=-1)
 Colour = tuple[float, float, float]
+
+
+def palette(text: str) -> tuple[Colour, ...]:
+    """Return the colours (0..255) of hexadecimal numbers, rrggbb."""
+    return tuple((float(red), float(green), float(blue)) for red, green, blue in map(bytes.fromhex, text.split()))
 
 
 def shade(colour: Colour, factor: float) -> Colour:
@@ -207,22 +214,18 @@ def rasterise(shapes: Sequence[Shape], *, height: int, width: int) -> Array:
 
     Returns int32 (H * OVERSAMPLING, W * OVERSAMPLING).
     """
-    import cv2
-
     canvas = np.zeros((height * OVERSAMPLING, width * OVERSAMPLING), np.int32)
     limit = 20 * max(canvas.shape)
     for number, shape in enumerate(shapes, start=1):
         # A sample's centre lies half a sample in: rounding down puts the edge where it belongs.
         corners = np.clip(np.floor(shape.contours * OVERSAMPLING), -limit, limit).astype(np.int32)
-        cv2.fillPoly(canvas, list(corners), number)
+        opencv().fillPoly(canvas, list(corners), number)
     return canvas
 
 
-def draw(painter: Painter, *, sky_label: int, sky_colour: Colour) -> Drawing:
+def render(painter: Painter, *, sky_label: int, sky_colour: Colour) -> Drawing:
     """Paint a scene; image and label come from one rasterisation, so they cannot disagree."""
-    import cv2
-
-    camera, shapes = painter.camera, painter.shapes()
+    cv2, camera, shapes = opencv(), painter.camera, painter.shapes()
     index = rasterise(shapes, height=camera.height, width=camera.width)
     # One look-up for colour and glow: four bytes, seen as one number.
     paints = [(*sky_colour, 0.0), *((*shape.colour, 255 * shape.glow) for shape in shapes)]
@@ -230,20 +233,17 @@ def draw(painter: Painter, *, sky_label: int, sky_colour: Colour) -> Drawing:
     labels = np.array([sky_label, *(shape.label for shape in shapes)], np.uint8)
     depths = np.array([SKY_DEPTH, *(shape.depth for shape in shapes)], np.float32)
 
-    size = (camera.width, camera.height)
-    middle = OVERSAMPLING // 2
+    size, middle = (camera.width, camera.height), OVERSAMPLING // 2
     centres = index[middle::OVERSAMPLING, middle::OVERSAMPLING]
     depth = depths[centres]
-    mixed = cv2.resize(packed.view(np.uint8).reshape(*index.shape, 4), size, interpolation=cv2.INTER_AREA)
-    mixed = mixed.astype(np.float32)
+    mixed, sky = (
+        cv2.resize(samples, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+        for samples in (packed.view(np.uint8).reshape(*index.shape, 4), (index == 0).astype(np.uint8) * 255)
+    )
     return Drawing(
         image=mixed[..., :3],
         label=labels[centres],
         depth=np.where(depth == GROUND_DEPTH, np.maximum(camera.floor(), 1.0)[:, None], depth).astype(np.float32),
         glow=mixed[..., 3] / 255,
-        sky=cv2.resize((index == 0).astype(np.uint8) * 255, size, interpolation=cv2.INTER_AREA).astype(np.float32)
-        / 255,
+        sky=sky / 255,
     )
-
-
-VOID = IGNORE

@@ -91,7 +91,7 @@ def traffic(street: Street) -> None:
 
 
 def _kind(street: Street) -> str:
-    """Draw what drives in a lane."""
+    """Sample what drives in a lane."""
     kinds = ("car", "truck", "bus") if street.look.rare else ("car", "car", "bus")
     return str(street.rng.choice(kinds, p=(0.9, 0.06, 0.04)))
 

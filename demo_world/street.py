@@ -23,7 +23,7 @@ class Street:
     """
 
     def __init__(self, rng: Rng, *, look: Look, height: int, width: int, feature: str) -> None:
-        """Draw the cross-section and the camera for frames of height x width pixels."""
+        """Sample the cross-section and the camera for frames of height x width pixels."""
         self.rng, self.look, self.feature = rng, look, feature
         self.lanes = int(rng.choice(look.lanes))
         self.half = self.lanes * LANE / 2

@@ -1,7 +1,8 @@
-"""Writes the five domains to disk, each in the folders, file names and label encoding of the data set it stands for."""
+"""Renders the five domains and writes them through their rows: in the folders, names and encodings of the real sets."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -11,36 +12,70 @@ import threading
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
+from tqdm import tqdm
 
-from datasets import labels
-from datasets.codec import decode_label
+from datasets.codec import decode_label, read_image, write_label
 from datasets.domains import BUILTIN
-from demo_world.layouts import TARGETS
+from datasets.labels import CLASS_NAMES, NUM_CLASSES
+from demo_world import roadside, roadway
 from demo_world.light import finish
 from demo_world.looks import LOOKS, Look
-from demo_world.painter import Array, Painter, draw
-from demo_world.scene import build_scene
-from demo_world.street import FEATURES
+from demo_world.painter import Array, Painter, render
+from demo_world.street import FEATURES, SIDES, Street
 from utils.errors import UserError
 from utils.files import write_text
+from utils.opencv import opencv
 
 log = logging.getLogger(__name__)
 
 VERSION = 2  # raise it when the same options give other bytes
 MARKER = "demo.json"
 SPLITS = ("train", "val")
-SKY = labels.CLASS_NAMES.index("sky")
+SKY = CLASS_NAMES.index("sky")
+
+FOLDERS = {
+    "gtav": "GTAV",
+    "cityscapes": "cityscapes",
+    "bdd100k": "bdd-100k",
+    "synthia": "synthia",
+    "mapillary": "mapillary",
+}
+SHAPES = {  # of frames, in turn: shares of the height and width of cityscapes' frames
+    "gtav": ((1.1, 1.0),),
+    "cityscapes": ((1.0, 1.0),),
+    "bdd100k": ((1.125, 1.0),),
+    "synthia": ((1.1875, 1.0),),
+    "mapillary": ((1.125, 0.75), (1.0, 0.875), (1.25, 0.9375), (1.5, 0.5625)),
+}
 
 
 class Frame(NamedTuple):
-    """One frame to draw."""
+    """One frame to render."""
 
     domain: str
     split: str
     number: int
+
+    def paths(self) -> tuple[str, str]:
+        """Return where image and label lie below the domain's folder, named as the real set names its frames."""
+        val = self.split == "val"  # a name stands for one frame: those of the splits differ
+        cities = ("frankfurt", "munster") if val else ("aachen", "bremen", "cologne")
+        city = cities[self.number % len(cities)]
+        video, clip = (
+            hashlib.sha256(f"{text} {self.number}".encode()).hexdigest() for text in (self.split, f"{self.split} clip")
+        )
+        stem = {
+            "gtav": f"{self.number // 16 + 1:02d}/{self.number + (20001 if val else 1):05d}",
+            "cityscapes": f"{city}/{city}_{self.number:06d}_000019",
+            "bdd100k": f"{video[:8]}-{clip[:8]}",
+            "synthia": f"{self.number + 6580 * val:07d}",
+            "mapillary": video[:22],
+        }[self.domain]
+        return BUILTIN[self.domain].paths(self.split, stem)
 
 
 Job = tuple[Frame, str, tuple[int, int], int]  # frame, folder to write to, size, seed
@@ -56,70 +91,62 @@ class Summary(NamedTuple):
 
 
 def lay_out(frame: Frame, *, size: tuple[int, int], seed: int) -> tuple[Painter, Look, np.random.Generator]:
-    """Return the painter of a frame's scene, the look of its domain, and the generator that goes on to its light."""
-    looks, shapes = LOOKS[frame.domain], TARGETS[frame.domain].shapes
-    tall, wide = shapes[frame.number % len(shapes)]
-    rng = np.random.default_rng([seed, sorted(TARGETS).index(frame.domain), SPLITS.index(frame.split), frame.number])
-    look = looks[frame.number % len(looks)]
-    painter = build_scene(
-        rng,
-        look=look,
-        height=2 * round(size[0] * tall / 2),
-        width=2 * round(size[1] * wide / 2),
-        feature=FEATURES[frame.number % len(FEATURES)],
-    )
-    return painter, look, rng
+    """Return the painter of a frame's scene, the look of its domain, and the generator that goes on to its light.
+
+    The layout, its odds and its order are the same in all domains.
+    """
+    number, looks, shapes = frame.number, LOOKS[frame.domain], SHAPES[frame.domain]
+    tall, wide = shapes[number % len(shapes)]
+    rng = np.random.default_rng([seed, sorted(FOLDERS).index(frame.domain), SPLITS.index(frame.split), number])
+    look, feature = looks[number % len(looks)], FEATURES[number % len(FEATURES)]
+    height, width = 2 * round(size[0] * tall / 2), 2 * round(size[1] * wide / 2)
+    street = Street(rng, look=look, height=height, width=width, feature=feature)
+    roadway.ground(street)
+    roadside.skyline(street)
+    for side in SIDES:
+        roadside.lots(street, side)
+        roadside.furniture(street, side)
+        roadside.pavement_life(street, side)
+    roadway.traffic(street)
+    roadway.crossing(street)
+    if look.hood:
+        roadway.hood(street)
+    return street.painter, look, rng
 
 
-def draw_frame(frame: Frame, *, size: tuple[int, int], seed: int) -> tuple[Array, Array]:
-    """Draw a frame; returns its image (H, W, 3) uint8 and its train ids (H, W) uint8, 255 = void.
+def render_frame(frame: Frame, *, size: tuple[int, int], seed: int) -> tuple[Array, Array]:
+    """Render a frame; returns its image (H, W, 3) uint8 and its train ids (H, W) uint8, 255 = void.
 
     `size` (height, width) is that of the cityscapes frames; other domains have their own aspect ratios.
     """
     painter, look, rng = lay_out(frame, size=size, seed=seed)
-    drawing = draw(painter, sky_label=SKY, sky_colour=look.sky[0])
+    drawing = render(painter, sky_label=SKY, sky_colour=look.sky[0])
     return finish(drawing, rng, look=look, camera=painter.camera), drawing.label
 
 
 def _write_frame(job: Job) -> tuple[Frame, Array]:
-    """Draw and write one frame below a folder unless it is there; returns it and its pixels per class (20,)."""
-    from PIL import Image
-
+    """Render and write one frame below a folder unless it is there; returns it and its pixels per class (20,)."""
     frame, out, size, seed = job
-    target = TARGETS[frame.domain]
-    paths = [os.path.join(out, target.folder, path) for path in target.paths(frame.split, frame.number)]
-    label = _kept_label(frame.domain, *paths)
-    if label is None:
-        image, label = draw_frame(frame, size=size, seed=seed)
+    encoding = BUILTIN[frame.domain].encoding
+    paths = [os.path.join(out, FOLDERS[frame.domain], path) for path in frame.paths()]
+    try:
+        read_image(paths[0])
+        label = decode_label(paths[1], encoding=encoding)
+    except UserError:  # missing, or cut off by an interruption
+        image, label = render_frame(frame, size=size, seed=seed)
         for path in paths:
             os.makedirs(os.path.dirname(path), exist_ok=True)
         parts = ["{}.part{}".format(*os.path.splitext(path)) for path in paths]
         Image.fromarray(image).save(parts[0], quality=88, compress_level=3)  # of JPEG, of PNG
-        target.write_label(parts[1], target.encode(label))
+        write_label(parts[1], label, encoding=encoding)
         for part, path in zip(parts, paths, strict=True):
             os.replace(part, path)
-    return frame, np.bincount(np.minimum(label, labels.NUM_CLASSES).ravel(), minlength=labels.NUM_CLASSES + 1)
-
-
-def _kept_label(domain: str, image_path: str, label_path: str) -> Array | None:
-    """Return the train ids (H, W) of a frame that an interrupted call has left whole, or None."""
-    from PIL import Image
-
-    if not (os.path.isfile(image_path) and os.path.isfile(label_path)):
-        return None
-    try:
-        with Image.open(image_path) as image:
-            image.load()
-        return decode_label(label_path, encoding=BUILTIN[domain].encoding)
-    except (OSError, ValueError, SyntaxError):  # cut off
-        return None
+    return frame, np.bincount(np.minimum(label, NUM_CLASSES).ravel(), minlength=NUM_CLASSES + 1)
 
 
 def _start_worker() -> None:
     """Keep a worker to one thread, and end it when its parent is gone, however that ended."""
-    import cv2
-
-    cv2.setNumThreads(1)
+    opencv()
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 
@@ -141,46 +168,37 @@ def _run(jobs: list[Job], workers: int) -> Iterable[tuple[Frame, Array]]:
         pool.shutdown(cancel_futures=True)
 
 
-def _owned_settings(folder: Path) -> object:
+def _settings(options: dict[str, Any]) -> str:
+    return json.dumps({"version": VERSION, **options}) + "\n"
+
+
+def _owned_settings(folder: Path) -> str:
     """Return what a folder of this command says of itself.
 
     Raises:
         UserError: the folder holds something that was not made here.
     """
-    known = {MARKER, *(target.folder for target in TARGETS.values())}
     try:
-        made = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        settings = (folder / MARKER).read_text(encoding="utf-8")
+        names = {path.name for path in folder.iterdir()}
     except (OSError, ValueError):
-        made = None
-    if made is None or not {path.name for path in folder.iterdir()} <= known:
+        settings, names = "", set()
+    if not settings.startswith('{"version": ') or not names <= {MARKER, *FOLDERS.values()}:
         raise UserError(
             f"{folder}: this folder holds files that the demo did not make; name an empty or new folder with --out"
         )
-    return made
+    return settings
 
 
-def _settings(train: int, val: int, size: tuple[int, int], seed: int) -> dict[str, object]:
-    return {"version": VERSION, "train": train, "val": val, "size": list(size), "seed": seed}
-
-
-def already_there(out: Path, *, train: int, val: int, size: tuple[int, int], seed: int) -> bool:
-    """Return whether a folder holds a finished set of these options already.
+def already_there(out: Path, **options: Any) -> bool:
+    """Return whether a folder holds a finished set of these options (train, val, size, seed) already.
 
     Raises:
         UserError: the folder holds something that was not made here.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    return _owned_settings(out) == _settings(train, val, size, seed)
-
-
-def _building_folder(out: Path, settings: dict[str, object]) -> Path:
-    """Return the folder beside `out` that a set of these options grows in; what others have left there is removed."""
-    building = out.with_name(f".{out.name}-unfinished")
-    if building.exists() and _owned_settings(building) != settings:
-        shutil.rmtree(building)
-    write_text(building / MARKER, json.dumps(settings) + "\n")
-    return building
+    return _owned_settings(out) == _settings(options)
 
 
 def _check(train: int, val: int, size: tuple[int, int], seed: int) -> None:
@@ -202,9 +220,10 @@ def write_domains(
     workers: int | None = None,
     progress: bool = False,
 ) -> Summary:
-    """Draw all five domains and put them below `out`, which is replaced at once when all is done.
+    """Render all five domains and put them below `out`, which is replaced at once when all is done.
 
-    They grow in a folder beside it. After an interruption the same call goes on there: the bytes are those of one go.
+    They grow in a folder beside it, from which the same call resumes after an interruption: the bytes are those of one
+    go.
 
     Args:
         train, val: frames per domain.
@@ -215,34 +234,31 @@ def write_domains(
         UserError: impossible options, or `out` holds something that was not made here.
     """
     _check(train, val, size, seed)
-    out = Path(out).absolute()
-    already_there(out, train=train, val=val, size=size, seed=seed)
-    building = _building_folder(out, _settings(train, val, size, seed))
+    out, options = Path(out).absolute(), {"train": train, "val": val, "size": size, "seed": seed}
+    already_there(out, **options)
+    building = out.with_name(f".{out.name}-unfinished")
+    if building.exists() and _owned_settings(building) != _settings(options):
+        shutil.rmtree(building)
+    write_text(building / MARKER, _settings(options))
     jobs = [
         (Frame(domain, split, number), str(building), size, seed)
-        for domain in TARGETS
+        for domain in FOLDERS
         for split, count in zip(SPLITS, (train, val), strict=True)
         for number in range(count)
     ]
+    workers = min(os.cpu_count() or 1, len(jobs) // 4) if workers is None else workers
+    pixels = {domain: np.zeros((len(SPLITS), NUM_CLASSES + 1), np.int64) for domain in FOLDERS}
+    frames = tqdm(_run(jobs, workers), total=len(jobs), desc="rendering", unit="frame", disable=not progress)
     try:
-        pixels = _draw_all(jobs, min(os.cpu_count() or 1, len(jobs) // 4) if workers is None else workers, progress)
+        for frame, counts in frames:
+            pixels[frame.domain][SPLITS.index(frame.split)] += counts
     except OSError as error:
         raise UserError(
-            f"{building}: a frame cannot be written ({error.strerror or error}); the same command goes on from here"
+            f"{building}: a frame cannot be written ({error.strerror or error}); the same command resumes from here"
         ) from error
     if out.exists():
-        already_there(out, train=train, val=val, size=size, seed=seed)
+        already_there(out, **options)
         shutil.rmtree(out)
     os.replace(building, out)
-    log.info("%d frames of %d domains in %s", len(jobs), len(TARGETS), out)
-    return Summary({domain: out / target.folder for domain, target in TARGETS.items()}, train, val, pixels)
-
-
-def _draw_all(jobs: list[Job], workers: int, progress: bool) -> dict[str, Array]:
-    """Draw and write all frames; returns the pixels (split, class) of every domain."""
-    from tqdm import tqdm
-
-    pixels = {domain: np.zeros((len(SPLITS), labels.NUM_CLASSES + 1), np.int64) for domain in TARGETS}
-    for frame, counts in tqdm(_run(jobs, workers), total=len(jobs), desc="drawing", unit="frame", disable=not progress):
-        pixels[frame.domain][SPLITS.index(frame.split)] += counts
-    return pixels
+    log.info("%d frames of %d domains in %s", len(jobs), len(FOLDERS), out)
+    return Summary({domain: out / folder for domain, folder in FOLDERS.items()}, train, val, pixels)

@@ -1,1 +1,50 @@
-"""Scores of a network: metrics, the evaluator, the report, pictures of what the network computes inside."""
+"""Evaluation of a network on domains: metrics, evaluator, report, pictures of what the network computes inside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from evaluation.evaluator import Evaluator
+from evaluation.features import FeaturePlotter
+from evaluation.report import Report
+from loss.whitening import Whitening
+from network import Segmentor
+from transforms.build import build_fixed_augmentation, build_normalisation
+from utils.distributed import autocast_dtype
+
+__all__ = ["Evaluator", "FeaturePlotter", "Report", "build_evaluator"]
+
+
+def build_evaluator(
+    cfg: Any, network: Segmentor, *, recipe: Any, whitening: Whitening | None, device: torch.device
+) -> Evaluator:
+    """Build the evaluator of a run from `cfg.EVAL`.
+
+    Args:
+        network: whose inner values are plotted where --visualize_feature asks for it.
+        recipe: the config that the network was trained with; its normalisation is used.
+        whitening: holds the masks that are plotted, None where the method has none.
+
+    Raises:
+        UserError: --visualize_feature or --attention_pixels for a method that has nothing of it.
+    """
+    dtype, plotter = autocast_dtype(device, wanted=cfg.OPTIM.FP16), None
+    if cfg.EVAL.VISUALIZE:
+        plotter = FeaturePlotter(
+            network,
+            whitening=whitening,
+            augment=build_fixed_augmentation(recipe),
+            device=device,
+            autocast_dtype=dtype,
+            pixels=cfg.EVAL.ATTENTION_PIXELS,
+        )
+    return Evaluator(
+        normalise=build_normalisation(recipe),
+        device=device,
+        batch_size=cfg.EVAL.BATCH_SIZE,
+        autocast_dtype=dtype,
+        num_pictures=cfg.EVAL.PICTURES,
+        plotter=plotter,
+    )

@@ -1,104 +1,119 @@
-"""Scoring: every pixel of every image of a split, into one integer confusion matrix."""
+"""Evaluation: every pixel of every image of a split, into one int64 confusion matrix that all processes share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
+from datasets.domains import Domain
+from datasets.labels import CLASS_NAMES, IGNORE, NUM_CLASSES, PALETTE
+from datasets.loaders import EvaluationLoader
+from datasets.segmentation import EvaluationSample
+from evaluation.features import FeaturePlotter
 from evaluation.metrics import argmax_classes, confusion_matrix
+from evaluation.report import DomainScore, Evaluation, Frame, domain_scores
+from network import Segmentor
+from transforms.appearance import Normalisation
 from utils import distributed
+from utils.pictures import Array, Picture, comparison
 
 T = TypeVar("T")
 
 
-class Samples(Protocol):
-    """This process's share of a split; every sample has `image` (3,h,w) uint8, `label` (h,w) uint8 and `name`."""
-
-    num_images: int
-
-    def __iter__(self) -> Iterator[Any]: ...
-
-
 @dataclass(frozen=True)
-class Evaluation:
-    """What scoring a split gave.
+class Evaluator:
+    """Evaluates networks on domains, always in the same way.
 
-    confusion: (C, C) int64 over all processes, rows = truth. loss: mean cross entropy per labelled pixel.
-    pictures: (image (h,w,3), truth (h,w), prediction (h,w)) of a few images, uint8.
-    """
-
-    confusion: np.ndarray
-    loss: float
-    num_images: int
-    pictures: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
-
-
-@torch.inference_mode()
-def evaluate(
-    network: nn.Module,
-    samples: Samples,
-    *,
-    normalise: Callable[[Tensor], Tensor],
-    device: torch.device,
-    name: str,
-    num_classes: int,
-    batch_size: int = 1,
-    autocast_dtype: torch.dtype | None = None,
-    num_pictures: int = 0,
-    ignore: int = 255,
-) -> Evaluation:
-    """Score a network on a split; the processes share the images and every one of them returns the same counts.
-
-    Args:
-        network: has `predict(images) -> logits` at the size of the images; is put in evaluation mode and back.
-        normalise: (B,3,h,w) uint8 -> float, on the device.
+    Attributes:
         batch_size: neighbours of equal size that go through the network together. DIIA's layout thresholds are taken
             over the batch, so scores are independent of it only at 1.
-        num_pictures: images of rank 0's share to keep, evenly spaced.
+        num_pictures: images of rank 0's share that become pictures, evenly spaced.
+        plotter: plots what the network computes inside for these images, None for not.
     """
-    counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
-    loss = torch.zeros(3, dtype=torch.float64, device=device)  # sum over pixels, pixels, images
-    share = -(-samples.num_images // distributed.world_size())  # images of rank 0
-    spacing = max(share // num_pictures, 1) if num_pictures and distributed.is_main() else 0
-    pictures: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    training = network.training
-    network.eval()
-    bar = tqdm(total=share, desc=f"score {name}", unit="image", disable=not distributed.is_main(), leave=False)
-    seen = 0
-    for group in cudnn_benchmark_off(_same_size(samples, batch_size)):
-        images = torch.stack([sample.image for sample in group]).to(device)  # (B,3,h,w)
-        labels = torch.stack([sample.label for sample in group]).to(device)  # (B,h,w) uint8
-        with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-            logits = network.predict(normalise(images)).float()  # type: ignore[operator]
-        predictions = argmax_classes(logits)
-        counts += confusion_matrix(labels, predictions, num_classes=num_classes)
-        loss[0] += F.cross_entropy(logits, labels.long(), ignore_index=ignore, reduction="sum").double()
-        loss[1] += (labels != ignore).sum()
-        loss[2] += len(group)
-        for offset, sample in enumerate(group):
-            if spacing and len(pictures) < num_pictures and (seen + offset) % spacing == 0:
-                prediction = predictions[offset].cpu().numpy()
-                pictures.append((sample.image.permute(1, 2, 0).numpy(), sample.label.numpy(), prediction))
-        seen += len(group)
-        bar.update(len(group))
-    bar.close()
-    network.train(training)
-    distributed.all_reduce_sum(counts)
-    total, pixels, images_scored = distributed.all_reduce_sum(loss).tolist()
-    assert images_scored == samples.num_images, (images_scored, samples.num_images)
-    return Evaluation(
-        confusion=counts.cpu().numpy(),
-        loss=total / pixels if pixels else float("nan"),
-        num_images=samples.num_images,
-        pictures=pictures,
-    )
+
+    normalise: Normalisation
+    device: torch.device
+    batch_size: int = 1
+    autocast_dtype: torch.dtype | None = None
+    num_pictures: int = 0
+    plotter: FeaturePlotter | None = None
+
+    def __call__(
+        self,
+        network: Segmentor,
+        loaders: Iterable[EvaluationLoader],
+        *,
+        sources: Sequence[str],
+    ) -> tuple[list[DomainScore], list[Picture]]:
+        """Return the scores of all domains, of each its main score first, and rank 0's pictures.
+
+        Args:
+            sources: names of the domains that the network was trained on.
+        """
+        rows, plots = list[DomainScore](), list[Picture]()
+        for loader in loaders:
+            domain, result = loader.split.domain, self.evaluate(network, loader)
+            rows += domain_scores(result, loader.split, is_source=domain.name in sources, transform=loader.protocol)
+            plots += self._plot(domain, result.frames)
+        return rows, plots
+
+    @torch.inference_mode()
+    def evaluate(self, network: Segmentor, loader: EvaluationLoader, *, num_classes: int = NUM_CLASSES) -> Evaluation:
+        """Evaluate a network on a split; the processes share the images and all of them return the same counts.
+
+        The network is put in evaluation mode and back.
+        """
+        counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=self.device)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss over pixels, labelled pixels, images
+        num_images, name = len(loader.split.pairs), loader.split.domain.name
+        share = -(-num_images // distributed.world_size())  # images of rank 0
+        spacing = max(share // self.num_pictures, 1) if self.num_pictures and distributed.is_main() else 0
+        frames, training, position, dtype = list[Frame](), network.training, 0, self.autocast_dtype
+        network.eval()
+        bar = tqdm(total=share, desc=f"score {name}", unit="image", disable=not distributed.is_main(), leave=False)
+        for group in cudnn_benchmark_off(_same_size(loader, self.batch_size)):
+            images = torch.stack([sample.image for sample in group]).to(self.device)  # (B,3,h,w)
+            labels = torch.stack([sample.label for sample in group]).to(self.device)  # (B,h,w) uint8
+            with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+                logits = network.predict(self.normalise(images)).float()
+            predictions = argmax_classes(logits)
+            counts += confusion_matrix(labels, predictions, num_classes=num_classes)
+            sums[0] += F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="sum").double()
+            sums[1] += (labels != IGNORE).sum()
+            sums[2] += len(group)
+            for sample, prediction in zip(group, predictions, strict=True):
+                if spacing and len(frames) < self.num_pictures and position % spacing == 0:
+                    frames.append((_array(sample.image.permute(1, 2, 0)), _array(sample.label), _array(prediction)))
+                position += 1
+            bar.update(len(group))
+        bar.close()
+        network.train(training)
+        distributed.all_reduce_sum(counts)
+        total, pixels, evaluated = distributed.all_reduce_sum(sums).tolist()
+        assert evaluated == num_images, (evaluated, num_images)
+        return Evaluation(_array(counts), total / pixels if pixels else float("nan"), frames)
+
+    def _plot(self, domain: Domain, frames: Sequence[Frame]) -> Iterator[Picture]:
+        if not frames:
+            return
+        merged = np.arange(256, dtype=np.uint8)  # what counts as one class is shown as one
+        for source, target in domain.merge:
+            merged[source] = target
+        frames = [(image, merged[truth], merged[prediction]) for image, truth, prediction in frames]
+        sheet = comparison(frames, palette=PALETTE, class_names=CLASS_NAMES)
+        yield Picture(f"{domain.name}/predictions", f"{domain.name}.png", sheet)
+        if self.plotter is not None:
+            for number, frame in enumerate(cudnn_benchmark_off(frames), 1):
+                name = f"{domain.name}_{number}"
+                for kind, picture in self.plotter(*frame, merged=merged).items():
+                    yield Picture(f"{name}/{kind}", f"features/{name}_{kind}.png", picture)
 
 
 def cudnn_benchmark_off(items: Iterable[T]) -> Iterator[T]:
@@ -111,8 +126,12 @@ def cudnn_benchmark_off(items: Iterable[T]) -> Iterator[T]:
         torch.backends.cudnn.benchmark = before
 
 
-def _same_size(samples: Iterable[Any], batch_size: int) -> Iterator[list[Any]]:
-    group: list[Any] = []
+def _array(tensor: Tensor) -> Array:
+    return tensor.cpu().numpy()
+
+
+def _same_size(samples: Iterable[EvaluationSample], batch_size: int) -> Iterator[list[EvaluationSample]]:
+    group: list[EvaluationSample] = []
     for sample in samples:
         if group and (len(group) == batch_size or sample.image.shape != group[0].image.shape):
             yield group

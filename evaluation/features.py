@@ -1,13 +1,12 @@
-"""What a network computes inside for single images, and pictures of it.
+"""What a network computes inside for single images, as pictures: covariances, masks, edge maps, layouts, attention.
 
-Covariances, whitening masks, edge maps, coarse layouts, attention of chosen pixels.
-Letters: H, W pixels; C channels; N chosen pixels; h x w cells of the last features. Pictures are uint8 RGB.
+Letters: H, W pixels; C channels; N query pixels; h x w cells of the last features. Pictures are uint8 RGB.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,14 +15,30 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
+from datasets.labels import CLASS_NAMES, IGNORE, PALETTE
+from datasets.loaders import TrainingBatch
+from loss.whitening import Whitening, covariance
+from network import Segmentor
+from network.diia import DIIASegmentor
+from transforms.appearance import Appearance
+from transforms.build import FixedAugmentation
+from transforms.edges import edge_target
 from utils.errors import UserError
-from utils.figures import class_legend, image_panels, new_figure, render, show, show_heat
 from utils.opencv import opencv
-from utils.pictures import Array, colorize
+from utils.pictures import (
+    Array,
+    class_legend,
+    colorize,
+    contact_sheet,
+    figure_panels,
+    new_figure,
+    render,
+    show,
+    show_heat,
+)
 
-NUM_ASKING = 6  # pixels whose attention is drawn where none are chosen
+NUM_QUERIES = 6  # pixels whose attention is plotted where none are named
 LARGEST_MASK = 256  # cells a side
-VOID = 255
 NOTE = (
     "Covariances between the channels of one standardised map,\nabout 1 on the diagonal.\n"
     "The whitening loss pushes those in the mask towards 0."
@@ -34,48 +49,41 @@ logger = logging.getLogger(__name__)
 class Activations(NamedTuple):
     """What a network computes for one image; empty or None where the method does not have it."""
 
-    copy: Array  # (H,W,3) uint8, the photometric copy
-    covariances: list[Array]  # (2,C,C) per site, of copy and image
+    augmented: Array  # (H,W,3) uint8, the photometrically augmented view
+    covariances: list[Array]  # (2,C,C) per site, of augmented view and image
     edge: Array | None  # (H,W) reconstructed edge map
-    target: Array | None  # (H,W) what it should be
+    edge_target: Array | None  # (H,W)
     layout: Array | None  # (H,W) coarse layout, 255 where not confident
-    attention: Array | None  # (N,h,w) weights of all cells for each chosen pixel, summing to one
+    attention: Array | None  # (N,h,w) weights of all cells for each query pixel, summing to one
 
 
 @dataclass(frozen=True)
-class FeatureDrawer:
-    """Draws a network's inner values for single images.
+class FeaturePlotter:
+    """Plots what a network computes inside for single images.
 
     Attributes:
-        network: a segmentor (network.segmentor).
-        whitening: holds the masks (loss.whitening), None where the method has none.
-        photometric_copy: (3,H,W) uint8 -> the copy, uint8, and the normalised pair (2,3,H,W) of copy and image.
-        covariance: (B,C,h,w) -> (B,C,C).
-        edge_target: (B,3,H,W) uint8 -> (B,H,W).
-        pixels: x y x y ... of the pixels whose attention is drawn; none: in the middle of the largest classes.
+        whitening: holds the masks, None where the method has none.
+        augment: makes the photometrically augmented view of an image.
+        pixels: x y x y ... of the pixels whose attention is plotted; none: in the middle of the largest classes.
     """
 
-    network: Any
-    whitening: Any
-    photometric_copy: Callable[[Tensor], tuple[Tensor, Tensor]]
-    covariance: Callable[[Tensor], Tensor]
-    edge_target: Callable[[Tensor], Tensor]
+    network: Segmentor
+    whitening: Whitening | None
+    augment: FixedAugmentation
     device: torch.device
-    autocast_dtype: torch.dtype | None
-    palette: Array
-    class_names: Sequence[str]
+    autocast_dtype: torch.dtype | None = None
     pixels: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be drawn."""
-        network = self.network
-        if not (network.style_channels or {"edge", "layout"} & set(network.method.parts)):
+        """Refuse what cannot be plotted."""
+        method = self.network.method
+        if not (self.network.style_channels or {"edge", "layout"} & set(method.parts)):
             raise UserError(
-                f"--visualize_feature: {network.method.label} has no whitening, no branches and no attention to show; "
+                f"--visualize_feature: {method.label} has no whitening, no branches and no attention to show; "
                 "leave it out and see the predictions of --pictures"
             )
-        if self.pixels and not network.attends:
-            raise UserError(f"--attention_pixels: {network.method.label} has no attention; leave the pixels out")
+        if self.pixels and not self.network.attends:
+            raise UserError(f"--attention_pixels: {method.label} has no attention; leave the pixels out")
 
     def __call__(self, image: Array, truth: Array, prediction: Array, *, merged: Array) -> dict[str, Array]:
         """Return a picture of each kind that the method has.
@@ -85,41 +93,44 @@ class FeatureDrawer:
             truth, prediction: (H,W).
             merged: (256,) class under which each class is shown.
         """
-        chosen = self._chosen(truth) if self.network.attends else {}
-        inside = self.inside(image, list(chosen.values()))
-        drawn = {}
-        if inside.covariances:
-            drawn["covariances"] = self._draw_covariances(image, inside)
-        if inside.edge is not None or inside.layout is not None:
-            drawn["branches"] = self._draw_branches(image, truth, prediction, inside, merged=merged)
-        if inside.attention is not None:
-            drawn["attention"] = self._draw_attention(image, inside.attention, chosen)
-        return drawn
+        queries = self._queries(truth) if self.network.attends else {}
+        values = self.activations(image, list(queries.values()))
+        plots = {}
+        if values.covariances:
+            plots["covariances"] = self._plot_covariances(image, values)
+        if values.edge is not None or values.layout is not None:
+            plots["branches"] = _plot_branches(image, truth, prediction, values, merged=merged)
+        if values.attention is not None:
+            plots["attention"] = self._plot_attention(image, values.attention, queries)
+        return plots
 
     @torch.inference_mode()
-    def inside(self, image: Array, pixels: Sequence[tuple[int, int]] = ()) -> Activations:
-        """Compute what is drawn of an image (H,W,3) uint8, with the attention of some pixels (x, y)."""
-        network, training = self.network, self.network.training
+    def activations(self, image: Array, pixels: Sequence[tuple[int, int]] = ()) -> Activations:
+        """Compute what is plotted of an image (H,W,3) uint8, with the attention of some pixels (x, y)."""
+        network, training, dtype = self.network, self.network.training, self.autocast_dtype
         tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(self.device)
-        copy, pair = self.photometric_copy(tensor)
+        augmented, pair = self.augment(tensor)
         network.eval()
-        style = network.style_features(pair) if network.style_channels else ()
-        with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
+        style, attention = network.style_features(pair) if network.style_channels else (), None
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             output = network(pair[1:]).float()
-            attention = network.attention_of(pair[1:], pixels)[0] if pixels else None
+            if pixels:
+                assert isinstance(network, DIIASegmentor)
+                attention = _array(network.attention_of(pair[1:], pixels)[0])
         network.train(training)
         edge, layout = output.edge, output.layout
         return Activations(
-            copy=_array(copy.permute(1, 2, 0)),
-            covariances=[_array(self.covariance(maps)) for maps in style],
+            augmented=_array(augmented.permute(1, 2, 0)),
+            covariances=[_array(covariance(maps)) for maps in style],
             edge=None if edge is None else _array(edge[0, 0]),
-            target=None if edge is None else _array(self.edge_target(tensor[None])[0]),
+            edge_target=None if edge is None else _array(edge_target(tensor[None])[0]),
             layout=None if layout is None else _array(layout[0]),
-            attention=None if attention is None else _array(attention),
+            attention=attention,
         )
 
-    def draw_masks(self, variances: Sequence[Tensor]) -> Array:
-        """Draw per site the mean variance matrix (C,C) of the statistics, a histogram of it, and the mask chosen."""
+    def plot_masks(self, variances: Sequence[Tensor]) -> Array:
+        """Plot per site the mean variance matrix (C,C) of the statistics, a histogram of it, and the mask chosen."""
+        assert self.whitening is not None
         sites, masks = self.network.style_names, self.whitening.masks
         figure = new_figure(3 * 4.2, 3.6 * len(sites))
         rows = figure.subplots(len(sites), 3, squeeze=False)
@@ -139,33 +150,34 @@ class FeatureDrawer:
             self._show_mask(row[2], site, mask)
         return render(figure)
 
-    def _chosen(self, truth: Array) -> dict[str, tuple[int, int]]:
-        """Return title -> (x, y) of the pixels that ask."""
+    def _queries(self, truth: Array) -> dict[str, tuple[int, int]]:
+        """Return title -> (x, y) of the query pixels."""
         height, width = truth.shape
         if not self.pixels:
-            return class_centres(truth, class_names=self.class_names)
+            return class_centres(truth)
         places = list(zip(self.pixels[::2], self.pixels[1::2], strict=True))
         inside = [(x, y) for x, y in places if x < width and y < height]
         if len(inside) < len(places):
-            logger.warning("--attention_pixels: not all lie in an image of %dx%d; it is drawn without", width, height)
+            logger.warning("--attention_pixels: not all lie in an image of %dx%d; those are left out", width, height)
         return {f"({x}, {y})": (x, y) for x, y in inside}
 
-    def _draw_covariances(self, image: Array, inside: Activations) -> Array:
+    def _plot_covariances(self, image: Array, values: Activations) -> Array:
         sites, shape = self.network.style_names, min(image.shape[0] / image.shape[1], 1)
         figure = new_figure(4 * 3.6, 3.4 * (shape + len(sites)))
         first, *rows = figure.subplots(1 + len(sites), 4, height_ratios=[shape, *(1 for _ in sites)])
         show(first[0], "image", image)
-        show(first[1], "photometric copy", inside.copy)
+        show(first[1], "photometrically augmented", values.augmented)
         for panel in first[2:]:
             panel.set_axis_off()
         first[2].text(0, 0.5, NOTE, fontsize=10, va="center", in_layout=False)
-        for number, (row, site, (copy, own)) in enumerate(zip(rows, sites, inside.covariances, strict=True)):
-            limit = _robust(own, copy)
+        for number, (row, site, (augmented, plain)) in enumerate(zip(rows, sites, values.covariances, strict=True)):
+            limit = _colour_limit(plain, augmented)
             scale = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
-            show(row[0], f"{site}: covariances of the image", own, bar=True, **scale)
-            show(row[1], f"{site}: of the copy", copy, bar=True, **scale)
-            limit = _robust(copy - own)
-            show(row[2], f"{site}: copy minus image", copy - own, bar=True, cmap="PuOr_r", vmin=-limit, vmax=limit)
+            show(row[0], f"{site}: covariances of the image", plain, bar=True, **scale)
+            show(row[1], f"{site}: of the augmented view", augmented, bar=True, **scale)
+            difference = augmented - plain
+            limit = _colour_limit(difference)
+            show(row[2], f"{site}: augmented minus image", difference, bar=True, cmap="PuOr_r", vmin=-limit, vmax=limit)
             if self.whitening is not None and self.whitening.has_masks:
                 self._show_mask(row[3], site, self.whitening.masks[number])
             else:
@@ -174,65 +186,76 @@ class FeatureDrawer:
         return render(figure)
 
     def _show_mask(self, panel: Any, site: str, mask: Tensor) -> None:
+        assert self.whitening is not None
         channels, word = len(mask), "sensitive" if self.whitening.selective else "whitened"
         shown = adaptive_max_pool2d(mask[None].float(), min(channels, LARGEST_MASK))[0]  # single entries stay visible
         title = f"{site}: mask, {int(mask.sum())} of {channels * (channels - 1) // 2} {word}"
         show(panel, title, _array(shown), cmap="Greys", vmin=0, vmax=1)
 
-    def _draw_branches(
-        self, image: Array, truth: Array, prediction: Array, inside: Activations, *, merged: Array
-    ) -> Array:
-        labels: dict[str, Array] = {}
-        if inside.layout is not None:
-            title = f"coarse layout, {np.mean(inside.layout == VOID):.1%} void"
-            labels = {title: merged[inside.layout], "truth": truth, "prediction": prediction}
-        number = 1 + len(labels) + 2 * (inside.edge is not None)
-        figure, panels = image_panels(number, size=truth.shape, columns=2 if number == 4 else 3)
-        show(panels[0], "image", image)
-        if inside.edge is not None and inside.target is not None:
-            low, high = np.percentile(inside.edge, (0.5, 99.5))
-            show(panels[1], "edge map", inside.edge, bar=True, cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
-            show(panels[2], "its target (Sobel)", inside.target, bar=True, cmap="gray", vmin=0, vmax=255)
-        for panel, (title, label) in zip(panels[number - len(labels) :], labels.items(), strict=True):
-            show(panel, title, colorize(label, palette=self.palette), interpolation="nearest")
-        if labels:
-            found = np.unique(np.concatenate([label.flatten() for label in labels.values()])).tolist()
-            entries = [(self.class_names[index], self.palette[index]) for index in found if index != VOID]
-            class_legend(figure, entries + [("void", np.zeros(3))] * (VOID in found))
-        return render(figure)
-
-    def _draw_attention(self, image: Array, weights: Array, chosen: dict[str, tuple[int, int]]) -> Array:
-        figure, panels = image_panels(len(chosen), size=image.shape[:2], columns=min(3, len(chosen)))
+    def _plot_attention(self, image: Array, weights: Array, queries: dict[str, tuple[int, int]]) -> Array:
+        assert isinstance(self.network, DIIASegmentor) and self.network.aggregate is not None
+        figure, panels = figure_panels(len(queries), size=image.shape[:2], columns=min(3, len(queries)))
         gate = self.network.aggregate.gamma.item()
         figure.suptitle(f"attention in multiples of equal weights; the gate is {gate:.3g}", fontsize=11)
-        for panel, (title, place), maps in zip(panels, chosen.items(), weights, strict=True):
-            show_heat(panel, image, maps, asking=place)
+        for panel, (title, query), maps in zip(panels, queries.items(), weights, strict=True):
+            show_heat(panel, image, maps, query=query)
             share = np.sort(maps.flatten())[-max(1, maps.size // 10) :].sum()
             panel.set_title(f"{title}\n10% of the cells get {share:.0%}", fontsize=10)
         return render(figure)
 
 
-def class_centres(truth: Array, *, class_names: Sequence[str]) -> dict[str, tuple[int, int]]:
+def _plot_branches(image: Array, truth: Array, prediction: Array, values: Activations, *, merged: Array) -> Array:
+    labels: dict[str, Array] = {}
+    if values.layout is not None:
+        title = f"coarse layout, {np.mean(values.layout == IGNORE):.1%} void"
+        labels = {title: merged[values.layout], "truth": truth, "prediction": prediction}
+    number = 1 + len(labels) + 2 * (values.edge is not None)
+    figure, panels = figure_panels(number, size=truth.shape, columns=2 if number == 4 else 3)
+    show(panels[0], "image", image)
+    if values.edge is not None and values.edge_target is not None:
+        low, high = np.percentile(values.edge, (0.5, 99.5))
+        show(panels[1], "edge map", values.edge, bar=True, cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
+        show(panels[2], "its target (Sobel)", values.edge_target, bar=True, cmap="gray", vmin=0, vmax=255)
+    for panel, (title, label) in zip(panels[number - len(labels) :], labels.items(), strict=True):
+        show(panel, title, colorize(label, palette=PALETTE), interpolation="nearest")
+    if labels:
+        classes = np.unique(np.concatenate([label.flatten() for label in labels.values()])).tolist()
+        entries = [(CLASS_NAMES[index], PALETTE[index]) for index in classes if index != IGNORE]
+        class_legend(figure, entries + [("void", np.zeros(3))] * (IGNORE in classes))
+    return render(figure)
+
+
+def plot_batch(batch: TrainingBatch, appearance: Appearance) -> Array:
+    """Return a batch as the network sees it: image, label, edge target, side by side."""
+    images, edges = appearance.colours(batch.images, batch.params), edge_target(batch.images).byte().cpu()
+    tiles: list[Array] = []
+    for image, label, edge in zip(images, batch.labels.cpu(), edges, strict=True):
+        tiles.append(image.permute(1, 2, 0).numpy())
+        tiles.append(colorize(label.numpy(), palette=PALETTE))
+        tiles.append(edge[..., None].expand(-1, -1, 3).numpy())
+    return contact_sheet(tiles, columns=3)
+
+
+def class_centres(truth: Array) -> dict[str, tuple[int, int]]:
     """Return for the largest classes of a label (H,W) the pixel (x, y) farthest from their border, by name and place.
 
     Where nothing is labelled it is the middle of the image.
     """
-    classes, counts = np.unique(truth[truth < len(class_names)], return_counts=True)
-    chosen = {}
-    for index in classes[np.argsort(-counts, kind="stable")][:NUM_ASKING]:
-        cv2, padded = opencv(), np.pad((truth == index).astype(np.uint8), 1)
-        depth = cv2.distanceTransform(padded, cv2.DIST_L2, 3)[1:-1, 1:-1]
+    classes, counts = np.unique(truth[truth < len(CLASS_NAMES)], return_counts=True)
+    centres, cv2 = {}, opencv()
+    for index in classes[np.argsort(-counts, kind="stable")][:NUM_QUERIES]:
+        depth = cv2.distanceTransform(np.pad((truth == index).astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
         y, x = (int(place) for place in np.unravel_index(depth.argmax(), depth.shape))
-        chosen[f"{class_names[index]} ({x}, {y})"] = (x, y)
+        centres[f"{CLASS_NAMES[index]} ({x}, {y})"] = (x, y)
     height, width = truth.shape
-    return chosen or {f"({width // 2}, {height // 2})": (width // 2, height // 2)}
+    return centres or {f"({width // 2}, {height // 2})": (width // 2, height // 2)}
 
 
 def _array(tensor: Tensor) -> Array:
     return tensor.cpu().numpy()
 
 
-def _robust(*matrices: Array) -> float:
-    """Return a limit for colours: almost the largest absolute entry off the diagonal."""
-    apart = ~np.eye(len(matrices[0]), dtype=bool)
-    return max(float(np.percentile(np.abs(np.stack(matrices)[:, apart]), 99.5)), 1e-6)
+def _colour_limit(*matrices: Array) -> float:
+    """Return almost the largest absolute entry off the diagonal."""
+    off_diagonal = ~np.eye(len(matrices[0]), dtype=bool)
+    return max(float(np.percentile(np.abs(np.stack(matrices)[:, off_diagonal]), 99.5)), 1e-6)

@@ -6,15 +6,33 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evaluation.evaluator import Evaluation
+from datasets.labels import CLASS_NAMES
+from datasets.splits import Split
 from evaluation.metrics import Scores, merge_classes, nan_mean, score
+from network import Segmentor
 from utils.files import write_text
-from utils.tables import align, markdown
+from utils.pictures import Array
+from utils.tables import format_table
+
+Frame = tuple[Array, Array, Array]  # image (h,w,3), truth (h,w), prediction (h,w), uint8
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the evaluation of a split gave.
+
+    confusion: (C, C) int64 over all processes, rows = truth. loss: mean cross entropy per labelled pixel.
+    frames: a few images with truth and prediction, on rank 0.
+    """
+
+    confusion: Array
+    loss: float
+    frames: list[Frame] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -31,19 +49,29 @@ class Protocol:
 
 @dataclass(frozen=True)
 class DomainScore:
-    """The scores of one domain; `subset` names further countings of the same pixels (SYNTHIA's 16 classes)."""
+    """The scores of one domain; `subset` names further scores over other classes (SYNTHIA's 16)."""
 
     domain: str
-    subset: str  # "" for the domain's main counting
+    subset: str  # "" for the domain's main score
     is_source: bool  # trained on: no unseen domain
     scores: Scores
     loss: float
     protocol: Protocol
     confusion: list[list[int]]
 
+    def scalars(self) -> dict[str, float]:
+        """Return the numbers that are followed over a training, by tag."""
+        values = {
+            "mean_iu": self.scores.mean_iou,
+            "acc": self.scores.accuracy,
+            "val_loss": self.loss,
+            "acc_cls": self.scores.mean_class_accuracy,
+        }
+        return {f"{self.domain}/{key}": value for key, value in values.items()}
+
     @property
     def title(self) -> str:
-        """Column heading: the domain, with the subset where it is not the main counting, and whether it is a source."""
+        """Column heading: the domain, with the subset where it is not the main score, and whether it is a source."""
         notes = [note for note in (self.subset, "source" if self.is_source else "") if note]
         return f"{self.domain} ({', '.join(notes)})" if notes else self.domain
 
@@ -57,7 +85,7 @@ class Report:
 
     @property
     def targets(self) -> list[DomainScore]:
-        """The main countings of the domains that were not trained on."""
+        """The main scores of the domains that were not trained on."""
         return [row for row in self.rows if not row.subset and not row.is_source]
 
     @property
@@ -67,34 +95,23 @@ class Report:
 
     def summary_table(self) -> list[list[str]]:
         """Return heading and one line per domain, then the mean."""
-        heading = ["domain", "mean IoU %", "accuracy %", "class accuracy %", "loss", "classes", "images", "list"]
-        lines = [
-            [
-                row.title,
-                percent(row.scores.mean_iou),
-                percent(row.scores.accuracy),
-                percent(row.scores.mean_class_accuracy),
-                f"{row.loss:.4f}",
-                row.protocol.classes,
-                str(row.protocol.images),
-                f"{row.protocol.split} {row.protocol.list_hash}",
-            ]
-            for row in self.rows
-        ]
-        mean = ["mean over targets", percent(self.mean_over_targets)]
-        mean += [percent(nan_mean([row.scores.accuracy for row in self.targets]))]
-        mean += [percent(nan_mean([row.scores.mean_class_accuracy for row in self.targets])), "", "", "", ""]
-        return [heading, *lines, mean]
+        table = [["domain", "mean IoU %", "accuracy %", "class accuracy %", "loss", "classes", "images", "list"]]
+        for row in self.rows:
+            scores, how = row.scores, row.protocol
+            values = map(percent, (scores.mean_iou, scores.accuracy, scores.mean_class_accuracy))
+            counts = [f"{row.loss:.4f}", how.classes, str(how.images), f"{how.split} {how.list_hash}"]
+            table.append([row.title, *values, *counts])
+        names = ("mean_iou", "accuracy", "mean_class_accuracy")
+        means = [nan_mean([getattr(row.scores, name) for row in self.targets]) for name in names]
+        return [*table, ["mean over targets", *map(percent, means), "", "", "", ""]]
 
     def class_table(self) -> list[list[str]]:
         """Return heading and one line per class with its IoU in percent for every domain; blank = not counted."""
-        names = list(dict.fromkeys(name for row in self.rows for name in row.scores.iou))
-        heading = ["class", *(row.title for row in self.rows)]
-        lines = [
-            [name, *(percent(row.scores.iou[name]) if name in row.scores.iou else "" for row in self.rows)]
-            for name in names
-        ]
-        return [heading, *lines, ["mean", *(percent(row.scores.mean_iou) for row in self.rows)]]
+        names = dict.fromkeys(name for row in self.rows for name in row.scores.iou)
+        ious = {name: [row.scores.iou.get(name) for row in self.rows] for name in names}
+        ious["mean"] = [row.scores.mean_iou for row in self.rows]
+        cells = {name: ["" if value is None else percent(value) for value in values] for name, values in ious.items()}
+        return [["class", *(row.title for row in self.rows)], *([name, *line] for name, line in cells.items())]
 
     def protocol_lines(self) -> list[str]:
         """Return one sentence per domain on how its number was taken."""
@@ -106,52 +123,35 @@ class Report:
 
     def weights_line(self) -> str:
         """Return one sentence on the weights."""
-        said = {key: value for key, value in self.weights.items() if key != "method"}  # the network's text names it
-        return ", ".join(f"{key} {value}" for key, value in said.items() if value not in ("", None))
+        items = {key: value for key, value in self.weights.items() if key != "method"}  # the network's text names it
+        return ", ".join(f"{key} {value}" for key, value in items.items() if value not in ("", None))
 
     def to_text(self) -> str:
         """Return both tables for a terminal."""
-        return "\n".join(
-            [
-                align(self.class_table()),
-                "",
-                align(self.summary_table()),
-                "",
-                f"weights: {self.weights_line()}",
-                *(f"protocol: {line}" for line in self.protocol_lines()),
-            ]
-        )
+        lines = [f"weights: {self.weights_line()}", *(f"protocol: {line}" for line in self.protocol_lines())]
+        return "\n".join([format_table(self.class_table()), "", format_table(self.summary_table()), "", *lines])
 
     def to_markdown(self) -> str:
         """Return both tables in Markdown."""
-        lines = [
-            markdown(self.summary_table()),
-            "",
-            markdown(self.class_table()),
-            "",
-            f"Weights: {self.weights_line()}.",
-            "",
-        ]
-        return "\n".join([*lines, *(f"- {line}" for line in self.protocol_lines()), ""])
+        tables = [format_table(table, "markdown") for table in (self.summary_table(), self.class_table())]
+        lines = "".join(f"- {line}\n" for line in self.protocol_lines())
+        return "\n\n".join([*tables, f"Weights: {self.weights_line()}.", lines])
 
     def to_csv(self) -> str:
-        """Return one line per domain, counting and metric; values are fractions."""
+        """Return one line per domain, class subset and metric; values are fractions."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
-        made_by = {key: self.weights.get(key, "") for key in ("checkpoint", "step", "seed")}
-        protocol = ["split", "list", "images", "transform", "scales", "classes", *made_by]
+        weights = {key: self.weights.get(key, "") for key in ("checkpoint", "step", "seed")}
+        protocol = ["split", "list", "images", "transform", "scales", "classes", *weights]
         writer.writerow(["domain", "subset", "source", "metric", "value", *protocol])
         for row in self.rows:
-            metrics = {"mean_iou": row.scores.mean_iou, "accuracy": row.scores.accuracy, "loss": row.loss}
-            metrics["mean_class_accuracy"] = row.scores.mean_class_accuracy
-            metrics["frequency_weighted_accuracy"] = row.scores.frequency_weighted_accuracy
-            metrics.update({f"iou/{name}": value for name, value in row.scores.iou.items()})
+            metrics = {**asdict(row.scores), "loss": row.loss}
+            metrics |= {f"iou/{name}": value for name, value in metrics.pop("iou").items()}
             for metric, value in metrics.items():
-                text = "" if math.isnan(value) else repr(value)
-                row_of = [row.domain, row.subset, "yes" if row.is_source else "no", metric, text]
-                writer.writerow([*row_of, *astuple(row.protocol), *made_by.values()])
-        mean = "" if math.isnan(self.mean_over_targets) else repr(self.mean_over_targets)
-        writer.writerow(["mean over targets", "", "no", "mean_iou", mean, *[""] * 6, *made_by.values()])
+                domain = [row.domain, row.subset, "yes" if row.is_source else "no"]
+                writer.writerow([*domain, metric, _csv(value), *astuple(row.protocol), *weights.values()])
+        mean = _csv(self.mean_over_targets)
+        writer.writerow(["mean over targets", "", "no", "mean_iou", mean, *[""] * 6, *weights.values()])
         return buffer.getvalue()
 
     def to_json(self) -> str:
@@ -165,46 +165,52 @@ class Report:
 
     def write(self, folder: Path) -> None:
         """Write scores.json, scores.csv and scores.md into a folder."""
-        for name, text in (
-            ("scores.json", self.to_json()),
-            ("scores.csv", self.to_csv()),
-            ("scores.md", self.to_markdown()),
-        ):
-            write_text(folder / name, text)
+        write_text(folder / "scores.json", self.to_json())
+        write_text(folder / "scores.csv", self.to_csv())
+        write_text(folder / "scores.md", self.to_markdown())
+
+
+def describe_weights(network: Segmentor, cfg: Any, *, progress: Mapping[str, int], averaged: bool) -> dict[str, Any]:
+    """Return what the report says of weights that were trained with a config."""
+    return {
+        "step": progress["step"],
+        "epoch": progress["epoch"],
+        "ema": cfg.OPTIM.EMA_DECAY if averaged else None,
+        "seed": cfg.RUN.SEED,
+        "source": " ".join(cfg.DATASET.TRAIN),
+        "method": network.method.label,
+        "network": network.describe(),
+    }
 
 
 def domain_scores(
-    found: Evaluation,
+    evaluation: Evaluation,
+    split: Split,
     *,
-    domain: Any,
     is_source: bool,
-    split: str,
-    list_hash: str,
     transform: str,
-    class_names: Sequence[str],
+    class_names: Sequence[str] = CLASS_NAMES,
 ) -> list[DomainScore]:
-    """Turn the counts of a domain into its scores: the main counting first, then those of further class subsets.
+    """Turn the counts of a domain into its scores: the main score first, then those of further class subsets.
 
     Args:
-        domain: anything with `name`, `splits`, `merge`, `classes` and `subsets`.
-        list_hash: names the list of images.
         transform: words for resize and crop.
     """
-    confusion = merge_classes(found.confusion, domain.merge)
-    folders = dict(domain.splits)
-    if split != "train" and folders.get(split) == folders.get("train", ()):
-        split += " (the training frames)"
+    domain, name, folders = split.domain, split.name, dict(split.domain.splits)
+    confusion = merge_classes(evaluation.confusion, domain.merge)
+    if name != "train" and folders.get(name) == folders.get("train", ()):
+        name += " (the training frames)"
     return [
         DomainScore(
             domain=domain.name,
             subset=subset and f"{subset} classes",
             is_source=is_source,
             scores=score(confusion, class_names, classes=classes),
-            loss=found.loss,
+            loss=evaluation.loss,
             protocol=Protocol(
-                split=split,
-                list_hash=list_hash,
-                images=found.num_images,
+                split=name,
+                list_hash=split.list_hash,
+                images=len(split.pairs),
                 transform=transform,
                 scales="1",
                 classes=f"{len(classes)}{' merged' if domain.merge else ''}",
@@ -215,12 +221,25 @@ def domain_scores(
     ]
 
 
+def selection_scores(
+    rows: Iterable[DomainScore], *, sources: Sequence[str], targets: Sequence[str]
+) -> dict[str, float]:
+    """Return the mean IoU by which the best checkpoints are chosen: of each target, and the sources' mean."""
+    mean_iou = {row.domain: row.scores.mean_iou for row in rows if not row.subset}
+    source = nan_mean([mean_iou[name] for name in sources if name in mean_iou])
+    return {**{name: mean_iou[name] for name in targets}, "source": source}
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _csv(value: float) -> str:
+    return "" if math.isnan(value) else repr(value)
 
 
 def percent(value: float) -> str:

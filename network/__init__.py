@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from network.architectures import ARCHITECTURES, BACKBONES, Architecture, build_backbone, resolve_architecture
-from network.deeplab import PlainSegmentor
+from network.architectures import ARCHITECTURES, BACKBONES, Architecture, resolve_architecture
+from network.backbones import Backbone
+from network.deeplab import PlainSegmentor, Segmentor
 from network.diia import Confidence, DIIASegmentor
-from network.methods import METHODS, Method, method_for, resolve_method
+from network.methods import METHODS, Method, method_for, resolve_jitter, resolve_method
 from network.outputs import SegmentorOutput
-from network.pretrained import load_pretrained
-from network.segmentor import Segmentor
 from network.style import read_codes
 
 __all__ = [
@@ -24,9 +23,9 @@ __all__ = [
     "architecture_of",
     "assemble",
     "build_network",
-    "load_pretrained",
     "method_for",
     "resolve_architecture",
+    "resolve_jitter",
     "resolve_method",
 ]
 
@@ -67,7 +66,7 @@ def assemble(
 ) -> Segmentor:
     """Build a backbone with the style sites and the head of a method; raises `UserError` where they do not fit."""
     sites = read_codes(method.codes, positions=architecture.backbone.positions)
-    backbone = build_backbone(architecture, sites=sites)
+    backbone = Backbone(architecture.backbone, sites=sites, output_stride=architecture.output_stride)
     if method.head == "plain":
         return PlainSegmentor(backbone, method=method, num_classes=num_classes, freeze_bn=freeze_bn)
     return DIIASegmentor(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from network.style import check_codes
 from utils.errors import UserError, did_you_mean
@@ -99,6 +99,13 @@ def resolve_method(name: str, wt_layer: Sequence[int] | None = None) -> Method:
                 f"(its own are {' '.join(map(str, row.codes))}); leave --wt_layer out or use --method {better}"
             )
     return dataclasses.replace(row, codes=codes, whitening=whitening)
+
+
+def resolve_jitter(cfg: Any) -> str:
+    """Return the name of a run's jitter strengths: AUGMENT.JITTER's, where that says "method" those of its method."""
+    if cfg.AUGMENT.JITTER != "method":
+        return str(cfg.AUGMENT.JITTER)
+    return resolve_method(cfg.NETWORK.METHOD, cfg.NETWORK.WT_LAYER).jitter
 
 
 def whitening_of(codes: Sequence[int]) -> Whitening | None:

@@ -3,7 +3,7 @@
 # other, and prints one table of their scores: mean and deviation over seeds, and differences from the first method.
 # Usage: CUDA_VISIBLE_DEVICES=0,1,2,3 ./scripts/ablation.sh [flags of train.py that win over those below, for all runs]
 #   METHODS="base diia" SEEDS="304 305 306" ABLATION_DIR=/runs/ablation ./scripts/ablation.sh --max_iter 10000
-# A second call with the same flags skips what is finished and continues what was interrupted.
+# A second call with the same flags skips finished runs and resumes interrupted ones.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 folder=${ABLATION_DIR:-./logs/ablation}
@@ -19,19 +19,12 @@ for method in "${methods[@]}"; do
       continue
     fi
     "$here/diia_recipe.sh" \
-      --dataset gtav \
-      --covstat_val_dataset gtav \
-      --val_dataset bdd100k cityscapes synthia mapillary \
+      --dataset gtav --covstat_val_dataset gtav --val_dataset bdd100k cityscapes synthia mapillary \
       --jitter diia \
-      --val_limit 0 \
-      --val_interval 0 \
+      --val_limit 0 --val_interval 0 \
       "$@" \
-      --method "$method" \
-      --seed "$seed" \
-      --ckpt "$folder" \
-      --tb_path "$folder" \
-      --date ablation \
-      --exp "${method}_$seed" \
+      --method "$method" --seed "$seed" \
+      --ckpt "$folder" --tb_path "$folder" --date ablation --exp "${method}_$seed" \
       --resume auto
   done
 done

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch.utils.data import default_collate
 
-from datasets.class_uniform import class_centroids
-from datasets.domains import Domain, find_pairs
+from datasets.domains import Domain
 from datasets.labels import CLASS_NAMES, NUM_CLASSES, PALETTE
-from datasets.plan import sample_rng
+from datasets.sampling import class_centroids, sample_rng
 from datasets.segmentation import read_pair, to_tensor
-from scripts.data_options import chosen_domains, data_config, data_parser
+from datasets.splits import find_pairs
+from network import resolve_jitter
+from scripts.options import chosen_domains, data_config, data_parser
 from transforms.appearance import Appearance, AppearanceParams, AppearanceSampler
 from transforms.build import build_appearance, build_appearance_sampler, build_geometry
 from transforms.edges import edge_target
@@ -45,6 +46,13 @@ class Delivered(NamedTuple):
     mirrored: bool
 
 
+class Cell(NamedTuple):
+    """A picture (H, W, 3) uint8 and the lines below it."""
+
+    picture: Array
+    lines: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """The transforms of a run; `tile` is that of its class centroids, 0 where sampling is plain."""
@@ -56,7 +64,7 @@ class Pipeline:
     tile: int
 
     def focus(self, label: Array, *, item: int) -> tuple[int, tuple[int, int]] | None:
-        """Draw a class of a label, each alike, and one of its centroids (x, y); None where there is none."""
+        """Sample a class of a label, each alike, and one of its centroids (x, y); None where there is none."""
         rows = class_centroids(label, tile=self.tile) if self.tile else np.zeros((0, 3), int)
         if not len(rows):
             return None
@@ -65,7 +73,7 @@ class Pipeline:
         return int(index), (int(x), int(y))
 
     def deliver(self, view: View, *, item: int) -> Delivered:
-        """Do what the training does with a frame at position `item` of its first epoch, and keep what was drawn."""
+        """Do what the training does with a frame at position `item` of its first epoch, and keep what was sampled."""
         rng, shown, mirrored = sample_rng(self.seed, item), view.size, False
         for step in self.geometry.steps:
             before, view = view, step(view, rng)
@@ -79,11 +87,10 @@ class Pipeline:
         return colours.permute(1, 2, 0).numpy()
 
 
-class Cell(NamedTuple):
-    """A picture (H, W, 3) uint8 and the lines below it."""
-
-    picture: Array
-    lines: tuple[str, ...]
+def build_pipeline(cfg: Any, *, tile: int) -> Pipeline:
+    """Return the transforms of a run of this configuration, with the jitter of its method."""
+    sampler = build_appearance_sampler(cfg, jitter=resolve_jitter(cfg))
+    return Pipeline(build_geometry(cfg), sampler, build_appearance(cfg), cfg.RUN.SEED, tile)
 
 
 def frame_cells(name: str, image: Array, label: Array, *, item: int, pipeline: Pipeline) -> list[Cell]:
@@ -93,24 +100,22 @@ def frame_cells(name: str, image: Array, label: Array, *, item: int, pipeline: P
     view, params, shown, mirrored = pipeline.deliver(start, item=item)
     crop, target = view.image, view.label  # (h, w, 3), (h, w)
     edges = edge_target(to_tensor(crop)[None])[0].byte().numpy()  # (h, w)
-    ignored, found = float(np.mean(target >= NUM_CLASSES)), len(_classes(target))
-    geometry = (
-        f"scale {shown[0] / label.shape[1]:.2f}: {shown[0]}x{shown[1]}",
-        f"crop {crop.shape[1]}x{crop.shape[0]}{', mirrored' if mirrored else ''}",
-    )
+    ignored, present = float(np.mean(target >= NUM_CLASSES)), len(_classes(target))
     sigmas = {"Gaussian": params.sigma, "bilateral": params.bilateral}
     blur = next((f"{kind} blur, sigma {sigma:.2f}" for kind, sigma in sigmas.items() if sigma), "no blur")
-    return [
-        Cell(_fit(image, FRAME), (name, f"{label.shape[1]}x{label.shape[0]}")),
+    resized = f"scale {shown[0] / label.shape[1]:.2f}: {shown[0]}x{shown[1]}"
+    cut = f"crop {crop.shape[1]}x{crop.shape[0]}{', mirrored' if mirrored else ''}"
+    classes = f"{present} class{'' if present == 1 else 'es'}"
+    cells = (
+        Cell(image, (name, f"{label.shape[1]}x{label.shape[0]}")),
         Cell(_overlaid(image, label, start, FRAME), (f"focus: {CLASS_NAMES[focus[0]] if focus else 'none'}",)),
-        Cell(_overlaid(crop, target, view, CROP), geometry),
-        Cell(_fit(pipeline.seen(crop, params), CROP), (f"jitter {'on' if params.jitter else 'off'}", blur)),
-        Cell(
-            _fit(colorize(target, palette=PALETTE), CROP, smooth=False),
-            (f"{found} class{'' if found == 1 else 'es'}", f"{ignored:.1%} ignored"),
-        ),
-        Cell(_fit(np.repeat(edges[..., None], 3, axis=2), CROP), ("|Sobel x|, 0 to 255",)),
-    ]
+        Cell(_overlaid(crop, target, view, CROP), (resized, cut)),
+        Cell(pipeline.seen(crop, params), (f"jitter {'on' if params.jitter else 'off'}", blur)),
+        Cell(colorize(_fit(target, CROP, smooth=False), palette=PALETTE), (classes, f"{ignored:.1%} ignored")),
+        Cell(np.repeat(edges[..., None], 3, axis=2), ("|Sobel x|, 0 to 255",)),
+    )
+    boxes = COLUMNS.values()
+    return [cell._replace(picture=_fit(cell.picture, box)) for cell, box in zip(cells, boxes, strict=True)]
 
 
 def _classes(label: Array) -> set[int]:
@@ -119,10 +124,8 @@ def _classes(label: Array) -> set[int]:
 
 def _fit(array: Array, box: tuple[int, int], *, smooth: bool = True) -> Array:
     """Resize an image or label to fit into a box."""
-    image = Image.fromarray(array)
-    factor = min(box[0] / image.width, box[1] / image.height)
-    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    return np.asarray(image.resize(size, Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST))
+    how = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
+    return np.asarray(ImageOps.contain(Image.fromarray(array), box, how))
 
 
 def _overlaid(image: Array, label: Array, view: View, box: tuple[int, int]) -> Array:
@@ -131,25 +134,23 @@ def _overlaid(image: Array, label: Array, view: View, box: tuple[int, int]) -> A
     draw, factor = ImageDraw.Draw(picture), picture.width / image.shape[1]
     if view.focus is not None:
         x, y = (round((value + 0.5) * factor) for value in view.focus)
-        arms = [(x + 4 * dx, y + 4 * dy, x + 13 * dx, y + 13 * dy) for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1))]
         for colour, width in ((INK, 5), (PAPER, 2)):
-            for arm in arms:
-                draw.line(arm, fill=colour, width=width)
+            for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1)):
+                draw.line((x + 4 * dx, y + 4 * dy, x + 13 * dx, y + 13 * dy), fill=colour, width=width)
     return np.asarray(picture)
 
 
-def draw_sheet(title: str, rows: Sequence[Sequence[Cell]], *, classes: set[int]) -> Array:
-    """Draw title, column heads, rows and the legend of the classes that occur: (H', WIDTH, 3) uint8."""
+def render_sheet(title: str, rows: Sequence[Sequence[Cell]], *, classes: set[int]) -> Array:
+    """Render title, column heads, rows and the legend of the classes that occur: (H', WIDTH, 3) uint8."""
     top_line = Image.new("RGB", (WIDTH, LINE + 2 * MARGIN), PAPER)
     ImageDraw.Draw(top_line).text((MARGIN, MARGIN), title, fill=INK, font=ImageFont.load_default(SIZE + 2))
     heads = [Cell(np.full((1, 1, 3), 255, np.uint8), (name,)) for name in COLUMNS]
     entries = [(CLASS_NAMES[index], PALETTE[index]) for index in sorted(classes)]
     below = legend([*entries, ("ignored", (0, 0, 0))], width=WIDTH, size=SIZE)
-    parts = [top_line, *(_drawn(row) for row in (heads, *rows)), below]
-    return stacked(parts)
+    return stacked([top_line, *map(_render_row, (heads, *rows)), below])
 
 
-def _drawn(cells: Sequence[Cell]) -> Image.Image:
+def _render_row(cells: Sequence[Cell]) -> Image.Image:
     font, left = ImageFont.load_default(SIZE), MARGIN
     height = max(cell.picture.shape[0] + len(cell.lines) * LINE for cell in cells) + 2 * MARGIN
     row = Image.new("RGB", (WIDTH, height), PAPER)
@@ -167,11 +168,9 @@ def _drawn(cells: Sequence[Cell]) -> Image.Image:
 def browse(cfg: Any, domain: Domain, *, split: str, count: int) -> Array:
     """Return the contact sheet of `count` frames, evenly spread over a split of a domain."""
     pairs, augment = find_pairs(domain, split), cfg.AUGMENT
-    count = min(count, len(pairs))
-    jitter = "diia" if augment.JITTER == "method" else augment.JITTER
-    tile = (domain.tile or cfg.DATASET.CLASS_UNIFORM_TILE) if cfg.DATASET.CLASS_UNIFORM_PCT else 0
-    parts = (build_geometry(cfg), build_appearance_sampler(cfg, jitter=jitter), build_appearance(cfg))
-    pipeline, rows, classes = Pipeline(*parts, seed=cfg.RUN.SEED, tile=tile), [], set()
+    count, rows, classes = min(count, len(pairs)), [], set[int]()
+    tile = domain.tile if cfg.DATASET.CLASS_UNIFORM_PCT else 0
+    pipeline = build_pipeline(cfg, tile=tile)
     for item in (index * len(pairs) // count for index in range(count)):
         image, label = read_pair(pairs[item], encoding=domain.encoding)
         rows.append(frame_cells(Path(pairs[item].name).name, image, label, item=item, pipeline=pipeline))
@@ -179,39 +178,36 @@ def browse(cfg: Any, domain: Domain, *, split: str, count: int) -> Array:
     blur = "bilateral" if augment.BBLUR else "Gaussian" if augment.GBLUR else "no"
     title = (
         f"{domain.name}/{split}: {count} of {len(pairs)} frames. Crop {augment.CROP_SIZE}, scale {augment.SCALE_MIN:g} "
-        f"to {augment.SCALE_MAX:g}, {jitter} jitter with probability {augment.COLOR_AUG:g}, "
+        f"to {augment.SCALE_MAX:g}, {resolve_jitter(cfg)} jitter with probability {augment.COLOR_AUG:g}, "
         f"{blur} blur, seed {cfg.RUN.SEED}"
     )
-    return draw_sheet(title, rows, classes=classes)
+    return render_sheet(title, rows, classes=classes)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draw a sheet per domain."""
     parser = data_parser(
         "browse_data",
-        "Draw frames with their labels, and what the training makes of them: crop, jitter, blur, label and edge "
-        "target, with a class-uniform focus. Without --config the sheet follows the published scripts where --opts "
-        f"says nothing else ({' '.join(RECIPE)}); with --config it is what train.py does with that file. "
-        "AUGMENT.JITTER=robustnet shows the weaker jitter of the methods with the plain head.",
-        domains="data sets to draw",
+        "Show frames with their labels, and what a training makes of them: crop, jitter, blur, label and edge target.",
+        details="Without --config the sheet follows the published scripts where --opts says nothing else "
+        f"({' '.join(RECIPE)}); with --config it is what train.py does with that file. The jitter is that of the "
+        "method: NETWORK.METHOD=isw shows RobustNet's.",
     )
-    parser.add_argument("--split", default="train", help="split to take frames from (%(default)s)")
-    parser.add_argument("--count", type=int, default=6, help="frames per data set (%(default)s)")
-    parser.add_argument(
-        "--out", default="", metavar="PATH", help="FILE.png, or a folder for DOMAIN.png (default: ./browse_DOMAIN.png)"
-    )
-    given = parser.parse_args(argv)
-    given.opts = [*(() if given.config else RECIPE), *given.opts]
-    cfg = data_config(given)
-    domains, is_file = chosen_domains(cfg, given.names), given.out.endswith(".png")
-    if given.count < 1:
-        raise UserError(f"--count {given.count}: a sheet needs at least one frame")
+    parser.add_argument("--split", default="train", help="split to take frames from")
+    parser.add_argument("--count", type=int, default=6, metavar="N", help="frames per data set")
+    text = "FILE.png, or a folder for DOMAIN.png (default: ./browse_DOMAIN.png)"
+    parser.add_argument("--out", default="", metavar="PATH", help=text)
+    args = parser.parse_args(argv)
+    args.opts = [*(() if args.config else RECIPE), *args.opts]
+    cfg = data_config(args)
+    domains, is_file = chosen_domains(cfg, args.names), args.out.endswith(".png")
+    if args.count < 1:
+        raise UserError(f"--count {args.count}: a sheet needs at least one frame")
     if is_file and len(domains) > 1:
-        raise UserError(f"--out {given.out}: one file cannot hold {len(domains)} sheets; name a folder")
+        raise UserError(f"--out {args.out}: one file cannot hold {len(domains)} sheets; name a folder")
     for domain in domains:
-        folder = Path(given.out) / f"{domain.name}.png" if given.out else Path(f"browse_{domain.name}.png")
-        path = Path(given.out) if is_file else folder
-        save_png(browse(cfg, domain, split=given.split, count=given.count), path)
+        path = Path(args.out, f"{domain.name}.png") if args.out else Path(f"browse_{domain.name}.png")
+        path = Path(args.out) if is_file else path
+        save_png(browse(cfg, domain, split=args.split, count=args.count), path)
         sys.stdout.write(f"{domain.name}: {path}\n")
 
 

@@ -1,7 +1,4 @@
-"""Turn weights that RobustNet or DIIA published into a checkpoint that knows its network.
-
-python -m scripts.convert_weights PUBLISHED.pth --arch network.deepv3.DeepR50V3PlusD --out OURS.pth
-"""
+"""`python -m scripts.convert_weights PUBLISHED.pth --arch NAME --out OURS.pth`: published weights to a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import config
-from network.published import build_published
+from network.weights import build_published
+from scripts.options import make_parser
 from utils import checkpoint, logs
 from utils.errors import UserError, run_entry_point
 from utils.files import make_folder
@@ -19,37 +17,20 @@ FLAGS = ("--arch", "--backbone", "--output_stride", "--method", "--wt_layer")  #
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.convert_weights",
-        description=f"{__doc__}\nvalid.py --snapshot scores it, train.py --snapshot starts from it.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("file", metavar="PUBLISHED.pth", help="weight file with the names of RobustNet or DIIA")
-    parser.add_argument("--out", required=True, metavar="OURS.pth", help="checkpoint to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
-    for row in (row for row in config.KEYS.values() if row.flag in FLAGS):
-        number, name = (row.lengths[1], "N") if row.is_list else (1, row.key.partition(".")[2])
-        parser.add_argument(row.flag, nargs=number, default=[], metavar=name, help=row.help)
-    return parser
-
-
-def convert(given: argparse.Namespace) -> str:
+def convert(args: argparse.Namespace) -> str:
     """Write the checkpoint that the flags ask for; return one line about its network.
 
     Raises:
         UserError: the file is missing, is ours already or does not fit the flags; --out exists or cannot be written.
     """
-    words = [word for flag in FLAGS if (values := getattr(given, flag[2:])) for word in (flag, *values)]
-    cfg, out = config.parse(words, program="train"), Path(given.out)
-    if out.exists() and not given.overwrite:
+    words = [word for flag in FLAGS if (values := getattr(args, flag[2:])) for word in (flag, *values)]
+    cfg, out = config.parse(words, program="train"), Path(args.out)
+    if out.exists() and not args.overwrite:
         raise UserError(f"--out {out}: exists already; name another file or add --overwrite")
-    content = checkpoint.read(given.file)
+    content = checkpoint.read(args.file)
     if checkpoint.is_ours(content):
-        raise UserError(f"{given.file}: is a checkpoint of train.py or convert.py already; use it as it is")
-    network = build_published(cfg, content, path=given.file)
+        raise UserError(f"{args.file}: is a checkpoint of train.py or convert_weights already; use it as it is")
+    network = build_published(cfg, content, path=args.file)
     plain = config.to_dict(cfg)
     plain["NETWORK"].update(METHOD=network.method.name, WT_LAYER=list(network.method.codes))
     epoch = content.get("epoch")
@@ -70,9 +51,20 @@ def convert(given: argparse.Namespace) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    given = make_parser().parse_args(argv)
+    parser = make_parser(
+        "convert_weights",
+        "Turn weights that RobustNet or DIIA published into a checkpoint that knows its network.",
+        details="valid.py --snapshot evaluates it, train.py --snapshot starts from it.",
+    )
+    parser.add_argument("file", metavar="PUBLISHED.pth", help="weight file with the names of RobustNet or DIIA")
+    parser.add_argument("--out", required=True, metavar="OURS.pth", help="checkpoint to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
+    for row in (row for row in config.KEYS.values() if row.flag in FLAGS):
+        number, name = (row.lengths[1], "N") if row.is_list else (1, row.key.partition(".")[2])
+        parser.add_argument(row.flag, nargs=number, default=[], metavar=name, help=row.help)
+    args = parser.parse_args(argv)
     logs.setup_logging()
-    logs.write_line(f"{given.out}: {convert(given)}")
+    logs.write_line(f"{args.out}: {convert(args)}")
 
 
 if __name__ == "__main__":

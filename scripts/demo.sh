@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The whole job on data that it draws itself: sets up .venv, draws five domains of street scenes and checks them, trains
-# the plain network and DIIA on "gtav", scores both on all five, and shows the table and where the pictures are.
+# The whole job on data that it renders itself: sets up .venv, renders five domains of street scenes, checks them, trains
+# the plain network and DIIA on "gtav", evaluates both on all five, and shows the table and where the pictures are.
 # Usage: ./scripts/demo.sh [--full] [flags for train.py that win over those below]
 #   --full trains base, ibn, isw and diia with three seeds each, six times as long.
-# Everything lands in ./demo. A second call keeps what is finished and continues what was interrupted; `rm -r demo`
-# starts afresh, which other flags need.
+# Everything lands in ./demo. A second call skips finished runs and resumes interrupted ones; `rm -r demo` starts from
+# scratch, which other flags need.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh
@@ -24,7 +24,7 @@ if nvidia-smi -L 2>/dev/null | grep -q GPU || grep -qsE 'avx512_bf16|amx_bf16' /
   half=--fp16
 fi
 
-echo "== 1. five domains of drawn street scenes" >&2
+echo "== 1. five domains of rendered street scenes" >&2
 "$python" -m demo_world --out "$data" --size small --sheet demo/domains.png >&2
 "$python" -m scripts.check_data gtav cityscapes bdd100k synthia mapillary --opts "${domains[@]}" >demo/check.txt ||
   { cat demo/check.txt >&2 && exit 1; }
@@ -33,12 +33,12 @@ for seed in "${seeds[@]}"; do
   for method in "${methods[@]}"; do
     run=demo/runs/${method}_$seed
     if ! grep -qs "finished at step" "$run"/*/log.txt; then
-      echo "== 2. $method, seed $seed: trained on gtav from scratch, scored on all five" >&2
+      echo "== 2. $method, seed $seed: trained on gtav from scratch, evaluated on all five" >&2
       "$python" train.py \
         --dataset gtav --covstat_val_dataset gtav --val_dataset cityscapes bdd100k synthia mapillary \
         --backbone resnet18 --pretrained none --max_iter 300 --bs_mult 4 --lr 0.02 $half \
         --crop_size 224 --scale_min 0.75 --scale_max 1.5 --gblur --color_aug 0.5 --jitter robustnet \
-        --class_uniform_pct 0.5 --class_uniform_tile 128 --cache_dir demo/cache \
+        --class_uniform_pct 0.5 --class_uniform_tile 128 --centroid_cache demo/cache \
         --clusters 3 --cov_stat_epoch 3 --trials 2 --stat_images 12 --val_interval 0 --log_interval 20 \
         --ckpt demo --tb_path demo/tb --date runs --resume auto --opts "${domains[@]}" \
         "$@" --method "$method" --seed "$seed" --exp "${method}_$seed"
@@ -53,7 +53,7 @@ echo "== 3. the table" >&2
 
 cat >&2 <<END
 
-The scenes are drawn and the training was short: these numbers say nothing about the real data sets.
+The scenes are rendered and the training was short: these numbers say nothing about the real data sets.
   demo/domains.png         the five domains; demo/check.txt says what they hold
   demo/pictures/*/*.png    image, truth, prediction and errors, per method and domain
   demo/results.md          the table above; demo/runs/*/*/scores has the classes

@@ -8,11 +8,11 @@ import sys
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
-USER_ERROR = 2  # exit code of a program that has said in one line what to mend
+USER_ERROR = 2  # exit code of a program that has said in one line what to fix
 
 
 def main() -> None:
-    """Run torchrun; where a process ended with code 2, leave with it instead of torchrun's traceback."""
+    """Run torchrun; where a process ended with code 2, exit with it instead of torchrun's traceback."""
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)  # a summary follows
     try:
         torchrun()

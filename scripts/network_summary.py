@@ -1,11 +1,7 @@
-"""How large the networks are: `python -m scripts.network_summary [--arch NAME ...] [--backbone NAME] [--method NAME]`.
-
-Nothing is computed: shapes pass through the network on PyTorch's meta device.
-"""
+"""`python -m scripts.network_summary [--arch NAME ...] [--backbone NAME] [--method NAME]`: how large networks are."""
 
 from __future__ import annotations
 
-import argparse
 import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,29 +9,32 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from network import ARCHITECTURES, Architecture, Segmentor, assemble, resolve_architecture, resolve_method
+from network import ARCHITECTURES, Segmentor, assemble, resolve_architecture, resolve_method
 from network.architectures import DEFAULT_ARCH
 from network.diia import TripleAggregation
 from network.switch_whitening import SyncSwitchWhiten2d
+from scripts.options import make_parser
 from utils.errors import UserError, run_entry_point
 from utils.logs import write_line
-from utils.tables import align
+from utils.tables import format_table
 
 BYTES = 4  # of a float32
+HEADING = ["architecture", "backbone", "stride", "head", "parameters M", "multiply-adds G", "by torch"]
+HEADING += ["stage1 (skip)", "stage3 (aux)", "stage4", "activations MiB"]
 
 
 class Summary(NamedTuple):
-    """The sizes of a network that scores one image."""
+    """The sizes of a network that predicts one image."""
 
     parameters: int  # all, those of the heads that only train too
     multiply_adds: int  # of convolutions, matrix products and attention, counted by thop
     torch_multiply_adds: int  # the same by torch's flop counter
-    shapes: dict[str, tuple[int, int, int]]  # what stem and stages return, channels x height x width
+    shapes: dict[str, tuple[int, ...]]  # what stem and stages return, channels x height x width
     activations: int  # values that all convolutions return
 
 
-class _Scoring(nn.Module):
-    """The part of a network that scores."""
+class _Prediction(nn.Module):
+    """The part of a network that predicts."""
 
     def __init__(self, network: Segmentor) -> None:
         super().__init__()
@@ -46,51 +45,41 @@ class _Scoring(nn.Module):
 
 
 def summarise(network: Segmentor, *, size: tuple[int, int]) -> Summary:
-    """Measure a network at images of `size` (height, width); the network stays as it is."""
+    """Measure a network at images of `size` (height, width), by shapes alone on PyTorch's meta device.
+
+    Raises:
+        UserError: thop and torch count more than 1 % apart.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
-    scoring = _Scoring(copy.deepcopy(network).to("meta").eval())
-    images = torch.empty(1, 3, *size, device="meta")
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        scoring(images)
-    shapes, activations = _activations(scoring, images)
-    return Summary(
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-        multiply_adds=_multiply_adds(scoring, images),
-        torch_multiply_adds=counter.get_total_flops() // 2,
-        shapes=shapes,
-        activations=activations,
-    )
-
-
-def _activations(scoring: _Scoring, images: Tensor) -> tuple[dict[str, tuple[int, int, int]], int]:
-    shapes: dict[str, tuple[int, int, int]] = {}
-    sizes: list[int] = []
-    backbone = scoring.network.backbone
-    parts = {"stem": backbone.stem, **{f"stage{number}": stage for number, stage in enumerate(backbone.stages(), 1)}}
+    copied = copy.deepcopy(network).to("meta").eval()  # the network stays as it is
+    images, prediction = torch.empty(1, 3, *size, device="meta"), _Prediction(copied)
+    sizes = list[int]()
     hooks = [
         layer.register_forward_hook(lambda *call: sizes.append(call[2].numel()))
-        for layer in scoring.modules()
+        for layer in copied.modules()
         if isinstance(layer, nn.Conv2d)
     ]
-    for name, part in parts.items():
-        hooks.append(
-            part.register_forward_hook(lambda *call, name=name: shapes.update({name: tuple(call[2][0].shape[1:])}))
-        )
-    with torch.no_grad():
-        scoring(images)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        prediction(images)
     for hook in hooks:
         hook.remove()
-    return shapes, sum(sizes)
+    stages, _ = copied.backbone.outputs(images)
+    shapes = {f"stage{number}": tuple(maps.shape[1:]) for number, maps in enumerate(stages, 1)}
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    by_thop, by_torch = _multiply_adds(prediction, images), counter.get_total_flops() // 2
+    if abs(by_thop / by_torch - 1) > 0.01:
+        difference = f"{by_thop / by_torch - 1:+.1%}"
+        raise UserError(f"{network.describe()}: thop counts {difference} more than torch; add a rule for its layer")
+    return Summary(parameters, by_thop, by_torch, shapes, sum(sizes))
 
 
-def _multiply_adds(scoring: _Scoring, images: Tensor) -> int:
+def _multiply_adds(prediction: _Prediction, images: Tensor) -> int:
     import thop
 
     rules = {TripleAggregation: _count_aggregation, SyncSwitchWhiten2d: _count_switch}
     rules[nn.BatchNorm2d] = lambda *_: None  # it can be folded into a convolution: left out
-    total, _ = thop.profile(scoring, inputs=(images,), custom_ops=rules, verbose=False)
+    total, _ = thop.profile(prediction, inputs=(images,), custom_ops=rules, verbose=False)
     return int(total)
 
 
@@ -105,55 +94,39 @@ def _count_switch(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Non
     layer.total_ops += 2 * layer.group * output.numel()
 
 
-def _row(name: str, architecture: Architecture, network: Segmentor, summary: Summary) -> list[str]:
-    difference = summary.multiply_adds / summary.torch_multiply_adds - 1
-    if abs(difference) > 0.01:
-        raise UserError(f"{name}: thop counts {difference:+.1%} more multiply-adds than torch; a layer has no rule")
-    maps = ["x".join(map(str, summary.shapes[stage])) for stage in ("stage1", "stage3", "stage4")]
-    return [
-        name.removeprefix("network.deepv3."),
-        architecture.backbone.name,
-        str(architecture.output_stride),
-        network.method.head,
-        f"{summary.parameters / 1e6:.2f}",
-        f"{summary.multiply_adds / 1e9:.1f}",
-        f"{summary.torch_multiply_adds / 1e9:.1f}",
-        *maps,
-        f"{summary.activations * BYTES / 2**20:.0f}",
-    ]
-
-
-TITLES = ["architecture", "backbone", "stride", "head", "parameters M", "multiply-adds G", "by torch"]
-TITLES += ["stage1 (skip)", "stage3 (aux)", "stage4", "activations MiB"]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m scripts.network_summary", description=__doc__, allow_abbrev=False)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser(
+        "network_summary",
+        "Show how large networks are: parameters, multiply-adds, shapes and memory of one prediction.",
+        details="Nothing is computed: shapes pass through the network on PyTorch's meta device.",
+    )
     parser.add_argument("--arch", nargs="+", default=[], metavar="NAME", help="published names; none: all of them")
     parser.add_argument("--backbone", default="", metavar="NAME", help="a backbone by plain name")
-    parser.add_argument("--output_stride", type=int, default=0, metavar="N", help="4, 8, 16 or 32")
-    parser.add_argument("--method", default="base", metavar="NAME", help="as for train.py: decides the head [base]")
+    parser.add_argument("--output_stride", type=int, default=0, metavar="N", help="4, 8, 16 or 32; 0: its own")
+    parser.add_argument("--method", default="base", metavar="NAME", help="as for train.py: decides the head")
     parser.add_argument("--wt_layer", nargs=7, type=int, default=None, metavar="N", help="seven style codes")
-    parser.add_argument(
-        "--size", nargs=2, type=int, default=[1024, 2048], metavar="N", help="height and width of the image [1024 2048]"
-    )
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    given = _parser().parse_args(argv)
-    method = resolve_method(given.method, given.wt_layer)
-    names = given.arch or ([DEFAULT_ARCH] if given.backbone else list(ARCHITECTURES))
-    table = [TITLES]
-    for name in names:
-        architecture = resolve_architecture(name, backbone=given.backbone, output_stride=given.output_stride)
+    text = "height and width of the image"
+    parser.add_argument("--size", nargs=2, type=int, default=[1024, 2048], metavar="N", help=text)
+    args = parser.parse_args(argv)
+    method, table = resolve_method(args.method, args.wt_layer), [HEADING]
+    for name in args.arch or ([DEFAULT_ARCH] if args.backbone else list(ARCHITECTURES)):
+        architecture = resolve_architecture(name, backbone=args.backbone, output_stride=args.output_stride)
         with torch.device("meta"):
             network = assemble(architecture, method=method)
-        summary = summarise(network, size=tuple(given.size))
-        table.append(_row("" if given.backbone else name, architecture, network, summary))
-    write_line(align(table))
+        summary = summarise(network, size=tuple(args.size))
+        table.append(
+            [
+                "" if args.backbone else name.removeprefix("network.deepv3."),
+                *(architecture.backbone.name, str(architecture.output_stride), method.head),
+                *(f"{summary.parameters / 1e6:.2f}", f"{summary.multiply_adds / 1e9:.1f}"),
+                f"{summary.torch_multiply_adds / 1e9:.1f}",
+                *("x".join(map(str, summary.shapes[stage])) for stage in ("stage1", "stage3", "stage4")),
+                f"{summary.activations * BYTES / 2**20:.0f}",
+            ]
+        )
+    write_line(format_table(table))
     write_line(
-        f"One image of {given.size[0]}x{given.size[1]}, scored by --method {method}. Activations: float32 outputs of "
+        f"One image of {args.size[0]}x{args.size[1]}, predicted by --method {method}. Activations: float32 outputs of "
         "all convolutions.\nMultiply-adds: convolutions, matrix products and attention, by thop and by torch."
     )
 

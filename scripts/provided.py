@@ -1,120 +1,166 @@
-"""What the providers hand out: which of their files are needed, where each goes, and the lists of the splits."""
+"""What the providers hand out: files of archives and folders, how they are put in place, the lists of the splits."""
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+import shutil
+import stat
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import IO, NamedTuple
 
 import numpy as np
 
-from datasets.archives import Member, read_bytes
+from datasets.domains import Domain
+from datasets.files import DamagedArchiveError, members, open_member
+from datasets.splits import read_lists, split_of_stems
 from utils.errors import UserError
+from utils.files import make_folder
 
-SPLIT_DATA = Path(__file__).resolve().parents[1] / "split_data"
 SYNTHIA_IMAGES, SYNTHIA_TRAIN, SYNTHIA_SEED = 9_400, 6_580, 304
-UNEQUAL = (
-    "the published list for training names 12,388 of the 12,403: it leaves out pairs whose image and label differ in "
-    "size, which training here skips with a count"
-)
+TEMPORARY = ".prepare.tmp"  # what a killed run may leave; the next one removes it
+# another file system, a file of somebody else, a file with too many names, a file system without hard links
+_NO_HARD_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _MAT_KEYS = {"train": "trainIds", "val": "valIds", "test": "testIds"}
 
 
-@dataclass(frozen=True)
-class Rule:
-    """Files that are needed: their path in a source ends with `pattern`, and `target` is their place.
+class Member(NamedTuple):
+    """A file that a source holds: a member of an archive, or (`archive` is "") a file with its whole path as `name`."""
 
-    The pattern's groups are `file`, the name that is kept, and `split` where the provider has it in the path.
+    archive: str
+    name: str
+    size: int  # bytes, unpacked
+
+    def __str__(self) -> str:
+        return f"{self.archive}:{self.name}" if self.archive else self.name
+
+    def open(self) -> AbstractContextManager[IO[bytes]]:
+        return open_member(self.archive, self.name) if self.archive else open(self.name, "rb")
+
+
+def list_files(source: Path, *, wanted: Callable[[str], object], leave_out: Path | None) -> list[Member]:
+    """Return the wanted files of an archive, of a folder and the zip archives in it, or a single .mat file; in order.
+
+    `wanted` gets a path with "/": a member's name, or a file's whole path. The folder `leave_out` is not looked into.
+
+    Raises:
+        UserError: no such source, no readable zip archive, or a member that would leave the target.
     """
-
-    kind: str  # image, label or colour
-    example: str
-    pattern: str
-    target: str
-
-    def match(self, path: str) -> re.Match[str] | None:
-        """Match a path, relative or whole, with any folders above; hidden files (._NAME of macOS) are left out."""
-        found = re.search(rf"(?:^|/){self.pattern}$", path)
-        return None if found is None or PurePosixPath(path).name.startswith(".") else found
-
-
-_NAME = r"(?P<file>[^/]+"
-_CITY = r"(?P<split>train|val|test)/(?P<file>[^/]+/[^/]+"
-_PART = r"(?:(?!images/|labels/)[^/]+/){0,2}(?P<file>\d{5}\.png)"
-_HALF = rf"(?:(?:train|val)/)?{_NAME}\.png)"
-
-RULES: dict[str, tuple[Rule, ...]] = {
-    "gtav": (
-        Rule("image", "images/00001.png", rf"images/{_PART}", "images/{folder}/{part}/{file}"),
-        Rule("label", "labels/00001.png", rf"labels/{_PART}", "labels/{folder}/{part}/{file}"),
-    ),
-    "synthia": (
-        Rule("image", "RGB/0000000.png", rf"RGB/{_HALF}", "RGB/{folder}/{file}"),
-        Rule("label", "GT/LABELS/0000000.png", rf"GT/LABELS/{_HALF}", "GT/LABELS/{folder}/{file}"),
-        Rule("colour", "GT/COLOR/0000000.png", rf"GT/COLOR/{_HALF}", "GT/COLOR/{folder}/{file}"),
-    ),
-    "cityscapes": (
-        Rule(
-            "image",
-            "leftImg8bit/train/CITY/NAME_leftImg8bit.png",
-            rf"leftImg8bit/{_CITY}_leftImg8bit\.png)",
-            "leftImg8bit_trainvaltest/leftImg8bit/{folder}/{file}",
-        ),
-        Rule(
-            "label",
-            "gtFine/train/CITY/NAME_gtFine_labelIds.png",
-            rf"gtFine/{_CITY}_gtFine_labelIds\.png)",
-            "gtFine_trainvaltest/gtFine/{folder}/{file}",
-        ),
-    ),
-    "bdd100k": (
-        Rule(
-            "image",
-            "images/10k/train/NAME.jpg",
-            rf"(?:10k|images)/(?P<split>train|val|test)/{_NAME}\.jpg)",
-            "images/{folder}/{file}",
-        ),
-        Rule(
-            "label",
-            "labels/sem_seg/masks/train/NAME.png",
-            rf"(?:sem_seg/masks|labels)/(?P<split>train|val)/{_NAME}\.png)",
-            "labels/{folder}/{file}",
-        ),
-    ),
-    "mapillary": (
-        Rule(
-            "image",
-            "training/images/NAME.jpg",
-            rf"(?P<split>training|validation|test|testing)/images/{_NAME}\.jpg)",
-            "{folder}/images/{file}",
-        ),
-        Rule(
-            "label",
-            "training/labels/NAME.png",
-            rf"(?P<split>training|validation)/(?:v1\.2/)?labels/{_NAME}\.png)",
-            "{folder}/labels/{file}",
-        ),
-    ),
-}
-LISTED = ("gtav", "synthia")  # a list says which split a file is in, not the provider's folders
-WITHOUT_LABELS = (("cityscapes", "test"), ("bdd100k", "test"), ("mapillary", "test"))  # or with empty ones
+    if not source.exists():
+        raise UserError(f"{source}: no such file or folder; check the path")
+    if not source.is_dir():
+        mat = source.suffix.lower() == ".mat"
+        return [_file(source)] * bool(wanted(source.as_posix())) if mat else _list_archive(source, wanted)
+    files = []
+    for folder, folders, names in os.walk(source, onerror=_refuse_folder):
+        folders[:] = sorted(name for name in folders if os.path.join(folder, name) != str(leave_out))
+        for path in (Path(folder, name) for name in sorted(names)):
+            if path.suffix.lower() == ".zip":
+                files += _list_archive(path, wanted)
+            elif wanted(path.as_posix()):
+                files.append(_file(path))
+    return files
 
 
-def is_needed(name: str, path: str) -> bool:
-    """Tell whether a data set needs the file with this path."""
-    return any(rule.match(path) for rule in RULES[name]) or (name == "gtav" and is_split_mat(path))
+def _refuse_folder(error: OSError) -> None:
+    raise UserError(f"{error.filename}: the folder cannot be read ({error.strerror}); fix that or leave it out")
 
 
-def is_split_mat(path: str) -> bool:
-    """Tell whether a path is that of GTAV's split.mat."""
-    return PurePosixPath(path).name == "split.mat"
+def _file(path: Path) -> Member:
+    try:
+        return Member("", str(path), path.stat().st_size)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); fix or remove it") from error
 
 
-def read_splits(
-    name: str, splits: Sequence[str], *, folder: Path, mats: Sequence[Member]
-) -> tuple[dict[str, str], dict[Path, str]]:
+def _list_archive(path: Path, wanted: Callable[[str], object]) -> list[Member]:
+    infos = members(str(path)).values()
+    for info in infos:
+        if reason := _leaves(info):
+            raise UserError(f"{path}: refused, its member {info.orig_filename!r} {reason}; get the provider's own file")
+    return [Member(str(path), info.filename, info.file_size) for info in infos if wanted(info.filename)]
+
+
+def _leaves(info: zipfile.ZipInfo) -> str:
+    """Return why a member could be written outside the target, or "" for a harmless one."""
+    name = info.orig_filename
+    if name.startswith("/") or re.match(r"[A-Za-z]:", name):
+        return "is an absolute path"
+    if "\\" in name:
+        return "has a backslash"
+    if ".." in name.split("/"):
+        return "leads out of the target folder"
+    return "is a symbolic link" if stat.S_ISLNK(info.external_attr >> 16) else ""
+
+
+def remove_temporary(folders: Iterable[Path]) -> None:
+    """Remove what a killed run left in some folders."""
+    for path in (path for folder in folders for path in folder.glob(f".*{TEMPORARY}")):
+        path.unlink(missing_ok=True)
+
+
+def place(member: Member, target: Path, mode: str) -> None:
+    """Put a member at its target, which appears whole or not at all.
+
+    Members of archives are unpacked whatever the mode. Files are linked ("link"), copied ("copy") or moved ("move"): a
+    move is a hard link, or else a copy, before the old name goes.
+
+    Raises:
+        UserError: the target has appeared meanwhile, an archive is damaged, or the disk refuses.
+    """
+    make_folder(target.parent)
+    try:
+        if member.archive:
+            _write(member, target)
+        else:
+            source = os.path.realpath(member.name)  # a link of the user's own: its file, not the link
+            if not _linked(source, target, mode):
+                _write(member._replace(name=source), target)
+            if mode == "move":
+                os.unlink(member.name)
+    except FileExistsError as error:
+        raise UserError(f"{target}: has appeared meanwhile and is not overwritten; remove it") from error
+    except DamagedArchiveError as error:
+        raise UserError(f"{member}: cannot be unpacked ({error.strerror}); download the archive again") from error
+    except OSError as error:
+        raise UserError(
+            f"{target}: cannot be made from {member} ({error.strerror or error}); fix that and run the command again, "
+            "it resumes from here"
+        ) from error
+
+
+def _linked(source: str, target: Path, mode: str) -> bool:
+    if mode == "copy":
+        return False
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINK:
+            raise
+        if mode == "move":
+            return False
+        os.symlink(source, target)
+    return True
+
+
+def _write(member: Member, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        with member.open() as reader, open(temporary, "wb") as file:
+            shutil.copyfileobj(reader, file, 1 << 20)
+        if os.path.lexists(target):
+            raise FileExistsError(target)
+        os.rename(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_lists(domain: Domain, folder: Path, mats: Sequence[Member]) -> tuple[dict[str, str], dict[Path, str]]:
     """Return the split of every listed file by its name without suffix, and the lists (file -> text) to be written.
 
     A list in the folder is taken as it is. One that is missing is made: GTAV's from the provider's split.mat (the
@@ -123,52 +169,27 @@ def read_splits(
     Raises:
         UserError: there are neither lists nor split.mat, one of them cannot be read, or a name is listed twice.
     """
-    files = {split: folder / f"{name}_split_{split}.txt" for split in splits}
-    lists = {split: _read(path) for split, path in files.items() if path.exists()}
-    written = {}
-    if len(lists) < len(files) and (mats or name == "synthia"):
-        made = synthia_lists() if name == "synthia" else gtav_lists(mats[0])
-        for split in splits:
-            if split not in lists:
-                lists[split] = made[split]
-                written[files[split]] = "".join(f"{line}\n" for line in made[split])
+    lists, written = read_lists(domain, folder), {}
+    if len(lists) < len(domain.splits) and (mats or domain.name == "synthia"):
+        made = synthia_lists() if domain.name == "synthia" else gtav_lists(mats[0])
+        for split in made.keys() - lists.keys():
+            lists[split] = made[split]
+            written[folder / f"{domain.name}_split_{split}.txt"] = "".join(f"{line}\n" for line in made[split])
     if not lists:
         raise UserError(
-            f"{name}: no source holds split.mat and {folder} has no {files['train'].name}; give the provider's "
-            "read_mapping.zip too, or put lists of your own there"
+            f"{domain.name}: no source holds split.mat and {folder} has no {domain.name}_split_train.txt; give the "
+            "provider's read_mapping.zip too, or put lists of your own there"
         )
-    return _by_stem(lists, files), written
-
-
-def _by_stem(lists: Mapping[str, Sequence[str]], files: Mapping[str, Path]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for split, names in lists.items():
-        for name in names:
-            stem = PurePosixPath(name).stem
-            if stem in found:
-                raise UserError(
-                    f"{files[split]}: {name} is listed twice, for {found[stem]} and for {split}; "
-                    "a name belongs into one list, once"
-                )
-            found[stem] = split
-    return found
-
-
-def _read(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); it should hold one name per line") from error
-    return [line.strip() for line in lines if line.strip()]
+    return split_of_stems(domain, lists, folder), written
 
 
 def gtav_lists(mat: Member) -> dict[str, list[str]]:
     """Return the names of each split from the provider's split.mat, whose ids count from 1."""
     from scipy.io import loadmat
 
-    data = read_bytes(mat)
     try:
-        content = loadmat(io.BytesIO(data))
+        with mat.open() as file:
+            content = loadmat(io.BytesIO(file.read()))
         return {
             split: [f"{int(i):05d}.png" for i in np.sort(content[key], axis=None)] for split, key in _MAT_KEYS.items()
         }
@@ -179,7 +200,7 @@ def gtav_lists(mat: Member) -> dict[str, list[str]]:
 
 
 def synthia_lists() -> dict[str, list[str]]:
-    """Return this project's split of SYNTHIA-RAND-CITYSCAPES, drawn from a recorded seed."""
+    """Return this project's split of SYNTHIA-RAND-CITYSCAPES, sampled from a recorded seed."""
     order = np.random.default_rng(SYNTHIA_SEED).permutation(SYNTHIA_IMAGES)
     halves = {"train": order[:SYNTHIA_TRAIN], "val": order[SYNTHIA_TRAIN:]}
     return {split: [f"{i:07d}.png" for i in sorted(ids)] for split, ids in halves.items()}

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What RobustNet's training scripts share; train_{r50os16,r101os8,mobile,shuffle}_*.sh say what differs between them.
 # Usage: scripts/robustnet_recipe.sh DOMAIN [flags of train.py that win over those below]; DOMAIN: gtav or cityscapes
-# As published, the source and the four unseen domains are scored after the last step alone;
-# --val_interval 1 --val_limit 500 scores some after every epoch.
+# As published, the source and the four unseen domains are evaluated after the last step alone;
+# --val_interval 1 --val_limit 500 evaluates on some images after every epoch.
 set -euo pipefail
 domain=${1:-}
 case $domain in
@@ -15,8 +15,6 @@ case $domain in
 esac
 shift
 exec "$(dirname "${BASH_SOURCE[0]}")/recipe.sh" \
-  --dataset "$domain" \
-  --covstat_val_dataset "$domain" \
-  --val_dataset "${targets[@]}" \
+  --dataset "$domain" --covstat_val_dataset "$domain" --val_dataset "${targets[@]}" \
   --val_interval 0 \
   "$@"

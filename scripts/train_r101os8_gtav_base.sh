@@ -1,13 +1,10 @@
 #!/usr/bin/env bash
 # Trains the baseline (ResNet-101 at stride 8, plain head) on GTAV with RobustNet's settings: 4 GPUs x 4 images.
 # Usage: CUDA_VISIBLE_DEVICES=0,1,2,3 ./scripts/train_r101os8_gtav_base.sh [flags that win over those below]
-# It starts from MIT CSAIL's ImageNet weights for a stem of three convolutions, which you put into pretrained/ first:
-# http://sceneparsing.csail.mit.edu/model/pretrained_resnet/resnet101-imagenet.pth
+# Put MIT CSAIL's ImageNet weights for its stem of three convolutions into pretrained/ first (docs/training.md).
 set -euo pipefail
 exec "$(dirname "${BASH_SOURCE[0]}")/robustnet_recipe.sh" gtav \
-  --arch network.deepv3.DeepR101V3PlusD_OS8 \
-  --method base \
+  --arch network.deepv3.DeepR101V3PlusD_OS8 --method base \
   --pretrained pretrained/resnet101-imagenet.pth \
-  --bs_mult 4 \
-  --exp r101os8_gtav_base \
+  --bs_mult 4 --exp r101os8_gtav_base \
   "$@"

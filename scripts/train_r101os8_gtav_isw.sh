@@ -1,17 +1,12 @@
 #!/usr/bin/env bash
 # Trains ISW (ResNet-101 at stride 8, plain head) on GTAV with RobustNet's settings: 4 GPUs x 4 images.
 # Usage: CUDA_VISIBLE_DEVICES=0,1,2,3 ./scripts/train_r101os8_gtav_isw.sh [flags that win over those below]
-# It starts from MIT CSAIL's ImageNet weights for a stem of three convolutions, which you put into pretrained/ first:
-# http://sceneparsing.csail.mit.edu/model/pretrained_resnet/resnet101-imagenet.pth
+# Put MIT CSAIL's ImageNet weights for its stem of three convolutions into pretrained/ first (docs/training.md).
 # Its codes leave out the third convolution of the stem, as published.
 set -euo pipefail
 exec "$(dirname "${BASH_SOURCE[0]}")/robustnet_recipe.sh" gtav \
-  --arch network.deepv3.DeepR101V3PlusD_OS8 \
-  --method isw \
-  --wt_layer 2 2 0 2 2 0 0 \
+  --arch network.deepv3.DeepR101V3PlusD_OS8 --method isw --wt_layer 2 2 0 2 2 0 0 \
+  --wt_reg_weight 0.6 --clusters 3 \
   --pretrained pretrained/resnet101-imagenet.pth \
-  --wt_reg_weight 0.6 \
-  --clusters 3 \
-  --bs_mult 4 \
-  --exp r101os8_gtav_isw \
+  --bs_mult 4 --exp r101os8_gtav_isw \
   "$@"

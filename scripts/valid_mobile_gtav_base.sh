@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Scores weights of the baseline (MobileNetV2 at stride 16, plain head), trained on GTAV, on the four unseen domains.
+# Evaluates weights of the baseline (MobileNetV2 at stride 16, plain head), trained on GTAV, on the four unseen domains.
 # Usage: CUDA_VISIBLE_DEVICES=0,1 ./scripts/valid_mobile_gtav_base.sh WEIGHTS [flags that win over those below]
 set -euo pipefail
 flags=(--arch network.deepv3.DeepMobileNetV3PlusD --wt_layer 0 0 0 0 0 0 0)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Scores weights of DIIA or plain ISW (ResNet-50 at stride 16), trained on GTAV, on the four unseen domains.
+# Evaluates weights of DIIA or plain ISW (ResNet-50 at stride 16), trained on GTAV, on the four unseen domains.
 # Usage: CUDA_VISIBLE_DEVICES=0,1 ./scripts/valid_r50os16_gtav_isw.sh WEIGHTS [flags that win over those below]
 set -euo pipefail
 flags=(--arch network.deepv3.DeepR50V3PlusD --wt_layer 0 0 2 2 2 0 0)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
-from PIL import Image
+
+from datasets.labels import CAMVID_IDS
+from tests.street_data import write_pair
 
 # The same examples in every run; `--hypothesis-profile explore` looks for new ones.
 settings.register_profile("fixed", derandomize=True)
@@ -42,17 +44,14 @@ def make_camvid(
     root: Path, *, train: int = 8, val: int = 5, size: tuple[int, int] = (96, 128), ignored: bool = True
 ) -> Path:
     """Make a small data set in CamVid's layout: blocks of class ids, each class with its own colour and some noise."""
-    rng = np.random.default_rng(7)
+    rng, train_ids = np.random.default_rng(7), np.array(list(CAMVID_IDS.values()), np.uint8)
     colours = rng.integers(0, 256, (12, 3))
     for split, count in (("train", train), ("val", val), ("test", val)):
-        (root / split).mkdir(parents=True)
-        (root / f"{split}annot").mkdir()
         for index in range(count):
             blocks = rng.integers(0, 12 if ignored else 11, (size[0] // 16, size[1] // 16))
             label = np.kron(blocks, np.ones((16, 16), dtype=int)).astype(np.uint8)  # (h,w)
             image = np.clip(colours[label] + rng.normal(0, 20, (*size, 3)), 0, 255).astype(np.uint8)  # (h,w,3)
-            Image.fromarray(image).save(root / split / f"{index:03d}.png")
-            Image.fromarray(label).save(root / f"{split}annot" / f"{index:03d}.png")
+            write_pair(root, "camvid", split, index, train_ids[label], image=image)
     return root
 
 

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from datasets.labels import CAMVID_IDS, CITYSCAPES_IDS, CITYSCAPES_LABELS, MAPILLARY_IDS, SYNTHIA_IDS
+import config
+from config import Config
+from datasets.codec import write_label
+from datasets.domains import BUILTIN
+from datasets.labels import CITYSCAPES_PALETTE
 
 SIZE = (40, 64)  # height, width
 SIZES = {"cityscapes": (64, 128), "bdd100k": (45, 80), "gtav": (66, 120), "synthia": (48, 80), "mapillary": (60, 80)}
-ROOTS = {
-    "cityscapes": "CITYSCAPES_DIR",
-    "bdd100k": "BDD_DIR",
-    "gtav": "GTAV_DIR",
-    "synthia": "SYNTHIA_DIR",
-    "mapillary": "MAPILLARY_DIR",
-    "camvid": "CAMVID_DIR",
-    "kitti": "KITTI_DIR",
-}
-GTAV_PALETTE = np.array([colour for colour, _ in CITYSCAPES_LABELS], dtype=np.uint8)
+ROOTS = {name: row.root_key.partition(".")[2] for name, row in BUILTIN.items()}
+GTAV_PALETTE = np.frombuffer(CITYSCAPES_PALETTE, np.uint8).reshape(-1, 3)
 CLASSES = {  # train ids that each domain's encoding can hold
-    "camvid": sorted(set(CAMVID_IDS.values()) - {255}),
-    "synthia": sorted(set(SYNTHIA_IDS.values()) - {255}),
+    name: sorted({train for _, train in row.encoding.table} - {255}) for name, row in BUILTIN.items()
 }
+ROWS = {**BUILTIN, "bdd100k": replace(BUILTIN["bdd100k"], layouts=BUILTIN["bdd100k"].layouts[1:])}  # _train_id.png
+STEMS = {"cityscapes": "aachen/aachen_{:05d}_000019", "gtav": "folder/{:05d}", "kitti": "{:06d}"}
 
 
 def blocks(seed: int, size: tuple[int, int] = SIZE, *, classes: list[int] | None = None, block: int = 8) -> np.ndarray:
@@ -44,14 +41,6 @@ def paint(label: np.ndarray) -> np.ndarray:
     return np.stack((grey, 255 - grey, grey // 2), axis=-1).astype(np.uint8)
 
 
-def inverse(table: dict[int, int]) -> np.ndarray:
-    """Return (256,) raw ids by train id: the first raw id of each."""
-    raw = np.zeros(256, dtype=np.uint16)
-    for key, train in sorted(table.items(), reverse=True):
-        raw[train] = key
-    return raw
-
-
 def save(path: Path, array: np.ndarray, *, palette: np.ndarray | None = None) -> Path:
     """Write an image file, JPEG by its suffix, with its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,50 +51,25 @@ def save(path: Path, array: np.ndarray, *, palette: np.ndarray | None = None) ->
     return path
 
 
-def save_synthia(path: Path, raw: np.ndarray) -> Path:
-    """Write a 16-bit RGB label: class in red, instance in green."""
-    import cv2
-
+def save_label(path: Path, domain: str, label: np.ndarray) -> Path:
+    """Write train ids as a built-in domain encodes them, with the folders of the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    channels = np.stack((np.zeros_like(raw), np.full_like(raw, 300), raw), axis=-1)  # blue, green, red
-    assert cv2.imwrite(str(path), channels.astype(np.uint16))
+    write_label(str(path), label, encoding=BUILTIN[domain].encoding)
     return path
 
 
-def write_pair(root: Path, domain: str, split: str, number: int, label: np.ndarray) -> None:
-    """Write one pair of a built-in domain where and how the published data set has it."""
-    image, name = paint(label), f"{number:05d}"
-    if domain == "cityscapes":
-        stem = f"{split}/aachen/aachen_{name}_000019"
-        save(root / f"leftImg8bit_trainvaltest/leftImg8bit/{stem}_leftImg8bit.png", image)
-        save(
-            root / f"gtFine_trainvaltest/gtFine/{stem}_gtFine_labelIds.png",
-            inverse(CITYSCAPES_IDS)[label].astype(np.uint8),
-        )
-    elif domain == "bdd100k":
-        save(root / f"images/{split}/{name}.jpg", image)
-        save(root / f"labels/{split}/{name}_train_id.png", label)
-    elif domain == "gtav":
-        folder = {"val": "valid"}.get(split, split)
-        save(root / f"images/{folder}/folder/{name}.png", image)
-        raw = inverse(CITYSCAPES_IDS)[label].astype(np.uint8)
-        save(root / f"labels/{folder}/folder/{name}.png", raw, palette=GTAV_PALETTE)
-    elif domain == "synthia":
-        save(root / f"RGB/{split}/{name}.png", image)
-        save_synthia(root / f"GT/LABELS/{split}/{name}.png", inverse(SYNTHIA_IDS)[label])
-    elif domain == "mapillary":
-        folder = {"train": "training", "val": "validation"}[split]
-        save(root / f"{folder}/images/{name}.jpg", image)
-        raw = inverse(MAPILLARY_IDS)[label].astype(np.uint8)
-        save(root / f"{folder}/labels/{name}.png", raw, palette=mapillary_palette(road=13))
-    elif domain == "kitti":
-        if split == "train":  # val is the same
-            save(root / f"training/image_2/{number:06d}_10.png", image)
-            save(root / f"training/image_2/{number:06d}_11.png", image)  # the stereo benchmark's second frame
-            save(root / f"training/semantic/{number:06d}_10.png", inverse(CITYSCAPES_IDS)[label].astype(np.uint8))
-    else:
-        save(root / f"{split}/{name}.png", image)
-        save(root / f"{split}annot/{name}.png", inverse(CAMVID_IDS)[label].astype(np.uint8))
+def write_pair(
+    root: Path, domain: str, split: str, number: int, label: np.ndarray, *, image: np.ndarray | None = None
+) -> None:
+    """Write one pair of a built-in domain as the published data set has it; classes that it lacks are ignored."""
+    if domain == "kitti" and split == "val":  # it is the same as train
+        return
+    image = paint(label) if image is None else image
+    image_path, label_path = ROWS[domain].paths(split, STEMS.get(domain, "{:05d}").format(number))
+    save(root / image_path, image)
+    save_label(root / label_path, domain, np.where(np.isin(label, CLASSES[domain]), label, 255))
+    if domain == "kitti":  # the stereo benchmark's second frame
+        save(root / image_path.replace("_10.png", "_11.png"), image)
 
 
 def mapillary_palette(*, road: int) -> np.ndarray:
@@ -121,47 +85,21 @@ def write_domain(root: Path, domain: str, *, train: int = 4, val: int = 2) -> li
     for split, count in (("train", train), ("val", val)):
         for number in range(count):
             seed = 100 * list(ROOTS).index(domain) + 10 * (split == "val") + number
-            label = blocks(seed, SIZES.get(domain, SIZE), classes=CLASSES.get(domain))
+            label = blocks(seed, SIZES.get(domain, SIZE), classes=CLASSES[domain])
             write_pair(root, domain, split, number, label)
             labels += [label] if split == "train" else []
     return labels
 
 
-def make_cfg(folder: Path, **values: Any) -> Any:
-    """Return a config tree with small defaults; `values` are leaves by name, roots as <NAME>_DIR."""
-    tree: dict[str, dict[str, Any]] = {
-        "DATASET": {
-            **dict.fromkeys(ROOTS.values(), ""),
-            "DOMAINS_FILE": "",
-            "TRAIN": ["camvid"],
-            "IMAGE_UNIFORM_SAMPLING": False,
-            "CITY_MODE": "train",
-            "CLASS_UNIFORM_PCT": 0.0,
-            "CLASS_UNIFORM_TILE": 32,
-            "MAX_CU_EPOCH": 100000,
-            "CACHE_DIR": str(folder / "cache"),
-            "NUM_WORKERS": 0,
-            "FRAMES_DIR": "",
-            "COARSE_BOOST_CLASSES": [],
-        },
-        "WHITENING": {"STAT_IMAGES": 500},
-        "AUGMENT": {
-            "CROP_SIZE": 32,
-            "CROP_NOPAD": False,
-            "PRE_SIZE": 0,
-            "SCALE_MIN": 0.5,
-            "SCALE_MAX": 2.0,
-            "RROTATE": 0.0,
-            "COLOR_AUG": 0.5,
-            "GBLUR": True,
-            "BBLUR": False,
-            "IMAGE_IN": False,
-        },
-        "OPTIM": {"BATCH_SIZE": 2, "ACCUMULATE": 1},
-        "EVAL": {"PROTOCOL": "full"},
-        "RUN": {"SEED": 304, "DEVICE": "cpu"},
-    }
-    for name, value in values.items():
-        section = next(section for section in tree.values() if name in section)
+def make_cfg(folder: Path | None = None, **values: Any) -> Config:
+    """Return the defaults of config.py, small and without data sets; `values` are leaves by name, roots as <NAME>_DIR.
+
+    The leaves are set as they are: a builder also meets values that the command line refuses.
+    """
+    small = {"TRAIN": ["camvid"], "CLASS_UNIFORM_TILE": 32, "CENTROID_CACHE": f"{folder}/cache", "NUM_WORKERS": 0}
+    small |= {"CROP_SIZE": 32, "COLOR_AUG": 0.5, "GBLUR": True, "DEVICE": "cpu", **dict.fromkeys(ROOTS.values(), "")}
+    cfg = config.from_dict({})
+    for name, value in {**small, **values}.items():
+        section = next(section for section in cfg.values() if name in section)  # BATCH_SIZE: the one of OPTIM
         section[name] = value
-    return SimpleNamespace(**{name: SimpleNamespace(**section) for name, section in tree.items()})
+    return cfg

@@ -12,15 +12,16 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 import config
-from datasets.domains import find_pairs, load_domains
+from datasets.domains import load_domains
 from datasets.labels import CLASS_NAMES, PALETTE
-from datasets.plan import Pick, sample_rng
-from datasets.segmentation import LabelledPairs, TrainingSet, read_pair
+from datasets.sampling import Pick, sample_rng
+from datasets.segmentation import TrainingSet, read_pair
+from datasets.splits import Split, find_pairs
 from scripts import browse_data as browse
-from scripts.browse_data import COLUMNS, CROP, FRAME, WIDTH, Pipeline, frame_cells
+from scripts.browse_data import COLUMNS, CROP, FRAME, WIDTH, Pipeline, build_pipeline, frame_cells
 from tests.street_data import blocks, paint, write_domain
 from transforms.appearance import AppearanceParams
-from transforms.build import build_appearance, build_appearance_sampler, build_geometry
+from transforms.build import JITTER_STRENGTHS, build_appearance
 from transforms.edges import edge_target
 from transforms.geometry import Geometry
 from transforms.view import make_view
@@ -37,8 +38,7 @@ def camvid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_pipeline(cfg: Any, *, tile: int = 16) -> Pipeline:
-    sampler = build_appearance_sampler(cfg, jitter="diia")
-    return Pipeline(build_geometry(cfg), sampler, build_appearance(cfg), seed=cfg.RUN.SEED, tile=tile)
+    return build_pipeline(cfg, tile=tile)
 
 
 def parse(*opts: str) -> Any:
@@ -53,7 +53,7 @@ def test_a_frame_is_delivered_as_the_training_set_delivers_it(camvid: Path, more
     domain, pipeline = load_domains(cfg)["camvid"], make_pipeline(cfg)
     pairs = find_pairs(domain, "train")
     training = TrainingSet(
-        [LabelledPairs(tuple(pairs), domain.encoding)],
+        [Split(domain, "train", tuple(pairs))],
         geometry=pipeline.geometry,
         sampler=pipeline.sampler,
         seed=cfg.RUN.SEED,
@@ -81,6 +81,20 @@ def test_a_frame_is_delivered_as_the_training_set_delivers_it(camvid: Path, more
         assert cells[2].lines[1].endswith("mirrored") == got.mirrored
         assert cells[3].lines[0] == f"jitter {'on' if sample.params.jitter else 'off'}"
     assert mirrored == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("opts", "strengths"),
+    [
+        ((), "diia"),
+        (("NETWORK.METHOD=isw",), "robustnet"),
+        (("NETWORK.METHOD=base",), "robustnet"),
+        (("NETWORK.METHOD=isw", "AUGMENT.JITTER=diia"), "diia"),
+        (("AUGMENT.JITTER=robustnet",), "robustnet"),
+    ],
+)
+def test_the_jitter_is_that_of_the_runs_method(opts: tuple[str, ...], strengths: str) -> None:
+    assert build_pipeline(parse(*opts), tile=0).sampler.strengths == JITTER_STRENGTHS[strengths]
 
 
 @pytest.mark.parametrize("per_image", ["true", "false"])
@@ -181,7 +195,7 @@ def test_frames_are_spread_over_the_split(camvid: Path, monkeypatch: pytest.Monk
 
 def test_long_names_lose_their_start() -> None:
     cells = [browse.Cell(np.full((4, width, 3), 90, np.uint8), ("x" * 500,)) for width, _ in COLUMNS.values()]
-    row = np.asarray(browse._drawn(cells))
+    row = np.asarray(browse._render_row(cells))
     left = browse.MARGIN
     for width, _ in COLUMNS.values():
         gap = row[:, left + width : left + width + browse.MARGIN - 1]

@@ -1,4 +1,4 @@
-"""The doctor of data sets: a folder with each fault is diagnosed by name; healthy ones and real frames are not."""
+"""The dataset checker: a folder with each fault is named; healthy ones and real frames are not."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ import pytest
 from PIL import Image
 
 from datasets import checks
-from datasets.checks import DomainReport, check_domain, quick_check
+from datasets.checks import DomainReport, Fault, check_domain, quick_check
 from datasets.codec import ENCODINGS
-from datasets.diagnosis import Fault
-from datasets.domains import BUILTIN, Domain, Pair
-from datasets.labels import CITYSCAPES_IDS, MAPILLARY_IDS
-from datasets.scan import Finding, look, scan, telling_classes
+from datasets.domains import BUILTIN, Domain
+from datasets.scan import Finding, discriminative_classes, look, scan
+from datasets.splits import Pair
 from scripts import check_data as check
-from tests.street_data import GTAV_PALETTE, blocks, inverse, mapillary_palette, paint, save, write_domain, write_pair
+from tests.street_data import GTAV_PALETTE, blocks, mapillary_palette, paint, save, save_label, write_domain, write_pair
 from tests.test_domains import declare, domain_at
 from utils.errors import UserError, run_entry_point
 
@@ -219,7 +218,7 @@ def test_changed_bytes_that_pillow_does_not_notice(tmp_path: Path, pattern: str,
     assert fault.count == 1 and fault.examples[0].startswith(f"{pattern}: this file cannot be decoded (broken PNG")
 
 
-def test_a_decoder_that_raises_anything_does_not_stop_the_doctor(
+def test_a_decoder_that_raises_anything_does_not_stop_the_checker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_domain(tmp_path, "camvid")
@@ -269,8 +268,7 @@ def write_labels(root: Path, domain: str, count: int, *, size: tuple[int, int] =
 
 def test_label_ids_instead_of_train_ids(tmp_path: Path) -> None:
     for number, label in enumerate(write_labels(tmp_path, "bdd100k", 3)):
-        raw = inverse(CITYSCAPES_IDS)[label].astype(np.uint8)
-        save(tmp_path / f"labels/train/{number:05d}_train_id.png", raw)
+        save_label(tmp_path / f"labels/train/{number:05d}_train_id.png", "cityscapes", label)
     fault = only(examine(domain_at(tmp_path, "bdd100k"), splits=("train",)), "unexpected-values", "fatal")
     assert fault.count == 3 and "likely label ids (0..33) instead of train ids" in fault.advice
     assert "has the label ids 19, 20" in fault.examples[0]
@@ -280,7 +278,7 @@ def test_label_ids_instead_of_train_ids(tmp_path: Path) -> None:
 def test_label_ids_that_train_ids_could_hold(tmp_path: Path, count: int, names: list[str]) -> None:
     labels = write_labels(tmp_path, "bdd100k", count)
     for number, label in enumerate(labels):
-        raw = np.where(label < 6, inverse(CITYSCAPES_IDS)[label], 255).astype(np.uint8)  # 7, 8, 11, 12, 13, 17
+        raw = np.where(label < 6, ENCODINGS["cityscapes_ids"].encode(label), 255)  # 7, 8, 11, 12, 13, 17
         save(tmp_path / f"labels/train/{number:05d}_train_id.png", raw)
     faults = found(examine(domain_at(tmp_path, "bdd100k"), splits=("train",)))
     assert [fault.name for fault in faults] == names
@@ -312,11 +310,13 @@ def test_train_ids_under_the_name_of_label_ids(
         assert not found(report)
 
 
-def test_telling_classes() -> None:
-    assert telling_classes(ENCODINGS["cityscapes_ids"]) == set(range(6, 19))
-    assert telling_classes(ENCODINGS["mapillary_v1.2"]) == set(range(5, 19))
-    assert telling_classes(ENCODINGS["train_ids"]) == set(range(7))
-    assert not telling_classes(ENCODINGS["camvid"]) and not telling_classes(ENCODINGS["cityscapes_colours"])
+def test_discriminative_classes() -> None:
+    assert discriminative_classes(ENCODINGS["cityscapes_ids"]) == set(range(6, 19))
+    assert discriminative_classes(ENCODINGS["mapillary_v1.2"]) == set(range(5, 19))
+    assert discriminative_classes(ENCODINGS["train_ids"]) == set(range(7))
+    assert not discriminative_classes(ENCODINGS["camvid"]) and not discriminative_classes(
+        ENCODINGS["cityscapes_colours"]
+    )
 
 
 def test_classes_that_a_domain_does_not_have_tell_nothing(tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ def test_classes_that_a_domain_does_not_have_tell_nothing(tmp_path: Path) -> Non
 
 def test_mapillary_version_2(tmp_path: Path) -> None:
     for number, label in enumerate(write_labels(tmp_path, "mapillary", 2)):
-        raw = inverse(MAPILLARY_IDS)[label].astype(np.uint8)
+        raw = ENCODINGS["mapillary_v1.2"].encode(label)
         save(tmp_path / f"training/labels/{number:05d}.png", raw, palette=mapillary_palette(road=21))
     fault = only(examine(domain_at(tmp_path, "mapillary"), splits=("train",)), "unexpected-values", "fatal")
     assert fault.count == 2 and "Mapillary Vistas v2.0" in fault.advice
@@ -547,16 +547,16 @@ def test_processes_and_threads_find_what_one_finds(tmp_path: Path) -> None:
 
 def test_the_quick_mode_starts_no_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_domain(tmp_path, "camvid")
-    asked: list[bool] = []
+    requested: list[bool] = []
 
     def watched(pairs: Sequence[Pair], **options: Any) -> list[Finding]:
-        asked.append(options["processes"])
+        requested.append(options["processes"])
         return scan(pairs, **options)
 
     monkeypatch.setattr(checks, "scan", watched)
     for quick in (True, False):
         examine(domain_at(tmp_path, "camvid"), quick=quick)
-    assert asked == [False, True]
+    assert requested == [False, True]
 
 
 def test_quick_check_of_a_run(tmp_path: Path) -> None:
@@ -611,9 +611,9 @@ def test_the_table_and_the_exit_code(two_sets: Path, capsys: pytest.CaptureFixtu
     assert ["camvid", "val", "val/*.png", "2", "2", "-", "2", "none"] in lines
     assert "fault: camvid/train: missing-label, 1\n    train/00003.png without trainannot/00003.png\n  unpack" in text
     assert "note: count: bdd100k/train 4, bdd100k/val 2\n" in text and "faults: 1, notes: 3; up to 32 pairs" in text
-    assert "not looked at, their folders do not exist: cityscapes (./data/cityscapes), gtav" in text
+    assert "not checked, their folders do not exist: cityscapes (./data/cityscapes), gtav" in text
     code, text, error = run(capsys, "bdd100k")
-    assert code == 0 and "camvid" not in text and "not looked at" not in text and "--quick" not in text
+    assert code == 0 and "camvid" not in text and "not checked" not in text and "--quick" not in text
 
 
 def test_many_examples_are_cut(two_sets: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets import class_uniform
-from datasets.class_uniform import cache_key, class_centroids, source_centroids
+from datasets import sampling
 from datasets.codec import ENCODINGS, decode_label
-from datasets.domains import find_pairs, load_domains
-from datasets.workers import parallel_map
+from datasets.domains import load_domains
+from datasets.sampling import cache_key, class_centroids, source_centroids
+from datasets.splits import find_pairs
 from tests.street_data import ROOTS, blocks, make_cfg, save, write_domain
 from utils.errors import UserError
 
@@ -82,13 +81,13 @@ class Scan:
         self.cache, self.read = root / "cache", 0
         domain = load_domains(make_cfg(root, **{ROOTS["camvid"]: str(root / "camvid")}))["camvid"]
         self.pairs, self.encoding = find_pairs(domain, "train"), domain.encoding
-        original = class_uniform.decode_label
+        original = sampling.decode_label
 
         def counted(path: str, **options: object) -> np.ndarray:
             self.read += 1
             return original(path, **options)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(class_uniform, "decode_label", counted)
+        monkeypatch.setattr(sampling, "decode_label", counted)
 
     def __call__(self, *, workers: int = 0) -> np.ndarray:
         return source_centroids(
@@ -195,15 +194,6 @@ def test_a_data_set_without_classes_is_cached_as_such(scan: Scan) -> None:
         save(Path(pair.label), np.full((40, 64), 11, np.uint8))
     assert scan().shape == scan().shape == (0, 4)
     assert scan.read == 4
-
-
-def _end(_: None) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_killed_worker_is_one_sentence() -> None:
-    with pytest.raises(UserError, match="centroids of x: a worker process was killed, most likely for want of memory"):
-        list(parallel_map(_end, [None], workers=1, title="centroids of x", unit="label"))
 
 
 # ---------------------------------------------------------------------------------- the original's values

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from datasets import codec
-from datasets.codec import DECODERS, ENCODINGS, decode_label, read_image
-from datasets.labels import CITYSCAPES_IDS, CITYSCAPES_LABELS, MAPILLARY_IDS, SYNTHIA_IDS
-from tests.street_data import GTAV_PALETTE, blocks, inverse, mapillary_palette, save, save_synthia
+from datasets.codec import DECODERS, ENCODINGS, Encoding, decode_label, read_image, write_label
+from datasets.labels import CITYSCAPES_IDS, CITYSCAPES_LABELS
+from tests.street_data import GTAV_PALETTE, blocks, mapillary_palette, save
 from utils.errors import UserError
 
 LABEL = blocks(0)
-COLOURS = GTAV_PALETTE[inverse(CITYSCAPES_IDS)[LABEL]]  # (H, W, 3)
+COLOURS = GTAV_PALETTE[ENCODINGS["cityscapes_ids"].encode(LABEL)]  # (H, W, 3)
 
 
 def decode(path: Path, encoding: str) -> np.ndarray:
@@ -65,21 +65,63 @@ def test_a_few_unknown_colours_are_ignored_and_many_are_refused(tmp_path: Path) 
 
 
 def test_synthia_16_bit_and_8_bit(tmp_path: Path) -> None:
-    raw = inverse(SYNTHIA_IDS)[LABEL]
-    np.testing.assert_array_equal(decode(save_synthia(tmp_path / "16.png", raw), "synthia"), LABEL)
-    np.testing.assert_array_equal(decode(save(tmp_path / "8.png", raw.astype(np.uint8)), "synthia"), LABEL)
+    raw = ENCODINGS["synthia"].encode(LABEL)
+    channels = np.stack((np.zeros_like(raw), np.full(raw.shape, 300, np.uint16), raw), axis=-1)  # blue, instance, class
+    assert cv2.imwrite(str(tmp_path / "16.png"), channels)
+    np.testing.assert_array_equal(decode(tmp_path / "16.png", "synthia"), LABEL)
+    np.testing.assert_array_equal(decode(save(tmp_path / "8.png", raw), "synthia"), LABEL)
     with pytest.raises(UserError, match=r"colour\.png: an 8-bit colour image .* not GT/COLOR"):
         decode(save(tmp_path / "colour.png", COLOURS), "synthia")
 
 
 def test_mapillary_versions(tmp_path: Path) -> None:
-    raw = inverse(MAPILLARY_IDS)[LABEL].astype(np.uint8)
+    raw = ENCODINGS["mapillary_v1.2"].encode(LABEL)
     first = save(tmp_path / "v1.png", raw, palette=mapillary_palette(road=13))
     np.testing.assert_array_equal(decode(first, "mapillary_v1.2"), LABEL)
     with pytest.raises(UserError, match=r"v2\.png: it is a Mapillary Vistas v2\.0 label"):
         decode(save(tmp_path / "v2.png", raw, palette=mapillary_palette(road=21)), "mapillary_v1.2")
     with pytest.raises(UserError, match=r"label ids 100, .* v2\.0"):
         decode(save(tmp_path / "grey.png", np.full((4, 4), 100, np.uint8)), "mapillary_v1.2")
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_what_is_written_is_read(tmp_path: Path, name: str) -> None:
+    encoding, path = ENCODINGS[name], tmp_path / "label.png"
+    classes = sorted({train for _, train in encoding.table})
+    for number, size in enumerate([(len(classes), 1), (7, 5), (40, 64)]):
+        every = np.array(classes, np.uint8)[:, None]
+        label = every if number == 0 else np.random.default_rng(number).choice(every[:, 0], size)
+        write_label(str(path), label, encoding=encoding)
+        np.testing.assert_array_equal(decode(path, name), label)
+        raw = encoding.encode(label)
+        assert raw.shape == label.shape and raw.dtype == np.uint8
+        by_id = dict(encoding.table) if encoding.kind != "colours" else CITYSCAPES_IDS
+        assert all(by_id[value] == train for value, train in zip(raw.flat, label.flat, strict=True))
+
+
+def test_labels_are_written_as_they_are_published(tmp_path: Path) -> None:
+    modes = {"cityscapes_ids": "L", "train_ids": "L", "camvid": "L", "cityscapes_colours": "P", "mapillary_v1.2": "P"}
+    label = np.array([[0, 1, 13, 255]], np.uint8)
+    raws = {"cityscapes_ids": [7, 8, 26, 0], "train_ids": [0, 1, 13, 255], "camvid": [3, 4, 8, 11]}
+    raws |= {"cityscapes_colours": raws["cityscapes_ids"], "mapillary_v1.2": [13, 15, 55, 65]}
+    for name, mode in modes.items():
+        write_label(str(tmp_path / f"{name}.png"), label, encoding=ENCODINGS[name])
+        image = Image.open(tmp_path / f"{name}.png")
+        assert image.mode == mode and np.asarray(image).tolist() == [raws[name]]
+        if mode == "P":
+            assert np.asarray(image.convert("RGB"))[0, 0].tolist() == [128, 64, 128]
+    write_label(str(tmp_path / "synthia.png"), label, encoding=ENCODINGS["synthia"])
+    channels = cv2.imread(str(tmp_path / "synthia.png"), cv2.IMREAD_UNCHANGED)
+    assert channels is not None and channels.dtype == np.uint16 and channels[0, :, 2].tolist() == [3, 4, 8, 0]
+
+
+def test_classes_that_an_encoding_lacks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"camvid has no raw id for the train ids \[3, 18\]"):
+        write_label(str(tmp_path / "label.png"), np.array([[0, 18, 3]], np.uint8), encoding=ENCODINGS["camvid"])
+    assert not list(tmp_path.iterdir())
+    large = Encoding("of mine", "ids", ((255, 255), (300, 1)))
+    write_label(str(tmp_path / "label.png"), np.array([[1, 255]], np.uint8), encoding=large)
+    assert decode_label(str(tmp_path / "label.png"), encoding=large).tolist() == [[1, 255]]
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,15 @@ def test_means_spreads_and_paired_differences(runs: Path, capsys: pytest.Capture
     # +6 +4 +1 on far, +8 +6 +3 on night: mean 4.67, deviation 2.50; six positive ones have p = 2 / 2^6
     assert difference == ["diia", "6", "+4.67", "±", "2.50", "6", "0.031"]
     written = (runs / "new" / "table.md").read_text()
-    assert "| diia | 3 | 60.00 ± 0.00 |" in written.replace("40.00 ± 0.00 | ", "") and "Wilcoxon" in written
+    cells = [[cell.strip() for cell in line.split("|")] for line in written.splitlines()]
+    assert ["", "diia", "3", "60.00 ± 0.00"] in [row[:4] for row in cells] and "Wilcoxon" in written
+
+
+@pytest.mark.parametrize(("suffix", "words"), [(".tex", r"\toprule"), (".html", "<thead>"), (".md", "|:---")])
+def test_tables_for_papers_and_pages(runs: Path, suffix: str, words: str) -> None:
+    compare.main([str(runs), "--out", str(runs / f"table{suffix}")])
+    text = (runs / f"table{suffix}").read_text()
+    assert text.count(words) == 2 and "25.00 ± 10.00" in text
 
 
 def test_another_kind_of_checkpoint(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,6 +88,7 @@ def test_what_cannot_be_compared_is_said(runs: Path, tmp_path_factory: pytest.Te
         ([str(runs / "none")], "no scores.json there"),
         ([str(runs), "--checkpoint", "best_far"], "--checkpoint best_far: none of the 9 score files"),
         ([str(runs), "--against", "dia"], "did you mean 'diia'"),
+        ([str(runs), "--out", "table.doc"], "--out table.doc: must end with .md, .html, .tex"),
         ([str(again), "--against", "diia"], "there is one method only, base"),
         ([str(write_scores(other / "empty", "is", 0, far=None))], "far has no labelled pixel"),
     ):
@@ -94,5 +103,5 @@ def test_what_cannot_be_compared_is_said(runs: Path, tmp_path_factory: pytest.Te
     changed["weights"]["method"] = "ibn"
     changed["domains"][0]["protocol"]["list_hash"] = "shorter"
     again.write_text(json.dumps(changed))
-    with pytest.raises(UserError, match="own .source. was scored on list shorter"):
+    with pytest.raises(UserError, match="own .source. was evaluated on list shorter"):
         compare.main([str(runs), str(again)])

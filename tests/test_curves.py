@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import plot_runs as curves
+from scripts import plot_runs
 from utils.errors import UserError
 from utils.logs import MetricWriter, read_history
 
@@ -22,15 +22,15 @@ def test_runs_become_a_picture(tmp_path: Path) -> None:
         lines = [{"step": step, "loss/train_loss": 3.0 / step, "town/mean_iu": 0.1 * step} for step in (1, 2, 3)]
         (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     out = tmp_path / "curves.png"
-    curves.main([str(tmp_path / "one" / "time"), str(tmp_path / "two" / "time"), "--out", str(out)])
+    plot_runs.main([str(tmp_path / "one" / "time"), str(tmp_path / "two" / "time"), "--out", str(out)])
     picture = np.asarray(Image.open(out).convert("RGB"))
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
     with pytest.raises(UserError, match="no history"):
-        curves.draw_curves([tmp_path], out)
+        plot_runs.plot_curves([tmp_path], out)
     for bad in ("curves.png/below.png", "curves.what"):
         with pytest.raises(UserError, match=f"--out .*{bad}: the picture cannot be written"):
-            curves.draw_curves([tmp_path / "one" / "time"], tmp_path / bad)
-    curves.draw_curves([tmp_path / "one" / "time"], tmp_path / "new" / "curves.pdf")
+            plot_runs.plot_curves([tmp_path / "one" / "time"], tmp_path / bad)
+    plot_runs.plot_curves([tmp_path / "one" / "time"], tmp_path / "new" / "curves.pdf")
     assert (tmp_path / "new" / "curves.pdf").read_bytes().startswith(b"%PDF")
     assert not list(tmp_path.rglob("*.tmp"))
 

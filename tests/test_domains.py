@@ -3,14 +3,17 @@ from __future__ import annotations
 import logging
 import pickle
 import shutil
+from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from datasets.codec import decode_label
-from datasets.domains import BUILTIN, Domain, find_pairs, get_domain, list_hash, load_domains
-from datasets.userdomains import read_domains
+from datasets.custom_domains import read_domains
+from datasets.domains import BUILTIN, Domain, get_domain, load_domains
+from datasets.splits import find_pairs, list_hash
 from tests.street_data import ROOTS, blocks, make_cfg, paint, save, write_domain
 from utils.errors import UserError
 
@@ -35,6 +38,36 @@ def test_published_layout_and_encoding(tmp_path: Path, name: str) -> None:
     assert pickle.loads(pickle.dumps(domain)) == domain
 
 
+@pytest.mark.parametrize("name", list(BUILTIN))
+def test_written_paths_are_those_that_are_found(tmp_path: Path, name: str) -> None:
+    domain = replace(BUILTIN[name], root=str(tmp_path))
+    pattern = domain.layouts[0].images.split("/")
+    stem = "/".join(f"a{number}" for number in range(sum("*" in part for part in pattern)))
+    for split, folders in domain.splits:
+        image, label = domain.paths(split, stem)
+        for path in (image, label):
+            save(tmp_path / path, blocks(0))
+        assert fnmatch(image, domain.layouts[0].images.replace("{split}", folders[0]))
+        (pair,) = find_pairs(domain, split)
+        assert pair == (f"{tmp_path}/{image}", f"{tmp_path}/{label}", image)
+        with pytest.raises(ValueError, match=f"{name}: 'a/b/c' does not fill"):
+            domain.paths(split, "a/b/c")
+
+
+def test_paths_of_published_names() -> None:
+    assert BUILTIN["gtav"].paths("val", "01/00001") == ("images/valid/01/00001.png", "labels/valid/01/00001.png")
+    image, label = BUILTIN["cityscapes"].paths("train", "aachen/aachen_000000_000019")
+    assert image.endswith("leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png")
+    assert label == "gtFine_trainvaltest/gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png"
+    assert BUILTIN["bdd100k"].paths("test", "abc-def") == ("images/test/abc-def.jpg", "labels/test/abc-def.png")
+    assert BUILTIN["synthia"].paths("val", "0000007") == ("RGB/val/0000007.png", "GT/LABELS/val/0000007.png")
+    assert BUILTIN["mapillary"].paths("val", "x") == ("validation/images/x.jpg", "validation/labels/x.png")
+    assert BUILTIN["kitti"].paths("val", "000000") == (
+        "training/image_2/000000_10.png",
+        "training/semantic/000000_10.png",
+    )
+
+
 OTHER_LAYOUTS = {
     "cityscapes": [("leftImg8bit/train/ulm/ulm_0_leftImg8bit.png", "gtFine/train/ulm/ulm_0_gtFine_labelIds.png")],
     "bdd100k": [
@@ -42,6 +75,9 @@ OTHER_LAYOUTS = {
         ("images/train/a.jpg", "labels/train/a_train_id.png"),
         ("seg/images/train/a.jpg", "seg/labels/train/a_train_id.png"),
         ("images/10k/train/a.jpg", "labels/sem_seg/masks/train/a.png"),
+        ("bdd100k/images/10k/train/a.jpg", "bdd100k/labels/sem_seg/masks/train/a.png"),
+        ("10k/train/a.jpg", "bdd100k/labels/sem_seg/masks/train/a.png"),
+        ("10k/train/a.jpg", "sem_seg/masks/train/a.png"),
     ],
     "gtav": [
         ("images/train/1.png", "labels/train/1.png"),
@@ -172,7 +208,7 @@ def test_declared_domain_is_found_beside_its_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="mine: has no split 'train'; it has val, test"):
         find_pairs(domain, "train")
     cfg = make_cfg(tmp_path, DOMAINS_FILE=str(tmp_path / "domains.yaml"))
-    assert load_domains(cfg)["mine"] == domain and set(load_domains(cfg)) > set(BUILTIN)
+    assert load_domains(cfg)["mine"] == replace(domain, tile=32) and set(load_domains(cfg)) > set(BUILTIN)
 
 
 def test_declared_folders_of_any_depth(tmp_path: Path) -> None:
@@ -188,7 +224,7 @@ def test_declared_folders_of_any_depth(tmp_path: Path) -> None:
 def test_an_image_is_not_its_own_label(tmp_path: Path) -> None:
     save(tmp_path / "facades/images/a.png", blocks(0))
     domain = declare(tmp_path, images="images/*.png", label="{image/: labels/}")["mine"]
-    with pytest.raises(UserError, match=r"1 of 1 images have no label, .*mend 'root', 'images' or 'label' of .*: mine"):
+    with pytest.raises(UserError, match=r"1 of 1 images have no label, .*fix 'root', 'images' or 'label' of .*: mine"):
         find_pairs(domain, "val")
 
 

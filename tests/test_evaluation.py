@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from evaluation.evaluator import evaluate
+from evaluation import Evaluator
 
 
 class Threshold(nn.Module):
@@ -31,23 +31,19 @@ class Frames:
             label = torch.randint(0, 3, size, generator=generator, dtype=torch.uint8)
             label[label == 2] = 255
             self.samples.append(SimpleNamespace(image=image, label=label, name=str(index)))
-        self.num_images = len(self.samples)
+        self.split = SimpleNamespace(pairs=self.samples, domain=SimpleNamespace(name="frames"))
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.samples)
 
 
+def evaluator(**settings: Any) -> Any:
+    normalise: Any = lambda images: images.float() / 255  # noqa: E731
+    return Evaluator(normalise=normalise, device=torch.device("cpu"), **settings)
+
+
 def run(batch_size: int, pictures: int = 0) -> Any:
-    return evaluate(
-        Threshold(),
-        Frames(),
-        normalise=lambda images: images.float() / 255,
-        device=torch.device("cpu"),
-        name="frames",
-        num_classes=2,
-        batch_size=batch_size,
-        num_pictures=pictures,
-    )
+    return evaluator(batch_size=batch_size, num_pictures=pictures).evaluate(Threshold(), Frames(), num_classes=2)
 
 
 def test_every_labelled_pixel_is_counted_once_whatever_the_grouping() -> None:
@@ -56,7 +52,6 @@ def test_every_labelled_pixel_is_counted_once_whatever_the_grouping() -> None:
     assert found.confusion.sum() == int((labels != 255).sum())
     assert found.confusion.sum(axis=1).tolist() == [int((labels == c).sum()) for c in (0, 1)]
     assert (run(2).confusion == found.confusion).all()
-    assert found.num_images == 5
 
 
 def test_loss_is_the_mean_over_pixels() -> None:
@@ -72,12 +67,12 @@ def test_loss_is_the_mean_over_pixels() -> None:
 
 def test_pictures_are_spread_over_the_split() -> None:
     found = run(1, pictures=2)
-    assert [picture[0].shape for picture in found.pictures] == [(8, 8, 3), (8, 8, 3)]
+    assert [picture[0].shape for picture in found.frames] == [(8, 8, 3), (8, 8, 3)]
     frames = Frames().samples
-    assert (found.pictures[1][0] == frames[2].image.permute(1, 2, 0).numpy()).all()
+    assert (found.frames[1][0] == frames[2].image.permute(1, 2, 0).numpy()).all()
 
 
 def test_the_mode_of_the_network_is_restored() -> None:
-    network = Threshold().train()
-    evaluate(network, Frames(), normalise=lambda i: i.float(), device=torch.device("cpu"), name="x", num_classes=2)
+    network: Any = Threshold().train()
+    evaluator().evaluate(network, cast(Any, Frames()), num_classes=2)
     assert network.training

@@ -14,26 +14,24 @@ from PIL import Image
 import config
 import train
 import valid
-from datasets.labels import CLASS_NAMES, PALETTE
 from evaluation import features
-from evaluation.features import FeatureDrawer, class_centres
+from evaluation.features import FeaturePlotter, class_centres
 from loss import collect_masks
 from loss.whitening import Whitening, covariance
 from network.diia import TripleAggregation
 from tests import reference
-from tests.runs import launch, read_weights, run_folder, train_arguments
+from tests.runs import build_run, launch, read_weights, run_folder, train_arguments
 from transforms.build import build_fixed_augmentation, build_normalisation
 from transforms.edges import edge_target
-from utils import figures
+from utils import pictures
 from utils.errors import UserError
-from utils.runs import Start
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3)).astype(np.uint8)
 TINY = ("--backbone", "resnet18", "--test_mode", "--max_iter", "2", "--val_interval", "1")
 MERGED = np.arange(256, dtype=np.uint8)
 
 
-def drawer(method: str, *more: str, pixels: tuple[int, ...] = (), fp16: bool = False) -> FeatureDrawer:
+def plotter(method: str, *more: str, pixels: tuple[int, ...] = (), fp16: bool = False) -> FeaturePlotter:
     """A drawer of a small network with open gates."""
     torch.manual_seed(0)
     network = reference.small_network(method)
@@ -42,16 +40,12 @@ def drawer(method: str, *more: str, pixels: tuple[int, ...] = (), fp16: bool = F
         whitening = Whitening(network.style_channels, kind=kind)
     if network.attends:
         torch.nn.init.constant_(network.aggregate.gamma, 0.5)
-    return FeatureDrawer(
+    return FeaturePlotter(
         network,
         whitening=whitening,
-        photometric_copy=build_fixed_augmentation(config.parse(more, program="train")),
-        covariance=covariance,
-        edge_target=edge_target,
+        augment=build_fixed_augmentation(config.parse(more, program="train")),
         device=torch.device("cpu"),
         autocast_dtype=torch.bfloat16 if fp16 else None,
-        palette=PALETTE,
-        class_names=CLASS_NAMES,
         pixels=pixels,
     )
 
@@ -91,25 +85,25 @@ def test_pixels_ask_for_the_cells_whose_corners_coincide() -> None:
 
 @pytest.mark.parametrize("normalisation", [(), ("--image_in",)])
 def test_what_is_drawn_is_what_the_network_and_the_losses_see(normalisation: tuple[str, ...]) -> None:
-    draw = drawer("diia", *normalisation)
-    found = draw.inside(IMAGE, [(10, 40), (50, 5)])
-    assert draw.network.training, "the mode of before"
+    plot = plotter("diia", *normalisation)
+    found = plot.activations(IMAGE, [(10, 40), (50, 5)])
+    assert plot.network.training, "the mode of before"
     cfg = config.parse(normalisation, program="train")
     inputs = build_normalisation(cfg)(torch.from_numpy(IMAGE.transpose(2, 0, 1).copy())[None])
-    network = draw.network.eval()
+    network: Any = plot.network.eval()
     with torch.no_grad():
         output = network(inputs)
         attention = network.attention_of(inputs, [(10, 40), (50, 5)])[0]
-        copies = build_normalisation(cfg)(torch.from_numpy(found.copy.transpose(2, 0, 1).copy())[None])
+        copies = build_normalisation(cfg)(torch.from_numpy(found.augmented.transpose(2, 0, 1).copy())[None])
         pairs = zip(network.style_features(inputs), network.style_features(copies), found.covariances, strict=True)
         for own, copy, matrices in pairs:
             np.testing.assert_allclose(matrices[1], covariance(own)[0], atol=1e-5)
             np.testing.assert_allclose(matrices[0], covariance(copy)[0], atol=0.02)  # the copy's colours are rounded
             assert np.abs(matrices[0] - matrices[1]).max() > 0.1
-    assert found.edge is not None and found.target is not None
+    assert found.edge is not None and found.edge_target is not None
     assert found.layout is not None and found.attention is not None
     np.testing.assert_allclose(found.edge, output.edge[0, 0], atol=1e-5)
-    assert np.array_equal(found.target, edge_target(torch.from_numpy(IMAGE.transpose(2, 0, 1).copy())[None])[0])
+    assert np.array_equal(found.edge_target, edge_target(torch.from_numpy(IMAGE.transpose(2, 0, 1).copy())[None])[0])
     assert np.array_equal(found.layout, output.layout[0])
     np.testing.assert_allclose(found.attention, attention, atol=1e-6)
     np.testing.assert_allclose(found.attention.sum((1, 2)), 1, atol=1e-5)
@@ -135,8 +129,8 @@ def test_the_copy_does_not_depend_on_the_normalisation() -> None:
         ("diia-coarse", {"covariances"}),
     ],
 )
-def test_each_method_draws_what_it_has(method: str, kinds: set[str]) -> None:
-    drawn = drawer(method)(IMAGE, label(), label(), merged=MERGED)
+def test_each_method_plots_what_it_has(method: str, kinds: set[str]) -> None:
+    drawn = plotter(method)(IMAGE, label(), label(), merged=MERGED)
     assert set(drawn) == kinds
     for picture in drawn.values():
         assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
@@ -146,46 +140,46 @@ def test_each_method_draws_what_it_has(method: str, kinds: set[str]) -> None:
 @pytest.mark.parametrize("method", ["base", "ibn", "sw"])
 def test_methods_with_nothing_inside_are_refused(method: str) -> None:
     with pytest.raises(UserError, match=f"--visualize_feature: {method} has no whitening.*--pictures"):
-        drawer(method)
+        plotter(method)
 
 
 def test_pixels_are_refused_without_attention() -> None:
     with pytest.raises(UserError, match="--attention_pixels: isw has no attention"):
-        drawer("isw", pixels=(1, 2))
+        plotter("isw", pixels=(1, 2))
 
 
 @pytest.mark.parametrize("size", [(96, 32), (33, 129), (32, 32)], ids=str)
 def test_images_of_any_shape_in_mixed_precision(size: tuple[int, int]) -> None:
     image = np.random.default_rng(1).integers(0, 256, (*size, 3)).astype(np.uint8)
     nothing = np.full(size, 255, np.uint8)
-    drawn = drawer("diia", fp16=True)(image, nothing, nothing, merged=MERGED)
+    drawn = plotter("diia", fp16=True)(image, nothing, nothing, merged=MERGED)
     assert len(drawn) == 3 and all(max(picture.shape) < 2000 for picture in drawn.values())
 
 
 def test_large_images_are_thinned_and_stay_in_place() -> None:
-    _, (first, second) = figures.image_panels(2, size=(1600, 3200), columns=2)
+    _, (first, second) = pictures.figure_panels(2, size=(1600, 3200), columns=2)
     image = np.zeros((1600, 3200, 3), np.uint8)
-    figures.show(first, "image", image)
-    figures.show_heat(second, image, np.full((2, 4), 1 / 8), asking=(3100, 1500))
+    pictures.show(first, "image", image)
+    pictures.show_heat(second, image, np.full((2, 4), 1 / 8), query=(3100, 1500))
     for panel in (first, second):
         assert panel.images[0].get_array().shape[:2] == (534, 1067)
     assert list(second.images[0].get_extent()) == [-0.5, 3199.5, 1599.5, -0.5]
-    assert figures.thinned(image[:1500, :1500]).shape == (1500, 1500, 3)
+    assert pictures.thinned(image[:1500, :1500]).shape == (1500, 1500, 3)
 
 
 def test_default_pixels_lie_deep_in_the_largest_classes() -> None:
-    assert class_centres(label(60, 90), class_names=CLASS_NAMES) == {"road (14, 44)": (14, 44), "sky (9, 9)": (9, 9)}
-    assert class_centres(np.full((6, 8), 255), class_names=CLASS_NAMES) == {"(4, 3)": (4, 3)}
+    assert class_centres(label(60, 90)) == {"road (14, 44)": (14, 44), "sky (9, 9)": (9, 9)}
+    assert class_centres(np.full((6, 8), 255)) == {"(4, 3)": (4, 3)}
     many = np.repeat(np.arange(19), 10).reshape(19, 10)
-    assert len(class_centres(many, class_names=CLASS_NAMES)) == features.NUM_ASKING
+    assert len(class_centres(many)) == features.NUM_QUERIES
 
 
 def test_chosen_pixels_outside_of_an_image_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    draw = drawer("diia", pixels=(3, 4, 63, 47, 64, 0))
+    plot = plotter("diia", pixels=(3, 4, 63, 47, 64, 0))
     with caplog.at_level(logging.WARNING):
-        assert list(draw._chosen(label()).values()) == [(3, 4), (63, 47)]
+        assert list(plot._queries(label()).values()) == [(3, 4), (63, 47)]
     assert "--attention_pixels: not all lie in an image of 64x48" in caplog.text
-    assert "attention" not in drawer("diia", pixels=(64, 48))(IMAGE, label(), label(), merged=MERGED)
+    assert "attention" not in plotter("diia", pixels=(64, 48))(IMAGE, label(), label(), merged=MERGED)
 
 
 def test_panels_show_the_matrices_masks_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,20 +187,21 @@ def test_panels_show_the_matrices_masks_and_counts(monkeypatch: pytest.MonkeyPat
 
     def keep(panel: Any, title: str, array: np.ndarray, **scale: Any) -> None:
         shown[title] = np.array(array)
-        figures.show(panel, title, array, **scale)
+        pictures.show(panel, title, array, **scale)
 
     monkeypatch.setattr(features, "show", keep)
-    draw = drawer("isw")
-    masks = [torch.rand(width, width).triu(1) > 0.9 for width in draw.network.style_channels]
-    draw.whitening.intersect_masks(masks)
-    variances = [torch.rand(width, width, dtype=torch.float64).triu(1) for width in draw.network.style_channels]
-    draw(IMAGE, label(), label(), merged=MERGED)
-    draw.draw_masks(variances)
-    matrices = draw.inside(IMAGE).covariances[0]
-    site = draw.network.style_names[0]
+    plot = plotter("isw")
+    assert plot.whitening is not None
+    masks = [torch.rand(width, width).triu(1) > 0.9 for width in plot.network.style_channels]
+    plot.whitening.intersect_masks(masks)
+    variances = [torch.rand(width, width, dtype=torch.float64).triu(1) for width in plot.network.style_channels]
+    plot(IMAGE, label(), label(), merged=MERGED)
+    plot.plot_masks(variances)
+    matrices = plot.activations(IMAGE).covariances[0]
+    site = plot.network.style_names[0]
     assert np.array_equal(shown[f"{site}: covariances of the image"], matrices[1])
-    assert np.array_equal(shown[f"{site}: copy minus image"], matrices[0] - matrices[1])
-    count = draw.whitening.num_sensitive()[0]
+    assert np.array_equal(shown[f"{site}: augmented minus image"], matrices[0] - matrices[1])
+    count = plot.whitening.num_sensitive()[0]
     assert np.array_equal(shown[f"{site}: mask, {count} of 2016 sensitive"], masks[0])
     drawn = np.nan_to_num(shown[f"{site}: variance of the covariances"])
     np.testing.assert_allclose(drawn, variances[0], atol=0.02)  # the lowest percent is shown alike
@@ -264,9 +259,9 @@ def test_a_run_leaves_pictures_and_tags(runs: dict[bool, Path]) -> None:
 
 def test_what_is_drawn_is_of_the_weights_that_are_scored(small_camvid: Path, tmp_path: Path) -> None:
     arguments = train_arguments(small_camvid, tmp_path, *TINY, "--visualize_feature", "--ema_decay", "0.5")
-    trainer = train.Trainer(config.parse(arguments, program="train"), device=torch.device("cpu"), start=Start())
-    assert trainer.average is not None and trainer.scorer.features is not None
-    assert trainer.scorer.features.network is trainer.average.network
+    run = build_run(arguments)
+    assert run.average is not None and run.evaluator.plotter is not None
+    assert run.evaluator.plotter.network is run.average
 
 
 def test_drawing_changes_nothing_in_a_run(runs: dict[bool, Path]) -> None:
@@ -276,7 +271,7 @@ def test_drawing_changes_nothing_in_a_run(runs: dict[bool, Path]) -> None:
             assert torch.equal(value, with_pictures[part][name]), name
 
 
-def test_valid_draws_with_the_masks_of_the_file(runs: dict[bool, Path], small_camvid: Path, tmp_path: Path) -> None:
+def test_valid_plots_with_the_masks_of_the_file(runs: dict[bool, Path], small_camvid: Path, tmp_path: Path) -> None:
     weights = str(runs[False] / "last.pth")
     arguments = ["--snapshot", weights, "--val_dataset", "camvid", "--out", str(tmp_path), "--device", "cpu"]
     arguments += ["--num_workers", "0", "--pictures", "1", "--visualize_feature", "--attention_pixels", "5", "6"]
@@ -285,10 +280,10 @@ def test_valid_draws_with_the_masks_of_the_file(runs: dict[bool, Path], small_ca
     assert {path.name for path in (tmp_path / "features").iterdir()} == names
     cfg, content = config.parse(arguments, program="valid"), read_weights(Path(weights))
     network, saved, _ = valid.load_network(cfg, content)
-    draw = valid.feature_drawer(cfg, network, saved, content, torch.device("cpu"))
+    whitening = valid.load_whitening(saved, network, content, path=weights)
     masks = [value for name, value in content["criterion"].items() if "mask" in name]
-    assert draw.whitening.has_masks and draw.pixels == (5, 6)
-    for found, mask in zip(draw.whitening.masks, masks, strict=False):
+    assert whitening is not None and whitening.has_masks and list(cfg.EVAL.ATTENTION_PIXELS) == [5, 6]
+    for found, mask in zip(whitening.masks, masks, strict=False):
         assert torch.equal(found, mask)
 
 
@@ -298,6 +293,6 @@ def test_a_run_with_nothing_to_show_does_not_start(small_camvid: Path, tmp_path:
     assert not (tmp_path / "d").exists()
 
 
-def test_the_first_of_two_processes_draws(small_camvid: Path, tmp_path: Path) -> None:
+def test_the_first_of_two_processes_plots(small_camvid: Path, tmp_path: Path) -> None:
     launch("train.py", train_arguments(small_camvid, tmp_path, *TINY, "--visualize_feature"), processes=2)
     assert len(list((run_folder(tmp_path) / "pictures" / "features").iterdir())) == 4

@@ -12,8 +12,7 @@ from torch import nn
 from torch.utils.data import default_collate
 
 import train
-from datasets.loaders import TrainingBatch
-from datasets.prefetch import DeviceBatches
+from datasets.loaders import DeviceBatches, TrainingBatch
 from network.outputs import SegmentorOutput
 from tests import reference
 from tests.runs import read_weights, run_folder, train_arguments

@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 import config
-from datasets.class_uniform import class_centroids
-from datasets.domains import find_pairs, load_domains
+from datasets.domains import load_domains
 from datasets.labels import CLASS_NAMES, PALETTE
 from datasets.loaders import build_training_loader
-from datasets.plan import EpochPlan, Source
+from datasets.sampling import EpochPlan, Source, class_centroids
+from datasets.splits import Splits, find_pairs
 from scripts import inspect_data as inspect
 from tests.street_data import ROOTS, blocks, write_domain, write_pair
 from utils.errors import UserError
@@ -41,7 +41,7 @@ def label_of(number: int) -> np.ndarray:
 
 
 def opts(folder: Path, cache: Path, *more: str) -> list[str]:
-    fixed = (f"DATASET.BDD_DIR={folder}", f"DATASET.CACHE_DIR={cache}", "DATASET.CLASS_UNIFORM_TILE=32")
+    fixed = (f"DATASET.BDD_DIR={folder}", f"DATASET.CENTROID_CACHE={cache}", "DATASET.CLASS_UNIFORM_TILE=32")
     return ["--opts", *fixed, "DATASET.NUM_WORKERS=0", "AUGMENT.CROP_SIZE=32", *more]
 
 
@@ -76,8 +76,8 @@ def test_samples_are_aimed_and_drawn_as_the_plan_of_a_training_does(folder: Path
     assert {int((order[:, 1] >= 0).sum()) for order in orders} == {columns["aimed"].sum()}
     holds = np.array([[(label == index).any() for index in [*range(19), 255]] for label in labels])
     measured = np.mean([holds[order[:, 0]].mean(axis=0) for order in orders], axis=0)
-    np.testing.assert_allclose(columns["drawn_uniform"], measured, atol=0.01)
-    assert columns["drawn_uniform"][RARE] > 1.5 * columns["image_share"][RARE]
+    np.testing.assert_allclose(columns["sampled_uniform"], measured, atol=0.01)
+    assert columns["sampled_uniform"][RARE] > 1.5 * columns["image_share"][RARE]
 
 
 @pytest.mark.parametrize("kind", ["plain", "uniform"])
@@ -85,7 +85,7 @@ def test_the_crops_are_those_that_a_training_gets(folder: Path, tmp_path: Path, 
     cfg, found = inspected(folder, tmp_path)
     arguments = opts(folder, tmp_path, f"DATASET.CLASS_UNIFORM_PCT={0.9 if kind == 'uniform' else 0}")
     cfg = config.parse(["--dataset", "bdd100k", "--bs_mult", "1", *arguments], program="train")
-    loader = build_training_loader(cfg, jitter="diia", rank=0, world_size=1)
+    loader = build_training_loader(cfg, Splits(load_domains(cfg)), jitter="diia", rank=0, world_size=1)
     labels = [batch.labels.numpy() for epoch in (0, 1) for batch in loader.epoch(epoch)][:60]
     for row, index in enumerate([*range(19), 255]):
         masks = [label == index for label in labels]
@@ -116,13 +116,13 @@ def test_a_domain_too_small_for_its_share_says_so(tmp_path: Path) -> None:
     found = inspected(tmp_path, tmp_path / "cache", share=0.5, samples=4)[1]
     assert "changes nothing, because 3 x 0.5 / 19" in found.sentences()
     np.testing.assert_array_equal(found.columns["crops_plain"], found.columns["crops_uniform"])
-    np.testing.assert_allclose(found.columns["image_share"], found.columns["drawn_uniform"])
+    np.testing.assert_allclose(found.columns["image_share"], found.columns["sampled_uniform"])
 
 
 def test_the_bars_carry_the_names_of_their_classes(folder: Path, tmp_path: Path) -> None:
     one = inspected(folder, tmp_path, samples=5)[1]
     turned = {name: np.concatenate((values[:19][::-1], values[19:])) for name, values in one.columns.items()}
-    figure = inspect.draw_classes([one, inspect.Inspection("turned", turned, one.how)])
+    figure = inspect.plot_classes([one, inspect.Inspection("turned", turned, one.how)])
     figure.canvas.draw()
     for panel, columns in ((figure.axes[0], one.columns), (figure.axes[3], turned)):
         names = [text.get_text() for text in panel.get_yticklabels()]

@@ -1,22 +1,34 @@
+"""The label tables reach every class and are the published ones; Cityscapes' is compared with torchvision's."""
+
 from __future__ import annotations
 
-import numpy as np
+from torchvision.datasets import Cityscapes
 
 from datasets import labels
+from datasets.labels import CITYSCAPES_IDS, CITYSCAPES_LABELS, CLASS_NAMES, IGNORE, NUM_CLASSES, PALETTE
 
 
 def test_tables_reach_every_class_of_their_data_set() -> None:
-    everything = set(range(labels.NUM_CLASSES)) | {labels.IGNORE}
-    assert set(labels.CITYSCAPES_IDS.values()) == everything
+    everything = {*range(NUM_CLASSES), IGNORE}
+    assert set(CITYSCAPES_IDS.values()) == everything
     assert set(labels.MAPILLARY_IDS.values()) == everything and len(labels.MAPILLARY_IDS) == 66
     assert set(labels.SYNTHIA_IDS.values()) == everything and len(labels.SYNTHIA_IDS) == 23
     assert set(labels.CAMVID_IDS.values()) == {0, 1, 2, 4, 5, 7, 8, 10, 11, 12, 13, 255}
 
 
-def test_cityscapes_ids_are_the_published_ones() -> None:
-    scored = [raw for raw, train in labels.CITYSCAPES_IDS.items() if train != labels.IGNORE]
-    assert scored == [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
-    assert [labels.CITYSCAPES_IDS[raw] for raw in scored] == list(range(19))
+def test_ids_train_ids_names_and_colours_are_those_of_cityscapes() -> None:
+    *numbered, plate = Cityscapes.classes
+    assert [row.id for row in numbered] == list(range(len(CITYSCAPES_LABELS) - 1))
+    assert [(row.color, row.train_id) for row in numbered] == list(CITYSCAPES_LABELS[:-1])
+    assert {row.id: row.train_id for row in numbered} | {len(numbered): IGNORE} == CITYSCAPES_IDS
+    # The licence plate has no id (-1) in Cityscapes; here its row is the last, as in GTAV's palette, and ignored.
+    assert (plate.name, plate.id, (plate.color, IGNORE)) == ("license plate", -1, CITYSCAPES_LABELS[-1])
+
+    classes = sorted((row for row in numbered if row.train_id != IGNORE), key=lambda row: row.train_id)
+    assert [row.train_id for row in classes] == list(range(NUM_CLASSES))
+    assert tuple(row.name for row in classes) == CLASS_NAMES
+    assert [row.color for row in classes] == [tuple(colour) for colour in PALETTE.tolist()]
+    assert all(row.ignore_in_eval == (row.train_id == IGNORE) for row in numbered)
 
 
 def test_synthia_ids_are_the_published_ones() -> None:
@@ -25,7 +37,6 @@ def test_synthia_ids_are_the_published_ones() -> None:
     assert published == labels.SYNTHIA_IDS
 
 
-def test_palette_and_names_have_one_entry_per_class() -> None:
-    assert labels.PALETTE.shape == (19, 3) and labels.PALETTE.dtype == np.uint8
-    assert len(set(labels.CLASS_NAMES)) == len({tuple(row) for row in labels.PALETTE.tolist()}) == 19
-    assert labels.PALETTE[labels.CLASS_NAMES.index("bicycle")].tolist() == [119, 11, 32]
+def test_colours_and_names_are_distinct() -> None:
+    assert PALETTE.shape == (19, 3) and PALETTE.dtype == "uint8"
+    assert len(set(CLASS_NAMES)) == len({tuple(row) for row in PALETTE.tolist()}) == 19

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.domains import Domain, find_pairs, list_hash, load_domains
+from datasets.domains import load_domains
 from datasets.loaders import (
+    DeviceBatches,
     TrainingBatch,
     TrainingLoader,
     build_evaluation_loader,
@@ -19,8 +20,8 @@ from datasets.loaders import (
     build_training_loader,
     choose_workers,
 )
-from datasets.prefetch import DeviceBatches
 from datasets.segmentation import StatisticsSample
+from datasets.splits import Split, Splits
 from tests.street_data import ROOTS, blocks, make_cfg, paint, save, write_domain
 from transforms.appearance import AppearanceParams
 from utils.errors import UserError, one_line
@@ -40,11 +41,11 @@ def config(streets: Path, folder: Path, **values: Any) -> Any:
 
 
 def train_on(cfg: Any, *, rank: int = 0, world_size: int = 1) -> TrainingLoader:
-    return build_training_loader(cfg, jitter="diia", rank=rank, world_size=world_size)
+    return build_training_loader(cfg, Splits(load_domains(cfg)), jitter="diia", rank=rank, world_size=world_size)
 
 
-def domain(cfg: Any, name: str) -> Domain:
-    return load_domains(cfg)[name]
+def opened(cfg: Any, name: str, split: str = "val", **options: bool) -> Split:
+    return Splits(load_domains(cfg)).open(name, split, **options)
 
 
 def same(first: TrainingBatch, second: TrainingBatch) -> bool:
@@ -214,10 +215,10 @@ def test_worker_count(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", list(ROOTS))
 def test_evaluation_gives_whole_images(streets: Path, tmp_path: Path, name: str) -> None:
     cfg = config(streets, tmp_path)
-    loader = build_evaluation_loader(cfg, domain(cfg, name), split="val", rank=0, world_size=1)
+    loader = build_evaluation_loader(cfg, opened(cfg, name), rank=0, world_size=1)
     samples = list(loader)
     assert (
-        loader.num_images == len(samples) == (6 if name == "kitti" else 5)
+        len(loader.split.pairs) == len(samples) == (6 if name == "kitti" else 5)
         and loader.protocol == "native size, every pixel"
     )
     for sample in samples:
@@ -230,36 +231,33 @@ def test_evaluation_gives_whole_images(streets: Path, tmp_path: Path, name: str)
 @pytest.mark.parametrize("world_size", [2, 3, 7])
 def test_shares_of_processes_make_the_whole_list(streets: Path, tmp_path: Path, world_size: int) -> None:
     cfg = config(streets, tmp_path)
-    gtav = domain(cfg, "gtav")
-    shares = [
-        build_evaluation_loader(cfg, gtav, split="val", rank=rank, world_size=world_size) for rank in range(world_size)
-    ]
+    gtav = opened(cfg, "gtav")
+    shares = [build_evaluation_loader(cfg, gtav, rank=rank, world_size=world_size) for rank in range(world_size)]
     names = [sample.name for share in shares for sample in share]
-    pairs = find_pairs(gtav, "val")
-    assert sorted(names) == [pair.name for pair in pairs]
-    assert {(share.num_images, share.list_hash) for share in shares} == {(5, list_hash(pairs))}
+    assert sorted(names) == [pair.name for pair in gtav.pairs]
+    assert {(len(share.split.pairs), share.split.list_hash) for share in shares} == {(5, gtav.list_hash)}
 
 
 def test_a_limit_spreads_over_the_list(streets: Path, tmp_path: Path) -> None:
     cfg = config(streets, tmp_path)
-    loader = build_evaluation_loader(cfg, domain(cfg, "camvid"), split="val", rank=0, world_size=1, limit=2)
-    assert [sample.name for sample in loader] == ["val/00000.png", "val/00002.png"] and loader.num_images == 2
-    whole = build_evaluation_loader(cfg, domain(cfg, "camvid"), split="val", rank=0, world_size=1, limit=99)
-    assert whole.num_images == 5 and whole.list_hash != loader.list_hash
+    loader = build_evaluation_loader(cfg, opened(cfg, "camvid"), rank=0, world_size=1, limit=2)
+    assert [sample.name for sample in loader] == ["val/00000.png", "val/00002.png"] and len(loader.split.pairs) == 2
+    whole = build_evaluation_loader(cfg, opened(cfg, "camvid"), rank=0, world_size=1, limit=99)
+    assert len(whole.split.pairs) == 5 and whole.split.list_hash != loader.split.list_hash
 
 
 def test_the_robustnet_protocol_concerns_mapillary_only(streets: Path, tmp_path: Path) -> None:
     cfg = config(streets, tmp_path, PROTOCOL="robustnet")
-    loader = build_evaluation_loader(cfg, domain(cfg, "mapillary"), split="val", rank=0, world_size=1, limit=1)
+    loader = build_evaluation_loader(cfg, opened(cfg, "mapillary"), rank=0, world_size=1, limit=1)
     (sample,) = list(loader)
     assert sample.image.shape == (3, 1536, 1536) and "1536" in loader.protocol
-    other = build_evaluation_loader(cfg, domain(cfg, "bdd100k"), split="val", rank=0, world_size=1, limit=1)
+    other = build_evaluation_loader(cfg, opened(cfg, "bdd100k"), rank=0, world_size=1, limit=1)
     assert other.protocol == "native size, every pixel"
 
 
 def test_statistics_take_whole_images_in_the_order_of_the_trial(streets: Path, tmp_path: Path) -> None:
     cfg = config(streets, tmp_path, STAT_IMAGES=4)
-    gtav = domain(cfg, "gtav")
+    gtav = opened(cfg, "gtav", "train", need_labels=False)
 
     def read(trial: int, rank: int = 0, world_size: int = 1) -> list[StatisticsSample]:
         return list(build_statistics_loader(cfg, gtav, trial=trial, rank=rank, world_size=world_size))
@@ -278,7 +276,8 @@ def test_statistics_take_whole_images_in_the_order_of_the_trial(streets: Path, t
 def test_statistics_need_no_labels(tmp_path: Path) -> None:
     save(tmp_path / "images/train/a.jpg", paint(blocks(0)))
     cfg = make_cfg(tmp_path, BDD_DIR=str(tmp_path))
-    assert len(list(build_statistics_loader(cfg, domain(cfg, "bdd100k"), trial=0, rank=0, world_size=1))) == 1
+    split = opened(cfg, "bdd100k", "train", need_labels=False)
+    assert len(list(build_statistics_loader(cfg, split, trial=0, rank=0, world_size=1))) == 1
 
 
 # ---------------------------------------------------------------------------------- real frames
@@ -293,7 +292,7 @@ def test_real_camvid(test_data: Path, tmp_path: Path) -> None:
     assert (order[:, 1] >= 0).sum() == 11 * int(406 * 0.5 / 19)
     batch = next(iter(loader.epoch(0, start_step=99)))
     assert batch.images.shape == (4, 3, 256, 256) and batch.labels.unique().numel() > 5
-    evaluation = build_evaluation_loader(cfg, domain(cfg, "camvid"), split="test", rank=0, world_size=1, limit=3)
+    evaluation = build_evaluation_loader(cfg, opened(cfg, "camvid", "test"), rank=0, world_size=1, limit=3)
     assert [sample.label.shape for sample in evaluation] == [(360, 480)] * 3
 
 
@@ -306,7 +305,7 @@ def test_workers_ranks_and_the_cache_change_nothing(
     monkeypatch.chdir(tmp_path)
     values = {"TRAIN": ["gtav", "synthia"], "CLASS_UNIFORM_PCT": 0.5}
     plain = list(train_on(config(streets, tmp_path, **values)).epoch(0))
-    values |= {"FRAMES_DIR": frames, "NUM_WORKERS": workers}
+    values |= {"FRAME_CACHE": frames, "NUM_WORKERS": workers}
     ranks = [train_on(config(streets, tmp_path, BATCH_SIZE=1, **values), rank=rank, world_size=2) for rank in (0, 1)]
     for _ in range(2):  # filled, then read
         parts = [list(rank.epoch(0)) for rank in ranks]
@@ -316,8 +315,8 @@ def test_workers_ranks_and_the_cache_change_nothing(
 
 def test_statistics_from_the_cache_are_the_same(streets: Path, tmp_path: Path) -> None:
     statistics = [
-        list(build_statistics_loader(cfg, domain(cfg, "gtav"), trial=0, rank=0, world_size=1))
-        for cfg in (config(streets, tmp_path), config(streets, tmp_path, FRAMES_DIR=str(tmp_path / "frames")))
+        list(build_statistics_loader(cfg, opened(cfg, "gtav", "train"), trial=0, rank=0, world_size=1))
+        for cfg in (config(streets, tmp_path), config(streets, tmp_path, FRAME_CACHE=str(tmp_path / "frames")))
     ]
     assert all(torch.equal(a.image, b.image) for a, b in zip(*statistics, strict=True))
 
@@ -327,7 +326,7 @@ def test_workers_may_start_in_any_way(
     streets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
 ) -> None:
     alone = list(train_on(config(streets, tmp_path, CLASS_UNIFORM_PCT=0.5)).epoch(0))
-    cfg = config(streets, tmp_path, CLASS_UNIFORM_PCT=0.5, NUM_WORKERS=1, FRAMES_DIR=str(tmp_path / "frames"))
+    cfg = config(streets, tmp_path, CLASS_UNIFORM_PCT=0.5, NUM_WORKERS=1, FRAME_CACHE=str(tmp_path / "frames"))
     loader = train_on(cfg)
     loader.loader.multiprocessing_context = start
     assert all(same(*pair) for pair in zip(alone, loader.epoch(0), strict=True))
@@ -366,7 +365,7 @@ def test_coarse_frames_are_drawn_for_rare_classes_only(tmp_path: Path) -> None:
 
 def test_the_share_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("datasets.prefetch.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("datasets.loaders.time.perf_counter", lambda: clock[0])
 
     def slow() -> Iterator[TrainingBatch]:
         for _ in range(3):
@@ -388,6 +387,6 @@ def test_the_share_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_advice_names_what_is_left_to_do(streets: Path, tmp_path: Path) -> None:
     few = train_on(config(streets, tmp_path))
-    assert "raise --num_workers above 0" in few.advice() and "--cache DIR" in few.advice()
-    cached = train_on(config(streets, tmp_path, FRAMES_DIR=str(tmp_path / "frames"), NUM_WORKERS=choose_workers(-1)))
-    assert "--num_workers" not in cached.advice() and "--cache" not in cached.advice()
+    assert "raise --num_workers above 0" in few.advice() and "--frame_cache DIR" in few.advice()
+    cached = train_on(config(streets, tmp_path, FRAME_CACHE=str(tmp_path / "frames"), NUM_WORKERS=choose_workers(-1)))
+    assert "--num_workers" not in cached.advice() and "--frame_cache" not in cached.advice()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.metrics
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,6 +30,30 @@ def test_confusion_matrix_counts_every_labelled_pixel(seed: int, pixels: int) ->
         for guess in range(5):
             assert found[truth, guess] == ((label == truth) & (prediction == guess)).sum()
     assert found.sum() == (label != 255).sum()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 400), st.sampled_from([(0, 1, 2, 3, 4, 5), (0, 2, 5), (4,)]))
+@settings(max_examples=30, deadline=None)
+def test_counts_and_scores_are_those_of_scikit_learn(seed: int, pixels: int, classes: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(seed)
+    label, prediction = rng.choice([0, 1, 2, 4, 5, 255], pixels), rng.integers(0, 6, pixels)  # class 3 has no truth
+    confusion = confusion_matrix(torch.from_numpy(label), torch.from_numpy(prediction), num_classes=6).numpy()
+    expected = sklearn.metrics.confusion_matrix(label, prediction, labels=[*range(6), 255])
+    np.testing.assert_array_equal(confusion, expected[:6, :6])
+
+    found = score(confusion, NAMES[:6], classes=classes)
+    kept = np.isin(label, classes)  # pixels of other classes are left out
+    label, prediction = label[kept], prediction[kept]
+    options = {"labels": list(classes), "average": None}
+    iou = sklearn.metrics.jaccard_score(label, prediction, **options, zero_division=0) if kept.any() else np.array([])
+    recall = sklearn.metrics.recall_score(label, prediction, **options, zero_division=np.nan) if kept.any() else iou
+    seen = [c in label or c in prediction for c in classes]  # the others are nan here, 0 in scikit-learn
+    assert [not np.isnan(value) for value in found.iou.values()] == seen
+    np.testing.assert_allclose(np.array(list(found.iou.values()))[seen], iou[seen] if kept.any() else [], rtol=1e-12)
+    if kept.any():
+        assert found.mean_iou == pytest.approx(iou[seen].mean(), rel=1e-12)
+        assert found.accuracy == pytest.approx((label == prediction).mean(), rel=1e-12)
+        assert found.mean_class_accuracy == pytest.approx(np.nanmean(recall), rel=1e-12)
 
 
 def test_counts_stay_integers_beyond_float32() -> None:

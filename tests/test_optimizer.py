@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from easydict import EasyDict
 from torch import nn
 
-from optimizer import apply_settings, build_average, build_optimizer, build_scheduler, poly
+import config
+from config import Config
+from optimizer import apply_settings, build_average, build_optimizer, build_scheduler, poly, update_average
+from tests.street_data import make_cfg
 from tests.test_borders import NoWaiting
 from utils.errors import UserError
 
-
-def options(**changes: Any) -> EasyDict:
-    optim = {
-        "NAME": "sgd",
-        "EMA_DECAY": 0.0,
-        "LR": 0.01,
-        "LR_SCHEDULE": "poly",
-        "POLY_EXP": 0.9,
-        "RESCALE": 1.0,
-        "REPOLY": 1.5,
-        "RLX_OFF_ITER": -1,
-        "MAX_ITER": 10,
-        "WEIGHT_DECAY": 5e-4,
-        "MOMENTUM": 0.9,
-    }
-    return EasyDict({"OPTIM": {**optim, **changes}})
+options = partial(make_cfg, MAX_ITER=10)
 
 
-def rates(cfg: EasyDict, *, steps: int) -> list[float]:
+def rates(cfg: Config, *, steps: int) -> list[float]:
     optimizer = build_optimizer(cfg, nn.Linear(2, 2))
     scheduler = build_scheduler(cfg, optimizer)
     seen = []
@@ -78,6 +65,25 @@ def test_a_first_step_that_the_scaler_leaves_out_is_no_warning() -> None:
     assert network.weight.item() == before and scheduler.last_epoch == 1
 
 
+def test_the_first_step_decays_every_weight_by_default() -> None:
+    """With the published decay of 5e-4 a weight moves by lr * 5e-4 of itself, 5e-6: checked to the last bits."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)).double()
+    cfg = config.parse([], program="train")
+    optimizer = build_optimizer(cfg, network)
+    (network(torch.randn(2, 3, 6, 6).double()) ** 2).sum().backward()
+    before = [
+        (name, p.detach().clone(), p.grad.clone()) for name, p in network.named_parameters() if p.grad is not None
+    ]
+    optimizer.step()
+    after = dict(network.named_parameters())
+    assert len(before) == len(after) == 6 and (cfg.OPTIM.LR, cfg.OPTIM.WEIGHT_DECAY) == (0.01, 5e-4)
+    for name, weight, gradient in before:
+        torch.testing.assert_close(after[name], weight - 0.01 * (gradient + 5e-4 * weight), rtol=1e-13, atol=1e-15)
+        if weight.any():  # a batch norm's shift starts at zero: nothing to decay
+            assert not torch.allclose(after[name], weight - 0.01 * gradient, rtol=1e-8, atol=1e-12)
+
+
 def test_two_steps_of_sgd_equal_the_formula() -> None:
     network = nn.Linear(1, 1, bias=False)
     nn.init.constant_(network.weight, 2.0)
@@ -114,20 +120,20 @@ def test_the_average_follows_weights_and_statistics() -> None:
     assert build_average(options(), nn.Linear(2, 2)) is None
     network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     average = build_average(options(EMA_DECAY=0.75), network)
-    assert average is not None and not any(p.requires_grad for p in average.network.parameters())
+    assert average is not None and not any(p.requires_grad for p in average.parameters())
     wanted = {name: value.clone() for name, value in network.state_dict().items()}
     for seed in range(3):
         with torch.no_grad():
             next(network.parameters()).add_(seed)
         network(torch.randn(5, 3, generator=torch.Generator().manual_seed(seed)))
         with NoWaiting():
-            average.update(network)
+            update_average(average, network, decay=0.75)
         for name, value in network.state_dict().items():
             wanted[name] = 0.75 * wanted[name] + 0.25 * value if value.is_floating_point() else value.clone()
-    for name, value in average.network.state_dict().items():
+    for name, value in average.state_dict().items():
         torch.testing.assert_close(value, wanted[name])
     assert wanted["1.num_batches_tracked"] == 3 and wanted["1.running_mean"].any()
-    assert not average.network.training and network.training
+    assert not average.training and network.training
 
 
 def test_only_trainable_parameters_are_optimised() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.plan import EpochPlan, GlobalBatches, Pick, Source, sample_rng, source_epoch
+from datasets.sampling import EpochPlan, GlobalBatches, Pick, Source, sample_rng, source_epoch
 from utils.errors import UserError
 
 NONE = np.zeros((0, 4), dtype=np.int32)

@@ -20,11 +20,11 @@ import pytest
 from scipy.io import savemat
 
 from datasets.codec import decode_label, read_image
-from datasets.domains import BUILTIN, PUBLISHED, find_pairs
-from datasets.labels import CITYSCAPES_IDS, MAPILLARY_IDS, SYNTHIA_IDS
-from scripts.prepare_data import main
-from scripts.provided import RULES, SPLIT_DATA, synthia_lists
-from tests.street_data import CLASSES, GTAV_PALETTE, blocks, inverse, mapillary_palette, paint, save, save_synthia
+from datasets.domains import BUILTIN, PUBLISHED
+from datasets.splits import SPLIT_DATA, find_pairs
+from scripts.prepare_data import NAMES, main, needed
+from scripts.provided import synthia_lists
+from tests.street_data import CLASSES, blocks, paint, save, save_label
 from utils.errors import UserError, run_entry_point
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,29 +54,27 @@ def provide(root: Path, name: str) -> list[Path]:
             elif name == "synthia" and split != "test":
                 stem = PurePosixPath(lists[split][index]).stem
             label = label_of(name, stem)
-            city = inverse(CITYSCAPES_IDS)[label].astype(np.uint8)
             if name == "gtav":
                 save(first / f"images/{stem}.png", paint(label))
-                save(second / f"labels/{stem}.png", city, palette=GTAV_PALETTE)
+                save_label(second / f"labels/{stem}.png", name, label)
             elif name == "synthia" and split != "test":
                 save(first / f"RAND_CITYSCAPES/RGB/{stem}.png", paint(label))
-                save_synthia(first / f"RAND_CITYSCAPES/GT/LABELS/{stem}.png", inverse(SYNTHIA_IDS)[label])
+                save_label(first / f"RAND_CITYSCAPES/GT/LABELS/{stem}.png", name, label)
                 for kind in ("GT/COLOR", "Depth/Depth"):
                     save(first / f"RAND_CITYSCAPES/{kind}/{stem}.png", paint(label))
             elif name == "cityscapes":
                 save(first / f"leftImg8bit/{split}/{stem[:4]}/{stem}_leftImg8bit.png", paint(label))
                 for kind in ("labelIds", "instanceIds", "color"):
-                    save(second / f"gtFine/{split}/{stem[:4]}/{stem}_gtFine_{kind}.png", city)
+                    save_label(second / f"gtFine/{split}/{stem[:4]}/{stem}_gtFine_{kind}.png", name, label)
             elif name == "bdd100k":
                 save(first / f"bdd100k/images/10k/{split}/{stem}.jpg", paint(label))
                 for kind in ("masks", "colormaps") if split != "test" else ():
-                    save(second / f"bdd100k/labels/sem_seg/{kind}/{split}/{stem}.png", label)
+                    save_label(second / f"bdd100k/labels/sem_seg/{kind}/{split}/{stem}.png", name, label)
             elif name == "mapillary":
                 folder = {"train": "training", "val": "validation", "test": "testing"}[split]
                 save(first / f"{folder}/images/{stem}.jpg", paint(label))
                 for kind in ("labels", "instances", "panoptic") if split != "test" else ():
-                    raw = inverse(MAPILLARY_IDS)[label].astype(np.uint8)
-                    save(first / f"{folder}/{kind}/{stem}.png", raw, palette=mapillary_palette(road=13))
+                    save_label(first / f"{folder}/{kind}/{stem}.png", name, label)
     if name == "gtav":
         write_mat(root / "third/read_mapping/split.mat")
     return sorted(root.iterdir())
@@ -89,8 +87,8 @@ def write_mat(path: Path, **ids: tuple[int, ...]) -> Path:
     return path
 
 
-def pack(folder: Path, archive: Path) -> Path:
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+def pack(folder: Path, archive: Path, *, method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(archive, "w", method) as file:
         for path in sorted(folder.rglob("*")):
             file.write(path, path.relative_to(folder).as_posix())
     return archive
@@ -121,7 +119,7 @@ def counts(output: str) -> dict[str, list[str]]:
     return {line[0]: line[1:] for line in lines if line and line[0] in ("train", "val", "test")}
 
 
-@pytest.mark.parametrize("name", list(RULES))
+@pytest.mark.parametrize("name", NAMES)
 def test_archives_become_what_the_domain_reads(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     folders = provide(tmp_path / "provider", name)
     archives = [pack(folder, tmp_path / f"{index}.zip") for index, folder in enumerate(reversed(folders))]
@@ -165,30 +163,49 @@ def test_gtav_parts_and_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "12,388 of the 12,403" in capsys.readouterr().out
 
 
-MATCHES = [  # domain, path in a source, target or "" for a file that is not needed
-    ("gtav", "01_images/images/00001.png", "images"),
-    ("gtav", "/data/images/gtav/labels/00001.png", "labels"),
-    ("gtav", "GTAV/images/train/01/00001.png", "images"),
+MATCHES = [  # domain, path in a source, kind or "" for a file that is not needed
+    ("gtav", "01_images/images/00001.png", "image"),
+    ("gtav", "/data/images/gtav/labels/00001.png", "label"),
+    ("gtav", "GTAV/images/train/01/00001.png", "image"),
     ("synthia", "__MACOSX/RGB/._0000000.png", ""),
-    ("synthia", "RGB/0000000.png", "RGB"),
-    ("synthia", "SYNTHIA/RAND_CITYSCAPES/GT/LABELS/0000000.png", "GT"),
-    ("cityscapes", "leftImg8bit_trainvaltest/leftImg8bit/train/ulm/ulm_0_leftImg8bit.png", "leftImg8bit_trainvaltest"),
+    ("synthia", "RGB/0000000.png", "image"),
+    ("synthia", "SYNTHIA/RAND_CITYSCAPES/GT/LABELS/0000000.png", "label"),
+    ("cityscapes", "leftImg8bit_trainvaltest/leftImg8bit/train/ulm/ulm_0_leftImg8bit.png", "image"),
     ("cityscapes", "leftImg8bit/train_extra/ulm/ulm_0_leftImg8bit.png", ""),
     ("cityscapes", "gtCoarse/train/ulm/ulm_0_gtCoarse_labelIds.png", ""),
-    ("bdd100k", "10k/train/a.jpg", "images"),
-    ("bdd100k", "bdd100k/seg/images/train/a.jpg", "images"),
+    ("bdd100k", "10k/train/a.jpg", "image"),
+    ("bdd100k", "bdd100k/seg/images/train/a.jpg", "image"),
     ("bdd100k", "bdd100k/images/100k/train/a.jpg", ""),
-    ("bdd100k", "bdd100k/seg/labels/train/a_train_id.png", "labels"),
+    ("bdd100k", "bdd100k/seg/labels/train/a_train_id.png", "label"),
     ("bdd100k", "bdd100k/labels/drivable/masks/train/a.png", ""),
-    ("mapillary", "mapillary/training/v1.2/labels/a.png", "{folder}"),
+    ("mapillary", "mapillary/training/v1.2/labels/a.png", "label"),
     ("mapillary", "mapillary/training/v2.0/labels/a.png", ""),
 ]
 
 
-@pytest.mark.parametrize(("name", "path", "top"), MATCHES)
-def test_which_files_are_needed(name: str, path: str, top: str) -> None:
-    found = [rule.target.partition("/")[0] for rule in RULES[name] if rule.match(path)]
-    assert found == ([top] if top else [])
+@pytest.mark.parametrize(("name", "path", "kind"), MATCHES)
+def test_which_files_are_needed(name: str, path: str, kind: str) -> None:
+    assert (needed(name, path) or [""])[0] == kind
+
+
+def test_what_a_path_says() -> None:
+    assert needed("bdd100k", "seg/labels/train/a_train_id.png") == ("label", "train", "a")
+    assert needed("gtav", "any/02501.png/images/valid/x/02501.png") == ("image", "valid", "02/02501")
+    assert needed("cityscapes", "leftImg8bit/val/ulm/ulm_0_leftImg8bit.png") == ("image", "val", "ulm/ulm_0")
+
+
+def test_where_nothing_needs_to_be_prepared(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"set DATASET.CITYSCAPES_DIR to the folder of the archives, which are read where"
+    ):
+        main(["cityscapes", str(tmp_path)])
+    main(["synthia", str(tmp_path), "--split_data", str(tmp_path / "lists"), "--dry_run"])
+    assert tree(tmp_path) == {}
+    main(["synthia", str(tmp_path), "--split_data", str(tmp_path / "lists")])
+    assert {name: len(text.split()) for name, text in tree(tmp_path / "lists").items()} == {
+        "synthia_split_train.txt": 6_580,
+        "synthia_split_val.txt": 2_820,
+    }
 
 
 def test_links_need_no_space_and_outlive_the_source(tmp_path: Path) -> None:
@@ -311,7 +328,7 @@ def test_nothing_is_overwritten(tmp_path: Path, occupied: bytes | None, capsys: 
 
 def test_a_target_that_appears_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder,) = provide(tmp_path / "provider", "mapillary")
-    monkeypatch.setattr("scripts.prepare_data._is_there", lambda *_: False)
+    monkeypatch.setattr("scripts.prepare_data._is_done", lambda *_: False)
     for mode in ("--link", "--copy"):
         target = tmp_path / mode / "training/images/ulm_1.jpg"
         target.parent.mkdir(parents=True)
@@ -369,7 +386,7 @@ def test_sources_that_hold_the_wrong_things(tmp_path: Path) -> None:
     images, labels = provide(tmp_path / "cityscapes", "cityscapes")
     (other,) = provide(tmp_path / "mapillary", "mapillary")
     out = tmp_path / "out"
-    assert f"{other}: holds nothing of cityscapes, no file such as leftImg8bit/train/CITY/" in refused(
+    assert f"{other}: holds nothing of cityscapes, no file such as leftImg8bit/train/" in refused(
         "cityscapes", [images, labels, other], out
     )
     assert "cityscapes: 3 of 3 images have no label in the sources" in refused("cityscapes", [images], out)

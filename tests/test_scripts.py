@@ -1,4 +1,4 @@
-"""Every shell script parses and starts the right processes with flags that exist; the README's commands parse."""
+"""Every shell script parses and starts the right processes with flags that exist; so do the commands of the pages."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_flags_of_a_script_parse_and_further_ones_win(name: str, stub: Path)
     launcher, program, flags = started(stub, *run_arguments(name, "--seed", "7", "--val_dataset", "camvid"))
     assert launcher == [] and program == f"{name[:5]}.py"
     cfg = config.parse(flags, program=name[:5])
-    assert cfg.RUN.SEED == 7 and cfg.DATASET.VAL == ("camvid",)
+    assert cfg.RUN.SEED == 7 and cfg.DATASET.VAL == ["camvid"]
 
 
 # The published training scripts: backbone_source_method -> what differs between them. DIIA's README has two scripts of
@@ -86,8 +86,8 @@ def test_the_flags_of_a_script_parse_and_further_ones_win(name: str, stub: Path)
 R50, R101_OS8 = "R50V3PlusD", "R101V3PlusD_OS8"
 MOBILE, SHUFFLE = "MobileNetV3PlusD", "ShuffleNetV3PlusD"
 OTHERS = {
-    "gtav": ("bdd100k", "cityscapes", "synthia", "mapillary"),
-    "cityscapes": ("bdd100k", "gtav", "synthia", "mapillary"),
+    "gtav": ["bdd100k", "cityscapes", "synthia", "mapillary"],
+    "cityscapes": ["bdd100k", "gtav", "synthia", "mapillary"],
 }
 # name: arch, method, codes, images per GPU, GPUs, (weight, relax_denom, clusters) where there is a whitening loss
 PUBLISHED: dict[str, tuple[str, str, str, int, int, tuple[float, float, int] | None]] = {
@@ -149,8 +149,8 @@ def test_training_scripts_hold_the_published_values(name: str, stub: Path) -> No
         assert whitening[2] == white.CLUSTERS
         assert (white.COV_STAT_EPOCH, white.TRIALS, white.STAT_IMAGES, white.DYNAMIC) == (5, 10, 500, False)
 
-    targets = OTHERS[source] if row.head == "plain" else ("cityscapes",) if source == "gtav" else ("bdd100k",)
-    assert ((source,), (source,), targets, "train") == (data.TRAIN, data.COVSTAT, data.VAL, data.CITY_MODE)
+    targets = OTHERS[source] if row.head == "plain" else ["cityscapes"] if source == "gtav" else ["bdd100k"]
+    assert ([source], [source], targets, "train") == (data.TRAIN, data.COVSTAT, data.VAL, data.CITY_MODE)
     tile = 512 if (row.head, source) == ("diia", "cityscapes") else 1024
     assert (0.5, tile, 10000) == (data.CLASS_UNIFORM_PCT, data.CLASS_UNIFORM_TILE, data.MAX_CU_EPOCH)
     schedule = (optim.LR, optim.LR_SCHEDULE, optim.POLY_EXP, optim.MOMENTUM, optim.WEIGHT_DECAY, optim.MAX_ITER)
@@ -187,11 +187,11 @@ def test_validation_scripts_score_the_four_unseen_domains(name: str | None, stub
     flags = started(stub, script, weights.name, "--bs_mult_val", "2")[2]  # named as seen from the caller's folder
     cfg = config.parse(flags, program="valid")
     assert str(weights) == cfg.RUN.SNAPSHOT and cfg.EVAL.BATCH_SIZE == 2
-    assert cfg.DATASET.VAL == ("cityscapes", "synthia", "bdd100k", "mapillary")
+    assert cfg.DATASET.VAL == ["cityscapes", "synthia", "bdd100k", "mapillary"]
     if name:
         arch, codes = PUBLISHED_VALID[name]
         assert f"network.deepv3.Deep{arch}" == cfg.NETWORK.ARCH
-        assert codes == "".join(map(str, cfg.NETWORK.WT_LAYER))
+        assert codes == "".join(map(str, cfg.NETWORK.WT_LAYER or ()))
     for arguments in ([], ["--bs_mult_val", "2"]):
         result = call(stub, script, *arguments)
         assert result.returncode == 2 and "WEIGHTS" in result.stderr and result.stderr.count("\n") == 1
@@ -243,12 +243,14 @@ def test_two_processes_start_for_real(tmp_path: Path) -> None:
     assert sorted(filter(None, result.stdout.split(";"))) == ["0/2", "1/2"]
 
 
-# ------------------------------------------------------------------------------------------------ README
+# ------------------------------------------------------------------------------------------------ README and docs/
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "split_data" / "README.md"])
 
 
-def readme_commands() -> list[str]:
-    """Return the command lines of the README's bash blocks, continued lines joined."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def page_commands(page: Path) -> list[str]:
+    """Return the command lines of a page's bash blocks, continued lines joined."""
+    text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"^```(?:bash|sh|shell|console)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line.strip().removeprefix("$ ") for line in lines if line.strip() and not line.strip().startswith("#")]
@@ -262,11 +264,11 @@ def split_line(line: str) -> list[tuple[dict[str, str], list[str]]]:
             commands.append([])
         elif not re.match(r"\d?>{1,2}", word):
             commands[-1].append(word)
-    found = []
+    split = []
     for words in commands:
         first = next((i for i, word in enumerate(words) if not re.match(r"[A-Z_][A-Za-z0-9_]*=", word)), len(words))
-        found.append((dict(word.split("=", 1) for word in words[:first]), words[first:]))
-    return found
+        split.append((dict(word.split("=", 1) for word in words[:first]), words[first:]))
+    return split
 
 
 class ParsedError(Exception):
@@ -275,6 +277,8 @@ class ParsedError(Exception):
 
 def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let one of the project's programs parse its command line: `train.py ...` or `-m package.module ...`."""
+    if words[:2] == TORCHRUN:
+        words = words[next(i for i, word in enumerate(words) if word.endswith(".py")) :]
     name = words[1] if words[0] == "-m" else words[0].removeprefix("./").removesuffix(".py")
     flags = words[2:] if words[0] == "-m" else words[1:]
     if name in config.PROGRAMS:
@@ -288,16 +292,16 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
     with pytest.raises(ParsedError):
-        importlib.import_module(name).main(flags)
+        importlib.import_module(f"{name}.__main__" if name == "demo_world" else name).main(flags)
 
 
 @pytest.mark.parametrize(
-    ("variables", "words"),
-    [command for line in readme_commands() for command in split_line(line)],
-    ids=lambda part: part[0] + "..." if isinstance(part, list) else None,
+    ("page", "variables", "words"),
+    [(page.name, *command) for page in PAGES for line in page_commands(page) for command in split_line(line)],
+    ids=lambda part: part[0] + "..." if isinstance(part, list) else part if isinstance(part, str) else "",
 )
-def test_every_command_of_the_readme_parses(
-    variables: dict[str, str], words: list[str], stub: Path, monkeypatch: pytest.MonkeyPatch
+def test_every_command_of_the_pages_parses(
+    page: str, variables: dict[str, str], words: list[str], stub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -306,23 +310,21 @@ def test_every_command_of_the_readme_parses(
         return
     script = ROOT / words[0]
     assert script.parent == ROOT / "scripts" and script.is_file()
-    if script.name not in ("demo.sh", "test.sh"):  # what they start is seen in test_demo.py and here
-        _, *started_words = call(stub, str(script), *words[1:]).stdout.splitlines()
-        parse(started_words, monkeypatch)
+    if script.name not in ("demo.sh", "setup.sh", "test.sh"):  # seen in test_demo.py and test_setup.py
+        how: dict[str, Any] = {**variables}
+        output = call(stub, str(script), *words[1:], **how).stdout
+        programs = output.split(f"{ROOT}\n")[1:]  # of every program its folder, then its words
+        assert programs
+        for program in programs:
+            parse(program.splitlines(), monkeypatch)
 
 
 def test_the_readme_shows_the_commands_that_matter() -> None:
-    text = "\n".join(readme_commands())
-    for part in (
-        "demo.sh",
-        "test.sh",
-        "scripts.check_data",
-        "train.py",
-        "train_r50os16_gtav_isw.sh",
-        "valid.py",
-        "scripts.convert_weights",
-    ):
-        assert part in text
+    text = "\n".join(page_commands(ROOT / "README.md"))
+    programs = [f"scripts.{path.stem}" for path in (ROOT / "scripts").glob("*.py") if "\ndef main(" in path.read_text()]
+    assert len(programs) >= 9
+    for part in ("demo.sh", "test.sh", "train_r50os16_gtav_isw.sh", "valid.py", *set(programs) - {"scripts.launch"}):
+        assert part in text, part
 
 
 def test_the_readme_lists_every_method_and_training_script() -> None:
@@ -337,9 +339,3 @@ def test_the_readme_lists_every_method_and_training_script() -> None:
             ending = endings[-1 if backbone != "`r50os16`" else 0] if endings else ""
             listed |= {f"train_{backbone.strip('`')}_{source}_{ending}.sh" for source in sources.split(", ") if source}
     assert listed == {name for name in RUNS if name.startswith("train_")}
-
-
-def test_the_readme_names_no_file_that_is_missing() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
-    assert not [link for link in links if not (ROOT / link).exists()]

@@ -11,14 +11,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FAKE_BASE = """#!/usr/bin/env bash
-# Plays the base Python: makes an environment whose Python only records what pip was asked to do.
+# Plays the base Python: makes an environment whose Python only records what it was asked to do.
 case "$*" in
   *version_info*) exit 0 ;;
-  "-m venv --clear .venv")
-    mkdir -p .venv/bin
+  "-m venv --clear .venv"*)
+    mkdir -p $4/bin
     printf '%s\\n' '#!/usr/bin/env bash' '[[ $1 == -c ]] && exit 0' \\
-      'echo "$*" >> pip.log' '[[ ! -e offline ]]' > .venv/bin/python
-    chmod +x .venv/bin/python ;;
+      'echo "$*" >> pip.log' '[[ ! -e offline ]]' > $4/bin/python
+    chmod +x $4/bin/python ;;
   *) exit 1 ;;
 esac
 """
@@ -90,6 +90,29 @@ def test_setup_says_when_there_is_no_python(checkout: Path) -> None:
         base.chmod(0o755)
     result = set_up(checkout)
     assert result.returncode == 2 and "no Python of at least 3.10" in result.stderr
+
+
+def test_the_oldest_environment_has_every_requirement_at_its_lower_bound(checkout: Path) -> None:
+    shutil.copy(checkout.parent / "bin" / "python3", checkout.parent / "bin" / "python3.10")
+    (checkout.parent / "bin" / "python3").write_text("#!/usr/bin/env bash\nexit 1\n")  # a newer one, say
+    shutil.copy(ROOT / "scripts" / "test.sh", checkout / "scripts")
+    result = set_up(checkout, command="scripts/test.sh --oldest tests/test_config.py", DIIA_PYTHON="/another/python")
+    assert result.returncode == 0, result.stderr
+    assert not (checkout / ".venv").exists() and installs(checkout) == 1
+    log = (checkout / "pip.log").read_text()
+    assert "-c .venv-oldest/lower-bounds.txt" in log and "ruff" not in log and "mypy" not in log
+    assert log.splitlines()[-1].endswith("--durations=15 tests/test_config.py")
+    bounds = (checkout / ".venv-oldest" / "lower-bounds.txt").read_text().splitlines()
+    assert "torch==2.6" in bounds and "numpy==1.26" in bounds and "pytest==8.0" in bounds
+    assert not [line for line in bounds if ">" in line]
+
+
+def test_the_tests_check_the_code_first(checkout: Path) -> None:
+    shutil.copy(ROOT / "scripts" / "test.sh", checkout / "scripts")
+    assert set_up(checkout, command="scripts/test.sh -x").returncode == 0
+    calls = [line for line in (checkout / "pip.log").read_text().splitlines() if "pip install" not in line]
+    assert calls[:3] == ["-m ruff check .", "-m ruff format --check .", "-m mypy ."]
+    assert calls[3].startswith("-m pytest -q ") and calls[3].endswith(" -x")
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -17,11 +17,12 @@ import config
 import train
 import valid
 from network.layers import SharedDropout2d
-from tests.runs import launch, read_weights, run_folder, train_arguments
+from run import Run, restore
+from tests.runs import build_run, launch, read_weights, run_folder, train_arguments
 from tests.test_loaders import join
 from utils.errors import UserError
-from utils.logs import LossMeter, read_history
-from utils.runs import Start
+from utils.logs import LossMeter, MetricWriter, read_history
+from utils.runs import Records, Start
 
 REAL_SCALER = torch.amp.GradScaler
 
@@ -60,22 +61,22 @@ class Killed(BaseException):
     """Stands for a signal that ends the process between two instructions."""
 
 
-@pytest.mark.parametrize("where", ["train_step 2", "save 2", "collect_masks 1", "score 2"])
+@pytest.mark.parametrize("where", ["train_step 2", "save 2", "collect_masks 1", "evaluate 2"])
 def test_killed_anywhere_and_resumed_gives_the_same_weights(
     where: str, straight: Path, small_camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, call = where.split()
-    original = getattr(train.Trainer, name)
+    original = getattr(train, name)
     calls = 0
 
-    def dies(self: Any, *arguments: Any, **named: Any) -> Any:
+    def dies(*arguments: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == int(call):
             raise Killed
-        return original(self, *arguments, **named)
+        return original(*arguments, **named)
 
-    monkeypatch.setattr(train.Trainer, name, dies)
+    monkeypatch.setattr(train, name, dies)
     with pytest.raises(Killed):
         train.main(resumable(small_camvid, tmp_path))
     monkeypatch.undo()
@@ -131,18 +132,18 @@ def test_accumulated_batches_give_the_gradients_of_one(full_camvid: Path, tmp_pa
     plain = ("--method", "base", "--backbone", "resnet18", "--freeze_bn", "--scale_min", "1.0")  # no pixel is ignored
     arguments = train_arguments(full_camvid, tmp_path, *plain)
     torch.manual_seed(0)  # the weights
-    trainer = train.Trainer(config.parse(arguments, program="train"), device=torch.device("cpu"), start=Start())
-    for module in trainer.network.modules():
+    run = build_run(arguments)
+    for module in run.network.modules():
         if isinstance(module, SharedDropout2d):
             module.p = 0.0
-    trainer.model.train()
-    batches = trainer.loader.epoch(0)
+    run.model.train()
+    batches = run.loader.epoch(0)
     first, second = next(batches), next(batches)
     gradients = []
     for micro_batches in ([first, second], [join([first, second])]):
-        trainer.optimizer.param_groups[0]["lr"] = 0.0  # the weights stay
-        trainer.train_step(micro_batches)
-        gradients.append([parameter.grad.clone() for parameter in trainer.network.parameters()])  # type: ignore[union-attr]
+        run.optimizer.param_groups[0]["lr"] = 0.0  # the weights stay
+        train.train_step(run, LossMeter(), micro_batches)
+        gradients.append([parameter.grad.clone() for parameter in run.network.parameters()])  # type: ignore[union-attr]
     for accumulated, whole in zip(*gradients, strict=True):
         torch.testing.assert_close(accumulated, whole, rtol=1e-3, atol=1e-6)
 
@@ -151,12 +152,10 @@ def test_a_resumed_run_takes_the_rate_that_it_is_given(
     straight: Path, small_camvid: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     more = ("--snapshot", str(straight / "last.pth"), "--restore_optimizer", "--max_iter", "8", "--lr", "0.5")
-    trainer = train.Trainer(
-        config.parse(resumable(small_camvid, tmp_path, *more, "--momentum", "0.8"), program="train"),
-        device=torch.device("cpu"),
-        start=Start(straight / "last.pth"),
-    )
-    (group,) = trainer.optimizer.param_groups
+    start = Start(straight / "last.pth")
+    run = build_run(resumable(small_camvid, tmp_path, *more, "--momentum", "0.8"), start)
+    restore(run, start)
+    (group,) = run.optimizer.param_groups
     assert group["lr"] == pytest.approx(0.5 * (1 - 4 / 8) ** 0.9)
     assert group["momentum"] == 0.8
     assert "continuing with another OPTIM.LR: 0.01 -> 0.5" in caplog.text
@@ -168,8 +167,8 @@ def test_options_that_an_older_checkpoint_lacks_have_not_changed(
     content = read_weights(straight / "last.pth")
     del content["config"]["OPTIM"]["EMA_DECAY"], content["config"]["LOSS"]
     torch.save(content, tmp_path / "older.pth")
-    cfg = config.parse(resumable(small_camvid, tmp_path, "--lr", "0.02"), program="train")
-    train.Trainer(cfg, device=torch.device("cpu"), start=Start(tmp_path / "older.pth"))
+    start = Start(tmp_path / "older.pth")
+    restore(build_run(resumable(small_camvid, tmp_path, "--lr", "0.02"), start), start)
     assert re.findall(r"continuing with another (\S+):", caplog.text) == ["OPTIM.LR"]
 
 
@@ -187,15 +186,15 @@ def test_averaged_weights_are_scored_and_everything_resumes(small_camvid: Path, 
     weight = next(iter(expected["network"]))
     assert not torch.equal(expected["network"][weight], expected["average"][weight])
 
-    def dies(self: Any, batches: Any) -> None:
-        if self.progress.step == 2:
+    def dies(run: Run, meter: Any, batches: Any) -> None:
+        if run.progress.step == 2:
             raise Killed
-        original(self, batches)
+        original(run, meter, batches)
 
-    original = train.Trainer.train_step
+    original = train.train_step
     arguments = train_arguments(small_camvid, tmp_path / "b", *MODERN, "--val_interval", "1")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(train.Trainer, "train_step", dies)
+        patch.setattr(train, "train_step", dies)
         train.main(arguments)
     train.main([*arguments, "--resume", "auto"])
     found = read_weights(run_folder(tmp_path / "b") / "last.pth")
@@ -231,12 +230,12 @@ def test_gradients_are_scaled_down_to_the_limit(
 
 def test_broken_weights_are_not_saved(straight: Path, small_camvid: Path, tmp_path: Path) -> None:
     arguments = resumable(small_camvid, tmp_path, "--snapshot", str(straight / "last.pth"))
-    trainer = train.Trainer(config.parse(arguments, program="train"), device=torch.device("cpu"), start=Start())
+    run = build_run(arguments)
     with torch.no_grad():
-        next(trainer.network.parameters()).fill_(float("inf"))
-    trainer.folder, trainer.versions = tmp_path, {}
+        next(run.network.parameters()).fill_(float("inf"))
+    writer = MetricWriter(tmp_path / "tb", tmp_path / "history.jsonl", first_step=0)
     with pytest.raises(UserError, match="weights are not finite"):
-        trainer.save("last")
+        train.save(run, Records(tmp_path, {}, writer, LossMeter()), "last")
     assert not (tmp_path / "last.pth").exists()
 
 
@@ -281,7 +280,7 @@ def test_a_batch_of_one_trains_and_waiting_for_data_is_told(
     log = (run_folder(tmp_path) / "log.txt").read_text()
     shares = [int(share) for share in re.findall(r"; (\d+)% of the time waiting for data", log)]
     assert len(shares) == 2 and all(0 <= share < 100 for share in shares)
-    advice = re.findall(r"waits for data \d+% of the time: raise --num_workers above 0 or .* --cache DIR", log)
+    advice = re.findall(r"waits for data \d+% of the time: raise --num_workers above 0 or .* --frame_cache DIR", log)
     assert len(advice) == log.count("waits for data") == advised
 
 
@@ -295,7 +294,7 @@ def test_other_rows_train_and_are_known_again(method: str, small_camvid: Path, t
     assert f"method {method} (" in about["network"]
     state = network.state_dict()
     if method == "sw":
-        assert state["backbone.stem.norms.0.running_cov"].any()
+        assert state["backbone.sites.stem1.running_cov"].any()
     assert not any(name.startswith("edge.") for name in state)
 
 

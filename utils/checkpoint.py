@@ -1,20 +1,24 @@
-"""One checkpoint schema, written atomically and read without running code from the file."""
+"""One checkpoint schema, written atomically and read without running code from the file; what a run saves in it."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from utils.errors import UserError
 from utils.files import atomic_path
 
-SCHEMA = 1
+SCHEMA = 2  # 1: network.weights.upgrade_checkpoint turns it into 2
 KEYS = frozenset(
     "schema kind network average criterion optimizer scheduler scaler progress best config versions world_size".split()
 )
@@ -99,8 +103,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def _check(content: dict[str, Any], *, path: str | Path) -> None:
     """Raise `UserError` unless what was read is a complete checkpoint of this schema."""
-    if content["schema"] != SCHEMA:
-        raise UserError(f"{path}: checkpoint schema {content['schema']}, this program reads schema {SCHEMA}")
+    if content["schema"] not in (1, SCHEMA):
+        raise UserError(f"{path}: checkpoint schema {content['schema']}, this program reads the schemas 1 and {SCHEMA}")
     missing = sorted(KEYS - content.keys())
     if missing:
         raise UserError(f"{path}: not a whole checkpoint, {', '.join(missing)} missing")
@@ -122,3 +126,69 @@ def latest(folder: Path) -> Path | None:
     """Return the newest `last.pth` of the run folders below `folder`, None where there is none."""
     files = sorted(folder.glob("*/last.pth"), key=lambda path: (path.stat().st_mtime_ns, path))
     return files[-1] if files else None
+
+
+@dataclass
+class Progress:
+    """Where a run is: `step` optimizer steps in all, `step_in_epoch` of them in epoch `epoch`."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+
+
+@dataclass(kw_only=True)
+class RunState:
+    """The parts of a run that change from step to step, and its best scores by name of their checkpoint."""
+
+    network: nn.Module
+    criterion: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    scaler: torch.amp.GradScaler
+    average: nn.Module | None = None  # the network with averaged weights
+    progress: Progress = field(default_factory=Progress)
+    best: dict[str, float] = field(default_factory=dict)
+
+    def save(self, path: Path, *, config: dict[str, Any], versions: dict[str, str], world_size: int) -> None:
+        """Write a checkpoint, named after its file.
+
+        Raises:
+            UserError: a weight is not finite, or the file cannot be written; what was there stays.
+        """
+        if not torch.stack([parameter.isfinite().all() for parameter in self.network.parameters()]).all():
+            raise UserError(
+                f"step {self.progress.step}: the weights are not finite; {path.name} stays as it was: lower --lr and "
+                "resume with --resume auto"
+            )
+        parts = ("network", "criterion", "optimizer", "scheduler", "scaler")
+        save(
+            path,
+            {
+                "kind": path.stem,
+                **{name: getattr(self, name).state_dict() for name in parts},
+                "average": self.average.state_dict() if self.average is not None else {},
+                "progress": asdict(self.progress),
+                "best": dict(self.best),
+                "config": config,
+                "versions": versions,
+                "world_size": world_size,
+            },
+        )
+
+    def load(self, content: Mapping[str, Any], *, path: Path) -> None:
+        """Take over what `read_checkpoint` gave; the average, where it holds none, starts from the network.
+
+        Raises:
+            UserError: the network or the criterion does not fit.
+        """
+        load_strictly(self.network, content["network"], path=path)
+        if self.average is not None:
+            load_strictly(self.average, content["average"] or content["network"], path=path)
+        load_strictly(self.criterion, content["criterion"], path=path)
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scheduler.load_state_dict(content["scheduler"])
+        if content["scaler"] and self.scaler.is_enabled():  # both runs in mixed precision on a GPU
+            self.scaler.load_state_dict(content["scaler"])
+        self.progress = Progress(**content["progress"])
+        self.best = dict(content["best"])

@@ -5,15 +5,17 @@ from __future__ import annotations
 import datetime
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from utils.errors import UserError, is_killed_worker
+
+Result = TypeVar("Result")
 
 
 def is_initialized() -> bool:
@@ -56,6 +58,13 @@ def choose_device(name: str, local_rank: int) -> torch.device:
         )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def autocast_dtype(device: torch.device, *, wanted: bool) -> torch.dtype | None:
+    """Return the type of mixed precision on a device: float16 on a GPU, bfloat16 on the CPU, None where not wanted."""
+    if not wanted:
+        return None
+    return torch.float16 if device.type == "cuda" else torch.bfloat16
 
 
 def set_deterministic(*, wanted: bool) -> None:
@@ -167,6 +176,20 @@ def broadcast_object(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_main(make: Callable[[], Result]) -> Result:
+    """Return on every process what rank 0 makes (anything that pickles); its `UserError` is raised on all of them."""
+    result: Any = None
+    if is_main():
+        try:
+            result = make()
+        except UserError as error:
+            result = error
+    result = broadcast_object(result)
+    if isinstance(result, UserError):
+        raise result
+    return result
 
 
 def broadcast_buffers(module: nn.Module) -> None:

@@ -1,23 +1,19 @@
-"""Tables as text and Markdown."""
+"""Tables as text, Markdown, HTML and LaTeX."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
+
+from tabulate import tabulate
+
+Style = Literal["text", "markdown", "html", "latex"]
+_FORMATS: dict[Style, str] = {"text": "simple", "markdown": "pipe", "html": "html", "latex": "latex_booktabs"}
 
 
-def align(table: Sequence[Sequence[str]]) -> str:
-    """Lay out a table for a terminal: first column left, the others right, a rule under the heading."""
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    lines = [
-        "  ".join(
-            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-        )
-        for line in table
-    ]
-    return "\n".join([lines[0].rstrip(), "-" * len(lines[0]), *(line.rstrip() for line in lines[1:])])
-
-
-def markdown(table: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown, first column left, the others right."""
-    rule = ["---", *["---:"] * (len(table[0]) - 1)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [list(table[0]), rule, *map(list, table[1:])])
+def format_table(table: Sequence[Sequence[str]], style: Style = "text") -> str:
+    """Lay out a table, heading first: the first column left, the others right, every cell as it is written."""
+    heading, *rows = table
+    align = ["left", *["right"] * (len(heading) - 1)]
+    text = tabulate(rows, heading, tablefmt=_FORMATS[style], colalign=align, disable_numparse=True)
+    return "\n".join(line.rstrip() for line in text.splitlines())

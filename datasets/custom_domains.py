@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from datasets.codec import ENCODINGS, Encoding
 from datasets.domains import Domain, Layout
@@ -16,6 +16,7 @@ from utils.errors import UserError, did_you_mean
 REQUIRED = ("root", "images", "label", "splits", "encoding")
 OPTIONAL = ("merge", "classes", "subsets", "tile", "skip_unequal")
 SPLITS = ("train", "val", "test")
+_KINDS = {str: "text", dict: "a mapping", list: "a list", int: "a whole number", bool: "true or false"}
 
 
 def read_domains(path: Path, *, taken: Container[str] = ()) -> dict[str, Domain]:
@@ -36,16 +37,14 @@ def read_domains(path: Path, *, taken: Container[str] = ()) -> dict[str, Domain]
         raise UserError(f"{path}: not valid YAML{where}; see docs/domains.example.yaml") from error
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path}: must map names of domains to their fields; see docs/domains.example.yaml")
-    domains = {}
-    for name, fields in content.items():
+    for name in content:
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name == "source":
             raise UserError(
                 f"{path}: {name!r} cannot name a domain: use letters, digits, '-', '_' and '.' (but not 'source')"
             )
         if name in taken:
             raise UserError(f"{path}: {name!r} is the name of a built-in domain; choose another")
-        domains[name] = _Fields(fields, path, name).domain()
-    return domains
+    return {name: _Fields(fields, path, name).domain() for name, fields in content.items()}
 
 
 class _Fields:
@@ -54,23 +53,23 @@ class _Fields:
     def __init__(self, fields: Any, path: Path, name: str) -> None:
         self.where, self.name, self.folder = f"{path}: {name}", name, path.resolve().parent
         if not isinstance(fields, dict):
-            raise UserError(f"{self.where}: must be a mapping with {', '.join(REQUIRED)}")
+            self._refuse(f"must be a mapping with {', '.join(REQUIRED)}")
+        known = REQUIRED + OPTIONAL
         for key in fields:
-            if key not in REQUIRED + OPTIONAL:
-                raise UserError(
-                    f"{self.where}: unknown field {key!r}; there are {', '.join(REQUIRED + OPTIONAL)}"
-                    + did_you_mean(str(key), REQUIRED + OPTIONAL)
-                )
+            if key not in known:
+                self._refuse(f"unknown field {key!r}; there are {', '.join(known)}{did_you_mean(str(key), known)}")
         for key in REQUIRED:
             if key not in fields:
-                raise UserError(f"{self.where}: the field {key!r} is missing")
+                self._refuse(f"the field {key!r} is missing")
         self.fields: Mapping[str, Any] = fields
+
+    def _refuse(self, reason: str) -> NoReturn:
+        raise UserError(f"{self.where}: {reason}")
 
     def _get(self, key: str, kind: type, default: Any = None) -> Any:
         value = self.fields.get(key, default)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            names = {str: "text", dict: "a mapping", list: "a list", int: "a whole number", bool: "true or false"}
-            raise UserError(f"{self.where}: {key} must be {names[kind]}, not {value!r}")
+            self._refuse(f"{key} must be {_KINDS[kind]}, not {value!r}")
         return value
 
     def domain(self) -> Domain:
@@ -78,10 +77,11 @@ class _Fields:
         root = os.path.expanduser(os.path.expandvars(self._get("root", str)))
         images, label = self._get("images", str), self._get("label", dict)
         if not all(isinstance(text, str) for item in label.items() for text in item) or "" in label:
-            raise UserError(f"{self.where}: label must map parts of an image's path to parts of its label's path")
+            self._refuse("label must map parts of an image's path to parts of its label's path")
         tile = self._get("tile", int, 0)
         if tile < 0:
-            raise UserError(f"{self.where}: tile must be a number of pixels, or 0 for the run's; it is {tile}")
+            self._refuse(f"tile must be a number of pixels, or 0 for the run's; it is {tile}")
+        merge, subsets = self._get("merge", dict, {}), self._get("subsets", dict, {})
         return Domain(
             name=self.name,
             root=root if os.path.isabs(root) else str(self.folder / root),
@@ -90,12 +90,9 @@ class _Fields:
             encoding=self._encoding(),
             splits=self._splits("{split}" in images),
             tile=tile,
-            merge=self._merge(),
+            merge=tuple((self._class("merge", old), self._class("merge", new)) for old, new in merge.items()),
             classes=self._classes("classes", self.fields.get("classes", list(range(NUM_CLASSES)))),
-            subsets=tuple(
-                (str(name), self._classes(f"subsets {name}", classes))
-                for name, classes in self._get("subsets", dict, {}).items()
-            ),
+            subsets=tuple((str(name), self._classes(f"subsets {name}", ids)) for name, ids in subsets.items()),
             skip_unequal=self._get("skip_unequal", bool, False),
         )
 
@@ -104,60 +101,50 @@ class _Fields:
         if isinstance(splits, list):
             splits = {str(split): str(split) for split in splits}
         if not isinstance(splits, dict) or not splits:
-            raise UserError(f"{self.where}: splits must be a list of train, val, test or map them to folder names")
-        rows = []
+            self._refuse("splits must be a list of train, val, test or map them to folder names")
         for split, folder in splits.items():
             if split not in SPLITS:
-                raise UserError(f"{self.where}: unknown split {split!r}; there are {', '.join(SPLITS)}")
+                self._refuse(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
             if not isinstance(folder, str):
-                raise UserError(f"{self.where}: splits {split} must be the name of a folder, not {folder!r}")
+                self._refuse(f"splits {split} must be the name of a folder, not {folder!r}")
             if folder != split and not in_path:
-                raise UserError(f"{self.where}: splits names the folder {folder!r}, but images holds no {{split}}")
-            rows.append((str(split), (folder,)))
-        return tuple(rows)
+                self._refuse(f"splits names the folder {folder!r}, but images holds no {{split}}")
+        return tuple((split, (folder,)) for split, folder in splits.items())
 
     def _class(self, key: str, value: Any, *, ignore: bool = False) -> int:
         """Return the train id of a number or a class name."""
         if isinstance(value, str):
             if value not in CLASS_NAMES:
-                raise UserError(f"{self.where}: {key} names no class {value!r}{did_you_mean(value, CLASS_NAMES)}")
+                self._refuse(f"{key} names no class {value!r}{did_you_mean(value, CLASS_NAMES)}")
             return CLASS_NAMES.index(value)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise UserError(f"{self.where}: {key} must hold train ids or class names, not {value!r}")
+            self._refuse(f"{key} must hold train ids or class names, not {value!r}")
         if not (0 <= value < NUM_CLASSES or (ignore and value == IGNORE)):
             rule = f"0..{NUM_CLASSES - 1}" + (f" or {IGNORE}" if ignore else "")
-            raise UserError(f"{self.where}: {key} holds {value}, which is no train id ({rule})")
+            self._refuse(f"{key} holds {value}, which is no train id ({rule})")
         return value
 
     def _classes(self, key: str, values: Any) -> tuple[int, ...]:
         if not isinstance(values, list) or not values:
-            raise UserError(f"{self.where}: {key} must be a list of train ids or class names, not {values!r}")
+            self._refuse(f"{key} must be a list of train ids or class names, not {values!r}")
         classes = tuple(self._class(key, value) for value in values)
         if len(set(classes)) < len(classes):
-            raise UserError(f"{self.where}: {key} names a class twice")
+            self._refuse(f"{key} names a class twice")
         return classes
-
-    def _merge(self) -> tuple[tuple[int, int], ...]:
-        merge = self._get("merge", dict, {})
-        return tuple((self._class("merge", old), self._class("merge", new)) for old, new in merge.items())
 
     def _encoding(self) -> Encoding:
         value = self.fields["encoding"]
         if isinstance(value, str):
             if value not in ENCODINGS:
-                raise UserError(
-                    f"{self.where}: unknown label encoding {value!r}; there are {', '.join(ENCODINGS)}"
-                    + did_you_mean(value, ENCODINGS)
-                )
+                names = ", ".join(ENCODINGS)
+                self._refuse(f"unknown label encoding {value!r}; there are {names}{did_you_mean(value, ENCODINGS)}")
             return ENCODINGS[value]
         if not isinstance(value, dict):
-            raise UserError(f"{self.where}: encoding must be a name or map raw ids to train ids, not {value!r}")
-        table, other = {IGNORE: IGNORE}, None
+            self._refuse(f"encoding must be a name or map raw ids to train ids, not {value!r}")
+        table: dict[Any, int] = {IGNORE: IGNORE}
         for raw, train in value.items():
-            if raw == "other":
-                other = self._class("encoding", train, ignore=True)
-            elif isinstance(raw, bool) or not isinstance(raw, int) or not 0 <= raw < 1 << 16:
-                raise UserError(f"{self.where}: encoding maps {raw!r}, which is no raw id (0..65535) and not 'other'")
-            else:
-                table[raw] = self._class("encoding", train, ignore=True)
+            if raw != "other" and (isinstance(raw, bool) or not isinstance(raw, int) or not 0 <= raw < 1 << 16):
+                self._refuse(f"encoding maps {raw!r}, which is no raw id (0..65535) and not 'other'")
+            table[raw] = self._class("encoding", train, ignore=True)
+        other = table.pop("other", None)
         return Encoding(f"of {self.name}", "ids", tuple(sorted(table.items())), other)

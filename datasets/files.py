@@ -1,0 +1,141 @@
+"""Files by path, in folders and in zip archives: `ROOT/ARCHIVE.zip/MEMBER` is a member, read where it lies."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
+from typing import IO
+
+from utils.errors import UserError
+
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)  # RuntimeError: a password, a method not known
+_WILDCARDS = {"**/": r"((?:(?!\.)[^/]+/)*)", "*": "([^/]*)", "?": "([^/])"}
+
+
+def split_path(path: str) -> tuple[str, str]:
+    """Return (archive, member) of a path, or ("", path) for a file of its own."""
+    end = path.find(".zip/")
+    while end >= 0 and not os.path.isfile(path[: end + 4]):
+        end = path.find(".zip/", end + 1)
+    return (path[: end + 4], path[end + 5 :]) if end >= 0 else ("", path)
+
+
+class DamagedArchiveError(OSError):
+    """A member cannot be read because of its archive."""
+
+
+def open_file(path: str) -> AbstractContextManager[IO[bytes]]:
+    """Open a file or a member for reading; raises as `open_member` does."""
+    archive, member = split_path(path)
+    return open_member(archive, member) if archive else open(path, "rb")
+
+
+@contextmanager
+def open_member(archive: str, member: str) -> Iterator[IO[bytes]]:
+    """Open a member of a zip archive for reading.
+
+    Any number of threads and processes may do so at once, started in any way: every call has a handle of its own, and
+    the directory of an archive, parsed once, never changes.
+
+    Raises:
+        OSError: there is no such archive or member, or it is damaged, which shows while it is being read.
+    """
+    with open(archive, "rb") as file:
+        try:
+            status = os.fstat(file.fileno())
+            info = _directory(archive, status.st_size, status.st_mtime_ns).get(member)
+            if info is None:
+                raise FileNotFoundError(f"{archive}/{member}")
+            if info.flag_bits & 1:
+                raise RuntimeError("it is encrypted")
+            file.seek(info.header_offset)
+            local = file.read(30)  # signature .. lengths of the name and of the extra field, which come next
+            if local[:4] != b"PK\3\4":
+                raise zipfile.BadZipFile("its header is damaged")
+            file.seek(int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little"), os.SEEK_CUR)
+            with zipfile.ZipExtFile(file, "r", info) as reader:  # type: ignore[arg-type]
+                yield reader  # type: ignore[misc]
+        except _DAMAGED as error:
+            raise DamagedArchiveError(0, str(error) or "it ends too early") from error
+
+
+def read_bytes(path: str, size: int = -1) -> bytes:
+    """Return the content of a file or member, or its first `size` bytes; raises as `open_member` does."""
+    with open_file(path) as file:
+        return file.read(size)
+
+
+def stamp(path: str) -> tuple[int, ...]:
+    """Return what changes with a file, for keys of caches: size and time; of a member also its checksum.
+
+    Raises:
+        UserError: there is no such file or member.
+    """
+    archive, member = split_path(path)
+    try:
+        status = os.stat(archive or path)
+        if not archive:
+            return status.st_size, status.st_mtime_ns
+        info = members(archive)[member]
+    except KeyError as error:
+        raise UserError(f"{path}: cannot be read (no such member)") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    return info.file_size, status.st_mtime_ns, info.CRC
+
+
+def members(archive: str) -> Mapping[str, zipfile.ZipInfo]:
+    """Return the files of a zip archive by name.
+
+    Raises:
+        UserError: it is no archive that can be read.
+    """
+    try:
+        status = os.stat(archive)
+        return _directory(archive, status.st_size, status.st_mtime_ns)
+    except (*_DAMAGED, OSError, ValueError) as error:
+        raise UserError(
+            f"{archive}: is not a zip archive that can be read ({error}); download it again, or unpack it yourself "
+            "(another kind of archive, such as RAR) and give the folder"
+        ) from error
+
+
+@lru_cache(maxsize=64)
+def _directory(archive: str, size: int, time: int) -> dict[str, zipfile.ZipInfo]:
+    with zipfile.ZipFile(archive) as file:
+        return {info.filename: info for info in file.infolist() if not info.is_dir()}
+
+
+def archived(root: str) -> dict[str, str]:
+    """Return the path of every member of the archives in a folder by its name, of equal names the first archive's."""
+    archives = sorted(glob.glob("*.zip", root_dir=root), reverse=True)
+    return {name: f"{root}/{archive}/{name}" for archive in archives for name in members(f"{root}/{archive}")}
+
+
+def find(root: str, pattern: str, members: Mapping[str, str]) -> dict[str, str]:
+    """Return the paths of files in a folder, and of archived members, by their relative names that match a glob."""
+    match = re.compile(glob_regex(pattern)).fullmatch
+    archived = {name: path for name, path in members.items() if match(name)}
+    on_disk = (name.replace(os.sep, "/") for name in glob.glob(pattern, root_dir=root, recursive=True))
+    return archived | {name: f"{root}/{name}" for name in on_disk}
+
+
+def glob_regex(pattern: str) -> str:
+    """Return a glob with `*`, `**/`, `?` and `[...]` as a regular expression; every wildcard is a group."""
+    text, before = "", "/"
+    for part in filter(None, re.split(r"(\*\*/|\*|\?|\[[^]]+])", pattern)):
+        hidden = r"(?!\.)" if before.endswith("/") else ""  # no wildcard stands for the dot of a hidden file
+        if part in _WILDCARDS:
+            text += hidden + _WILDCARDS[part]
+        elif part[0] == "[":
+            text += f"{hidden}({part.replace('[!', '[^')})"
+        else:
+            text += re.escape(part)
+        before = part
+    return text

@@ -1,0 +1,269 @@
+"""The images and labels of a split: listed, checked and opened once per run."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from multiprocessing.pool import ThreadPool
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from datasets import files
+from datasets.codec import Encoding, image_size
+from datasets.domains import Domain, Layout, get_domain
+from utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+SPLIT_DATA = Path(__file__).resolve().parents[1] / "split_data"
+
+
+class Pair(NamedTuple):
+    """An image file, its label file ("" where none is needed) and the image's name relative to the domain's root."""
+
+    image: str
+    label: str
+    name: str
+
+
+class Listing(NamedTuple):
+    """What is there of a split in one layout: its pairs, those of them whose label exists, and names of all labels."""
+
+    layout: Layout
+    folder: str
+    pairs: list[Pair]
+    labelled: list[Pair]
+    labels: list[str]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The pairs of a split (train, val, test or trainval), sorted by name; labels are "" where none are needed."""
+
+    domain: Domain
+    name: str
+    pairs: tuple[Pair, ...]
+
+    @property
+    def encoding(self) -> Encoding:
+        return self.domain.encoding
+
+    @cached_property
+    def list_hash(self) -> str:
+        return list_hash(self.pairs)
+
+    def subset(self, limit: int) -> Split:
+        """Return `limit` pairs, evenly spread over the list; 0 stands for all of them."""
+        count = len(self.pairs)
+        if not 0 < limit < count:
+            return self
+        return replace(self, pairs=tuple(self.pairs[index * count // limit] for index in range(limit)))
+
+
+class Splits:
+    """The splits of a run, each listed once, by the first process; the others receive what it found, or its error."""
+
+    def __init__(self, domains: Mapping[str, Domain]) -> None:
+        self.domains = domains
+        self._listings: dict[tuple[Domain, str], Listing | None] = {}
+        self._open: dict[tuple[Domain, str, bool], Split] = {}
+
+    def open(self, domain: str | Domain, split: str, *, need_labels: bool = True) -> Split:
+        """Return a split of a domain; every process has to ask for the same splits in the same order.
+
+        Raises:
+            UserError: as `find_pairs`, or no domain has this name.
+        """
+        from utils.distributed import from_main  # imports torch, which listing alone need not wait for
+
+        domain = get_domain(self.domains, domain) if isinstance(domain, str) else domain
+        key = domain, split, need_labels
+        if key not in self._open:
+            pairs = from_main(lambda: find_pairs(*key[:2], need_labels=need_labels, listing=self.listing))
+            self._open[key] = Split(domain, split, tuple(pairs))
+        return self._open[key]
+
+    def listing(self, domain: Domain, split: str) -> Listing | None:
+        """Return `list_split` of a split, taken once; for the first process alone."""
+        key = domain, split
+        if key not in self._listings:
+            self._listings[key] = list_split(domain, split)
+        return self._listings[key]
+
+
+def list_split(domain: Domain, split: str) -> Listing | None:
+    """List a split without judging it, by the first layout that has labels, else the first that has images, else None.
+
+    Archives are looked into where unpacked files do not suffice.
+
+    Raises:
+        UserError: no such split, or no such folder of the domain.
+    """
+    folders = dict(domain.splits).get(split)
+    if folders is None:
+        known = ", ".join(name for name, _ in domain.splits)
+        raise UserError(f"{domain.name}: has no split {split!r}; it has {known}")
+    if not domain.root:
+        raise UserError(f"{domain.name}: {domain.root_key} is empty; {_hint(domain)}")
+    if not os.path.isdir(domain.root):
+        raise UserError(f"{domain.name}: the folder {domain.root} does not exist; {_hint(domain)}")
+    first = None
+    for archived in (False, True):
+        members = files.archived(domain.root) if archived else {}
+        if archived and not members:
+            break
+        for layout in domain.layouts:
+            stems = _listed_stems(domain, split) if layout.listed else None
+            for folder in folders if stems is None else folders[: len(stems) > 0]:
+                listing = _list_layout(domain.root, layout, folder, stems, members)
+                if listing.labelled:
+                    return listing
+                first = first or (listing if listing.pairs else None)
+    return first
+
+
+def _listed_stems(domain: Domain, split: str) -> set[str]:
+    split_of = split_of_stems(domain, read_lists(domain, SPLIT_DATA), SPLIT_DATA)
+    return {stem for stem, listed_for in split_of.items() if listed_for == split}
+
+
+def _list_layout(root: str, layout: Layout, folder: str, stems: set[str] | None, members: Mapping[str, str]) -> Listing:
+    def find(pattern: str) -> dict[str, str]:
+        paths = files.find(root, pattern, members)
+        return {name: paths[name] for name in sorted(paths) if stems is None or PurePosixPath(name).stem in stems}
+
+    image_pattern, label_pattern = layout.patterns(folder)
+    images = find(image_pattern)
+    labels = find(label_pattern) if images else {}
+    names = {image: layout.label_path(image, folder) for image in images}
+    folders = {os.path.dirname(f"{root}/{name}") for name in names.values() if name not in labels}
+    others = {f"{path}/{name}" for path in folders if os.path.isdir(path) for name in os.listdir(path)}
+    pairs, labelled = [], []
+    for name, image in images.items():
+        pair = Pair(image, labels.get(names[name], f"{root}/{names[name]}"), name)
+        pairs.append(pair)
+        if pair.label != image and (names[name] in labels or pair.label in others):
+            labelled.append(pair)
+    return Listing(layout, folder, pairs, labelled, list(labels))
+
+
+def find_pairs(
+    domain: Domain,
+    split: str,
+    *,
+    need_labels: bool = True,
+    listing: Callable[[Domain, str], Listing | None] = list_split,
+) -> list[Pair]:
+    """Return the pairs of a split (train, val, test, or trainval for both), sorted by name.
+
+    Args:
+        listing: lists a split.
+
+    Raises:
+        UserError: no such split or folder, no images, or an image without a label.
+    """
+    if split == "trainval":
+        both = [find_pairs(domain, part, need_labels=need_labels, listing=listing) for part in ("train", "val")]
+        return both[0] if both[0] == both[1] else both[0] + both[1]
+    files_of_split = listing(domain, split)
+    if files_of_split is None:
+        raise UserError(f"{domain.name}/{split}: {no_images(domain, split)}")
+    _, _, pairs, labelled, _ = files_of_split
+    if not need_labels:
+        return [pair._replace(label="") for pair in pairs]
+    if len(labelled) < len(pairs):
+        existing = set(labelled)
+        first = next(pair for pair in pairs if pair not in existing)
+        hint = "add the label or remove the image" if existing else _hint(domain)
+        raise UserError(
+            f"{domain.name}/{split}: {len(pairs) - len(existing)} of {len(pairs)} images have no label, "
+            f"the first is {first.image} without {first.label}; {hint}"
+        )
+    return _without_unequal(labelled, domain, split) if domain.skip_unequal else labelled
+
+
+def no_images(domain: Domain, split: str) -> str:
+    """Return why a split has no images, and what to do, in a clause."""
+    folders, members = dict(domain.splits)[split], files.archived(domain.root)
+    patterns = dict.fromkeys(layout.patterns(folder)[0] for layout in domain.layouts for folder in folders)
+    list_path = SPLIT_DATA / f"{domain.name}_split_{split}.txt"
+    listed = (layout.images for layout in domain.layouts if layout.listed and not list_path.exists())
+    if any(files.find(domain.root, pattern, members) for pattern in listed):
+        return (
+            f"the files in {domain.root} are not sorted by split, and there is no {list_path}; "
+            f"`python -m scripts.prepare_data {domain.name} {domain.root}` makes the lists"
+            + (", with the provider's read_mapping.zip in that folder" if domain.name == "gtav" else "")
+        )
+    return f"no image matches {' or '.join(patterns)} in {domain.root}; {_hint(domain)}"
+
+
+def _hint(domain: Domain) -> str:
+    if domain.root_key.startswith("DATASET."):
+        return f"set {domain.root_key} in config.py or with --opts {domain.root_key}=FOLDER"
+    return f"fix {domain.root_key}"
+
+
+def read_lists(domain: Domain, folder: Path) -> dict[str, list[str]]:
+    """Return the lists that a folder has for a domain, by split: names of files, or paths that end with them."""
+    lists = {}
+    for split, _ in domain.splits:
+        path = folder / f"{domain.name}_split_{split}.txt"
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            continue
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); it should hold one name per line") from error
+        lists[split] = [line.strip() for line in lines if line.strip()]
+    return lists
+
+
+def split_of_stems(domain: Domain, lists: Mapping[str, Sequence[str]], folder: Path) -> dict[str, str]:
+    """Return the split of every listed file by its name without suffix, or raise `UserError` for one listed twice."""
+    split_of: dict[str, str] = {}
+    for split, names in lists.items():
+        for name in names:
+            stem = PurePosixPath(name).stem
+            if stem in split_of:
+                raise UserError(
+                    f"{folder}/{domain.name}_split_{split}.txt: {name} is listed twice, for {split_of[stem]} and for "
+                    f"{split}; a name belongs into one list, once"
+                )
+            split_of[stem] = split
+    return split_of
+
+
+def _without_unequal(pairs: list[Pair], domain: Domain, split: str) -> list[Pair]:
+    """Leave out, with a warning, the pairs whose image and label differ in size; one at least must be left."""
+    with ThreadPool(8) as pool:  # a network drive answers eight at once
+        equal = pool.map(_same_size, pairs, chunksize=256)
+    if not all(equal):
+        unequal = [pair.name for pair, same in zip(pairs, equal, strict=True) if not same]
+        log.warning(
+            "%s/%s: %d of %d pairs are skipped because image and label differ in size: %s",
+            domain.name,
+            split,
+            len(unequal),
+            len(pairs),
+            ", ".join(unequal[:5]) + (", ..." if len(unequal) > 5 else ""),
+        )
+    if not any(equal):
+        raise UserError(f"{domain.name}/{split}: no pair is left whose image and label have one size; fix the labels")
+    return [pair for pair, same in zip(pairs, equal, strict=True) if same]
+
+
+def _same_size(pair: Pair) -> bool:
+    """Compare the sizes in the headers; a file without one is left to the decoder, which names it."""
+    try:
+        return image_size(pair.image) == image_size(pair.label)
+    except UserError:
+        return True
+
+
+def list_hash(pairs: Iterable[Pair]) -> str:
+    """Return 12 hex digits that name a list of images: sha256 of their relative names, one per line."""
+    return hashlib.sha256("\n".join(pair.name for pair in pairs).encode()).hexdigest()[:12]

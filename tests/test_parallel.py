@@ -1,0 +1,105 @@
+"""The same work on many items: in order, with the errors of the work, and no process outlives the run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from utils.errors import UserError
+from utils.parallel import parallel_map
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAM = """
+import os, sys, time
+from utils.errors import run_entry_point
+from utils.parallel import parallel_map
+
+def work(item):
+    sys.stdout.write(f"{os.getpid()}\\n")
+    sys.stdout.flush()
+    time.sleep(0.2)
+
+if __name__ == "__main__":
+    run_entry_point(lambda: list(parallel_map(work, range(1000), workers=2, title="naps", unit="nap")))
+"""
+
+
+def _square(item: int) -> tuple[int, int]:
+    if item == 37:
+        raise UserError("frame 37: is damaged; unpack it again")
+    return item * item, os.getpid()
+
+
+def _convolve(item: int) -> float:
+    return float(torch.nn.functional.conv2d(torch.ones(1, 8, 64, 64), torch.ones(8, 8, 3, 3)).mean())
+
+
+def _end(_: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3, 99])
+@pytest.mark.parametrize("count", [0, 1, 36])
+def test_results_come_in_order(workers: int, count: int) -> None:
+    results = list(parallel_map(_square, range(count), workers=workers, title="squares", unit="number"))
+    assert [value for value, _ in results] == [number**2 for number in range(count)]
+    assert all((process == os.getpid()) == (workers == 0) for _, process in results)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_mistake_in_the_data_is_told_as_it_is(workers: int) -> None:
+    with pytest.raises(UserError) as caught:
+        list(parallel_map(_square, range(99), workers=workers, title="squares", unit="number"))
+    assert str(caught.value) == "frame 37: is damaged; unpack it again"
+
+
+def test_a_killed_worker_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="centroids of x: a worker process was killed, most likely for want of memory"):
+        list(parallel_map(_end, [0], workers=1, title="centroids of x", unit="label"))
+
+
+def test_torch_may_have_been_used_before() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        expected = _convolve(0)  # starts the pool of threads that a fork does not take along
+        assert list(parallel_map(_convolve, range(4), workers=2, title="maps", unit="map")) == [expected] * 4
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_workers_end_with_the_run(tmp_path: Path, stop: signal.Signals) -> None:
+    (tmp_path / "naps.py").write_text(PROGRAM)
+    run = subprocess.Popen(
+        [sys.executable, str(tmp_path / "naps.py")], env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert run.stdout is not None and run.stderr is not None
+    processes = {int(run.stdout.readline()) for _ in range(4)}
+    assert processes and run.pid not in processes
+    if stop == signal.SIGINT:
+        os.killpg(run.pid, stop)  # as a terminal does
+        assert run.wait(timeout=20) == 130 and run.stderr.read() == "interrupted\n"
+    else:
+        run.kill()
+    deadline = time.monotonic() + 20
+    while any(map(_alive, processes)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(_alive, processes))
+    run.communicate()

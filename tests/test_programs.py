@@ -1,0 +1,63 @@
+"""Every program of scripts/ has one style of --help and tells its version."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.options import make_parser
+from utils.version import version
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAMS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py") if "run_entry_point(main)" in path.read_text())
+
+
+def said(capsys: pytest.CaptureFixture[str], name: str, flag: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(f"scripts.{name}").main([flag])
+    output = capsys.readouterr()
+    assert stop.value.code == 0 and not output.err
+    return output.out
+
+
+def test_the_programs_are_found() -> None:
+    assert {"browse_data", "cache_frames", "check_data", "compare_runs", "convert_weights", "inspect_data"} < {
+        *PROGRAMS
+    }
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_help_and_version(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, name, "--version") == f"DIIA {version()}\n"
+    text = said(capsys, name, "--help")
+    usage, description = (" ".join(part.split()) for part in text.split("\n\n")[:2])
+    assert usage.startswith(f"usage: python -m scripts.{name} [-h] [--version] ")
+    assert description.endswith(".") and description.count(". ") == 0, "one sentence"
+
+
+def test_help_shows_the_defaults_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = make_parser("name", "Do it.", details="Slowly.")
+    parser.add_argument("words", nargs="*", default=["a"], help="words")
+    parser.add_argument("--size", nargs=2, default=[1, 2], help="two numbers")
+    parser.add_argument("--file", default="", help="a file")
+    parser.add_argument("--quick", action="store_true", help="less")
+    lines = [line.strip() for line in parser.format_help().splitlines()]
+    assert "--size SIZE SIZE  two numbers [1 2]" in lines and "--file FILE       a file" in lines
+    assert "--quick           less" in lines and "words             words" in lines and lines[-1] == "Slowly."
+
+
+@pytest.mark.parametrize("flags", [["--quick"], ["--quick", "--json"]])
+def test_a_quick_check_does_not_wait_for_torch(tmp_path: Path, flags: list[str]) -> None:
+    code = "import sys; from scripts import check_data\ntry: check_data.main(sys.argv[1:])\nfinally: "
+    code += "assert 'torch' not in sys.modules"
+    opts = ["--opts", f"DATASET.CAMVID_DIR={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, "camvid", *flags, *opts], cwd=ROOT, env=os.environ, check=False, timeout=60,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and not done.stderr and "no-images" in done.stdout
