@@ -120,7 +120,7 @@ def train_step(run: Run, meter: logs.LossMeter, micro_batches: Sequence[Training
     if whitening is not None and whitening.selective:  # ISW waits for its masks
         whiten = whitening.has_masks and run.progress.epoch > run.cfg.WHITENING.COV_STAT_EPOCH
     for index, batch in enumerate(micro_batches):
-        # dropout is a function of (seed, step): nothing random needs to be saved, and every process draws the same
+        # dropout is a function of (seed, step): nothing random needs to be saved, and every process has the same
         torch.manual_seed(_stream(run.cfg.RUN.SEED, step, index))
         images, labels = batch.images, batch.labels.long()  # (B,3,H,W) uint8, (B,H,W)
         edges = edge_target(images) if run.network.method.head == "diia" else None  # (B,H,W)

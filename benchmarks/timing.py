@@ -58,7 +58,7 @@ def report(rows: Mapping[str, Row], args: argparse.Namespace, *, device: torch.d
     name = torch.cuda.get_device_name(device) if is_gpu else processor()
     write_line(f"{name}, torch {torch.__version__}, {args.threads} thread(s), median of {args.runs} runs\n")
     filled = [column for column in zip(*table, strict=True) if set(column[1:]) != {"-"}]
-    write_line(format_table([list(cells) for cells in zip(*filled, strict=True)], "markdown"))
+    write_line(format_table(list(zip(*filled, strict=True)), "markdown"))
 
 
 def measure(works: list[Work], *, runs: int, clock: Callable[[], float] = time.perf_counter) -> list[list[float]]:

@@ -86,8 +86,8 @@ class TrainingSet(Dataset[Sample]):
         seed: int,
         cache: FrameCache | None = None,
     ) -> None:
-        self.sources, self.geometry, self.seed, self.cache = tuple(sources), geometry, seed, cache
-        self.sampler = sampler
+        self.sources, self.geometry, self.sampler = tuple(sources), geometry, sampler
+        self.seed, self.cache = seed, cache
         self.starts = [0, *accumulate(len(source.pairs) for source in self.sources)]
 
     def __getitem__(self, pick: Pick) -> Sample:
