@@ -242,7 +242,7 @@ def save(run: Run, records: Records, kind: str) -> None:
 
 
 def _stream(seed: int, step: int, micro_batch: int) -> int:
-    return int(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)[0]) >> 1
 
 
 if __name__ == "__main__":
