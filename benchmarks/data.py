@@ -26,8 +26,7 @@ from torch.utils.data import default_collate
 from torchvision.io import ImageReadMode, decode_image, read_file
 
 import config
-from benchmarks import straightforward
-from benchmarks.timing import Row, Work, make_parser, report
+from benchmarks import Row, Work, make_parser, report, straightforward
 from datasets.codec import DECODERS, ENCODINGS, decode_label, read_image
 from datasets.domains import BUILTIN
 from datasets.frames import FrameCache
@@ -39,7 +38,7 @@ from evaluation.metrics import argmax_classes, confusion_matrix
 from loss.borders import neighbour_classes
 from transforms.build import build_appearance, build_appearance_sampler, build_geometry
 from transforms.edges import edge_target
-from utils.opencv import opencv
+from utils.parallel import opencv
 
 CROP = straightforward.CROP
 WIDTH, HEIGHT = 1914, 1052

@@ -7,7 +7,7 @@ import numpy as np
 from datasets.labels import CLASS_NAMES
 from demo_world.looks import Look
 from demo_world.painter import Array, Camera, Drawing
-from utils.opencv import opencv
+from utils.parallel import opencv
 
 ROAD = CLASS_NAMES.index("road")
 
