@@ -17,10 +17,10 @@ from typing import Any, Literal, get_type_hints
 import yaml
 from easydict import EasyDict
 
+from utils import version
 from utils.errors import UserError
 from utils.option_layers import Setting, build_parser, check_tree, read_command_line, read_environment, read_yaml
 from utils.options import Section, build_tree, check_needs, declared, flatten, option, shared
-from utils.version import version
 
 __C: Config = EasyDict()
 cfg = __C  # defaults, which may be changed until the first `parse`; from then on a copy of what the last one returned

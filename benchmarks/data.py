@@ -27,8 +27,7 @@ from torch.utils.data import default_collate
 from torchvision.io import ImageReadMode, decode_image, read_file
 
 import config
-from benchmarks import straightforward
-from benchmarks.timing import Row, Work, make_parser, report
+from benchmarks import Row, Work, make_parser, report, straightforward
 from datasets.codec import DECODERS, ENCODINGS, decode_label, read_image
 from datasets.domains import BUILTIN
 from datasets.frames import FrameCache
@@ -40,7 +39,7 @@ from evaluation.metrics import argmax_classes, confusion_matrix
 from loss.borders import neighbour_classes
 from transforms.build import build_appearance, build_appearance_sampler, build_geometry
 from transforms.edges import edge_target
-from utils.opencv import opencv
+from utils.parallel import opencv
 
 CROP = straightforward.CROP
 WIDTH, HEIGHT = 1914, 1052
@@ -153,13 +152,13 @@ def decoding_rows(path: str) -> dict[str, Row]:
 
 
 UNTIL_FIRST_BATCH = """
-import sys, torch, train
+import sys, train
 
-def stop(module, images):
-    assert len(images) == 8
+def stop(run, meter, batches):
+    assert len(batches[0].names) == 8
     sys.exit(0)
 
-torch.nn.Module.__call__ = stop
+train.train_step = stop
 train.main(sys.argv[1:])
 """
 

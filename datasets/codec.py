@@ -15,7 +15,7 @@ from datasets import labels
 from datasets.files import open_file, read_bytes
 from datasets.labels import IGNORE
 from utils.errors import UserError
-from utils.opencv import opencv
+from utils.parallel import opencv
 
 _TRAIN_OF_ENTRY = np.array([IGNORE, *range(19)] + [IGNORE] * 236, dtype=np.uint8)  # of what `_colour_table` holds
 _UNKNOWN = 254  # what a look-up table holds for raw values that the encoding does not name

@@ -21,7 +21,7 @@ from transforms.geometry import Geometry
 from transforms.protocols import Protocol
 from transforms.view import make_view
 from utils.errors import UserError
-from utils.opencv import opencv
+from utils.parallel import opencv
 
 
 class Sample(NamedTuple):

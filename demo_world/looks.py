@@ -9,7 +9,7 @@ import numpy as np
 
 from datasets.labels import CLASS_NAMES
 from demo_world.painter import Array, Camera, Colour, Drawing, palette
-from utils.opencv import opencv
+from utils.parallel import opencv
 
 Range = tuple[float, float]
 Colours = tuple[Colour, ...]

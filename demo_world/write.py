@@ -27,7 +27,7 @@ from demo_world.painter import Array, Painter, render
 from demo_world.street import FEATURES, SIDES, Street, crossing, ground, hood, traffic
 from utils.errors import UserError
 from utils.files import write_text
-from utils.opencv import opencv
+from utils.parallel import opencv
 
 log = logging.getLogger(__name__)
 

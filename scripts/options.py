@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from config import Config
 from datasets.domains import Domain, get_domain, load_domains
+from utils import version
 from utils.errors import UserError
-from utils.version import version
 
 
 class _Help(argparse.HelpFormatter):

@@ -10,8 +10,7 @@ import torch
 from torch.utils.data import default_collate
 
 import config
-from benchmarks import straightforward
-from benchmarks.timing import measure
+from benchmarks import measure, straightforward
 from datasets.domains import BUILTIN
 from datasets.sampling import Pick, sample_rng
 from datasets.segmentation import TrainingSet
