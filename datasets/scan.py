@@ -117,7 +117,7 @@ def _likely_cause(path: str, encoding: Encoding) -> str:
         (kind == "colours" and grey and mode != "P", "ids where colours are expected; take the colour label files"),
         (kind == "colours", f"not the colours of {name}; {LOSSY}"),
         (not grey, "colour pictures where ids are expected; take the id files, not the colour ones"),
-        (encoding.foreign is not None, encoding.foreign and encoding.foreign[2]),
+        (encoding.foreign is not None, encoding.foreign[2] if encoding.foreign else ""),
         (name == "train_ids" and max(ids, default=0) <= 34, LABEL_IDS),
         (name == "camvid", "not the 11 classes of SegNet's CamVid; take its files, not those of the 32-class set"),
         (name not in ENCODINGS, f"the table {name} lacks raw ids such as {unknown}; add them to it, or `other: 255`"),
