@@ -22,10 +22,8 @@ class _Help(argparse.HelpFormatter):
 
 def make_parser(name: str, description: str, *, details: str = "") -> argparse.ArgumentParser:
     """Return the parser of `python -m scripts.NAME`: one sentence of what it does, details below the flags."""
-    prog, form = f"python -m scripts.{name}", _Help
-    parser = argparse.ArgumentParser(
-        prog=prog, description=description, epilog=details, formatter_class=form, allow_abbrev=False
-    )
+    about: dict[str, Any] = {"prog": f"python -m scripts.{name}", "description": description, "epilog": details}
+    parser = argparse.ArgumentParser(**about, formatter_class=_Help, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"DIIA {version()}")
     return parser
 
