@@ -56,7 +56,7 @@ def read_pair(pair: Pair, *, encoding: Encoding, cache: FrameCache | None = None
     if cache is None:
         image, label = read_image(pair.image), decode_label(pair.label, encoding=encoding)
     else:
-        image, label = cache.image(pair.image), cache.label(pair.label, encoding=encoding)
+        image, label = cache.read(pair.image), cache.read(pair.label, encoding)
     if image.shape[:2] != label.shape:
         raise UserError(
             f"{pair.image}: the image is {image.shape[1]}x{image.shape[0]}, but its label {pair.label} is "
@@ -130,5 +130,5 @@ class StatisticsSet(Dataset[StatisticsSample]):
     def __getitem__(self, pick: Pick) -> StatisticsSample:
         """Read one image."""
         path = self.pairs[pick.item].image
-        image = to_tensor(read_image(path) if self.cache is None else self.cache.image(path))
+        image = to_tensor(read_image(path) if self.cache is None else self.cache.read(path))
         return StatisticsSample(image, torch.from_numpy(self.draws(sample_rng(self.seed, pick.stream))))
