@@ -62,7 +62,7 @@ class FrameCache:
         except OSError as error:
             raise UserError(
                 f"{place}: the decoded form of {path} ({gigabytes(array.nbytes)}) cannot be written "
-                f"({error.strerror}); make room, choose another --cache, or leave it out"
+                f"({error.strerror}); make room, choose another --frame_cache, or leave it out"
             ) from error
         return array
 
@@ -98,8 +98,8 @@ class FrameCache:
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise UserError(
-                f"--cache {self.folder}: {len(missing)} decoded frames need {gigabytes(needed)}, and its disk has "
-                f"{gigabytes(free)} free; make room, choose another folder, or leave --cache out"
+                f"--frame_cache {self.folder}: {len(missing)} decoded frames need {gigabytes(needed)}, and its disk "
+                f"has {gigabytes(free)} free; make room, choose another folder, or leave --frame_cache out"
             )
 
     def size(self, pairs: Sequence[Pair], *, encoding: Encoding) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from config import Config
 from datasets.codec import Encoding, decode_label
 from datasets.domains import Domain
 from datasets.labels import CLASS_NAMES, NUM_CLASSES, PALETTE
@@ -128,14 +129,12 @@ def first_picks(plan: EpochPlan, number: int) -> list[Pick]:
 
 
 def inspect_domain(
-    cfg: Any, domain: Domain, pairs: Sequence[Pair], *, split: str, share: float, samples: int
+    cfg: Config, domain: Domain, pairs: Sequence[Pair], *, split: str, share: float, samples: int
 ) -> Inspection:
     """Count the classes of a domain's pairs, and those of the crops that plain and class-uniform sampling make."""
     workers, seed = choose_workers(cfg.DATASET.NUM_WORKERS), cfg.RUN.SEED
-    tile, cache = (
-        domain.tile or cfg.DATASET.CLASS_UNIFORM_TILE,
-        {"cache_dir": cfg.DATASET.CACHE_DIR, "workers": workers},
-    )
+    tile = domain.tile or cfg.DATASET.CLASS_UNIFORM_TILE
+    cache: dict[str, Any] = {"cache_dir": cfg.DATASET.CENTROID_CACHE, "workers": workers}
     pixels = pixels_per_label(pairs, domain, **cache)  # (N, 20)
     centroids = source_centroids(pairs, encoding=domain.encoding, tile=tile, name=domain.name, **cache)
     per_class = np.bincount(centroids[:, 1], minlength=NUM_CLASSES + 1)

@@ -29,7 +29,7 @@ class Summary(NamedTuple):
     parameters: int  # all, those of the heads that only train too
     multiply_adds: int  # of convolutions, matrix products and attention, counted by thop
     torch_multiply_adds: int  # the same by torch's flop counter
-    shapes: dict[str, tuple[int, int, int]]  # what stem and stages return, channels x height x width
+    shapes: dict[str, tuple[int, ...]]  # what stem and stages return, channels x height x width
     activations: int  # values that all convolutions return
 
 
@@ -54,21 +54,18 @@ def summarise(network: Segmentor, *, size: tuple[int, int]) -> Summary:
 
     copied = copy.deepcopy(network).to("meta").eval()  # the network stays as it is
     images, prediction = torch.empty(1, 3, *size, device="meta"), _Prediction(copied)
-    shapes, sizes = dict[str, tuple[int, int, int]](), list[int]()
-    stages = {"stem": copied.backbone.stem}
-    stages |= {f"stage{number}": stage for number, stage in enumerate(copied.backbone.stages(), 1)}
+    sizes = list[int]()
     hooks = [
         layer.register_forward_hook(lambda *call: sizes.append(call[2].numel()))
         for layer in copied.modules()
         if isinstance(layer, nn.Conv2d)
     ]
-    for name, stage in stages.items():
-        note = lambda *call, name=name: shapes.update({name: tuple(call[2][0].shape[1:])})  # noqa: E731
-        hooks.append(stage.register_forward_hook(note))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         prediction(images)
     for hook in hooks:
         hook.remove()
+    stages, _ = copied.backbone.outputs(images)
+    shapes = {f"stage{number}": tuple(maps.shape[1:]) for number, maps in enumerate(stages, 1)}
     parameters = sum(parameter.numel() for parameter in network.parameters())
     by_thop, by_torch = _multiply_adds(prediction, images), counter.get_total_flops() // 2
     if abs(by_thop / by_torch - 1) > 0.01:
