@@ -83,10 +83,9 @@ def stamp(path: str) -> tuple[int, ...]:
         if not archive:
             return status.st_size, status.st_mtime_ns
         info = members(archive)[member]
-    except KeyError as error:
-        raise UserError(f"{path}: cannot be read (no such member)") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (KeyError, OSError) as error:
+        reason = "no such member" if isinstance(error, KeyError) else error.strerror
+        raise UserError(f"{path}: cannot be read ({reason})") from error
     return info.file_size, status.st_mtime_ns, info.CRC
 
 

@@ -6,8 +6,9 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -69,7 +70,7 @@ class Splits:
 
     def __init__(self, domains: Mapping[str, Domain]) -> None:
         self.domains = domains
-        self._listings: dict[tuple[Domain, str], Listing | None] = {}
+        self.listing = cache(list_split)  # for the first process alone
         self._open: dict[tuple[Domain, str, bool], Split] = {}
 
     def open(self, domain: str | Domain, split: str, *, need_labels: bool = True) -> Split:
@@ -86,13 +87,6 @@ class Splits:
             pairs = from_main(lambda: find_pairs(*key[:2], need_labels=need_labels, listing=self.listing))
             self._open[key] = Split(domain, split, tuple(pairs))
         return self._open[key]
-
-    def listing(self, domain: Domain, split: str) -> Listing | None:
-        """Return `list_split` of a split, taken once; for the first process alone."""
-        key = domain, split
-        if key not in self._listings:
-            self._listings[key] = list_split(domain, split)
-        return self._listings[key]
 
 
 def list_split(domain: Domain, split: str) -> Listing | None:
@@ -117,18 +111,16 @@ def list_split(domain: Domain, split: str) -> Listing | None:
         if archived and not members:
             break
         for layout in domain.layouts:
-            stems = _listed_stems(domain, split) if layout.listed else None
+            stems = None
+            if layout.listed:
+                split_of = split_of_stems(domain, read_lists(domain, SPLIT_DATA), SPLIT_DATA)
+                stems = {stem for stem, listed_for in split_of.items() if listed_for == split}
             for folder in folders if stems is None else folders[: len(stems) > 0]:
                 listing = _list_layout(domain.root, layout, folder, stems, members)
                 if listing.labelled:
                     return listing
                 first = first or (listing if listing.pairs else None)
     return first
-
-
-def _listed_stems(domain: Domain, split: str) -> set[str]:
-    split_of = split_of_stems(domain, read_lists(domain, SPLIT_DATA), SPLIT_DATA)
-    return {stem for stem, listed_for in split_of.items() if listed_for == split}
 
 
 def _list_layout(root: str, layout: Layout, folder: str, stems: set[str] | None, members: Mapping[str, str]) -> Listing:
@@ -142,12 +134,9 @@ def _list_layout(root: str, layout: Layout, folder: str, stems: set[str] | None,
     names = {image: layout.label_path(image, folder) for image in images}
     folders = {os.path.dirname(f"{root}/{name}") for name in names.values() if name not in labels}
     others = {f"{path}/{name}" for path in folders if os.path.isdir(path) for name in os.listdir(path)}
-    pairs, labelled = [], []
-    for name, image in images.items():
-        pair = Pair(image, labels.get(names[name], f"{root}/{names[name]}"), name)
-        pairs.append(pair)
-        if pair.label != image and (names[name] in labels or pair.label in others):
-            labelled.append(pair)
+    pairs = [Pair(path, labels.get(names[name], f"{root}/{names[name]}"), name) for name, path in images.items()]
+    existing = others.union(labels.values())
+    labelled = [pair for pair in pairs if pair.label != pair.image and pair.label in existing]
     return Listing(layout, folder, pairs, labelled, list(labels))
 
 
@@ -160,19 +149,16 @@ def find_pairs(
 ) -> list[Pair]:
     """Return the pairs of a split (train, val, test, or trainval for both), sorted by name.
 
-    Args:
-        listing: lists a split.
-
     Raises:
         UserError: no such split or folder, no images, or an image without a label.
     """
     if split == "trainval":
         both = [find_pairs(domain, part, need_labels=need_labels, listing=listing) for part in ("train", "val")]
         return both[0] if both[0] == both[1] else both[0] + both[1]
-    files_of_split = listing(domain, split)
-    if files_of_split is None:
+    listed = listing(domain, split)
+    if listed is None:
         raise UserError(f"{domain.name}/{split}: {no_images(domain, split)}")
-    _, _, pairs, labelled, _ = files_of_split
+    pairs, labelled = listed.pairs, listed.labelled
     if not need_labels:
         return [pair._replace(label="") for pair in pairs]
     if len(labelled) < len(pairs):
@@ -241,27 +227,21 @@ def _without_unequal(pairs: list[Pair], domain: Domain, split: str) -> list[Pair
     """Leave out, with a warning, the pairs whose image and label differ in size; one at least must be left."""
     with ThreadPool(8) as pool:  # a network drive answers eight at once
         equal = pool.map(_same_size, pairs, chunksize=256)
-    if not all(equal):
-        unequal = [pair.name for pair, same in zip(pairs, equal, strict=True) if not same]
-        log.warning(
-            "%s/%s: %d of %d pairs are skipped because image and label differ in size: %s",
-            domain.name,
-            split,
-            len(unequal),
-            len(pairs),
-            ", ".join(unequal[:5]) + (", ..." if len(unequal) > 5 else ""),
-        )
+    unequal = [pair.name for pair, same in zip(pairs, equal, strict=True) if not same]
+    where = f"{domain.name}/{split}"
+    if unequal:
+        count, names = f"{len(unequal)} of {len(pairs)}", ", ".join(unequal[:5]) + (", ..." if len(unequal) > 5 else "")
+        log.warning("%s: %s pairs are skipped because image and label differ in size: %s", where, count, names)
     if not any(equal):
-        raise UserError(f"{domain.name}/{split}: no pair is left whose image and label have one size; fix the labels")
+        raise UserError(f"{where}: no pair is left whose image and label have one size; fix the labels")
     return [pair for pair, same in zip(pairs, equal, strict=True) if same]
 
 
 def _same_size(pair: Pair) -> bool:
     """Compare the sizes in the headers; a file without one is left to the decoder, which names it."""
-    try:
+    with suppress(UserError):
         return image_size(pair.image) == image_size(pair.label)
-    except UserError:
-        return True
+    return True
 
 
 def list_hash(pairs: Iterable[Pair]) -> str:

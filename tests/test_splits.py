@@ -294,7 +294,7 @@ def test_caches_follow_an_archive(tmp_path: Path) -> None:
     key, (pair, *_) = cache_key(split.pairs, encoding=split.encoding, tile=9), split.pairs
     place = cache.place(pair.image)
     for _ in range(2):
-        np.testing.assert_array_equal(cache.image(pair.image), read_image(pair.image))
+        np.testing.assert_array_equal(cache.read(pair.image), read_image(pair.image))
     assert cache.place(pair.image) == place != cache.place(pair.label)
     os.utime(packed / "00_part.zip", (1, 1))
     assert cache.place(pair.image) != place and cache_key(split.pairs, encoding=split.encoding, tile=9) != key
