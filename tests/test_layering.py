@@ -81,6 +81,16 @@ def test_imports_point_downwards(path: Path) -> None:
     assert part != "utils" or TYPE not in imports(path, top_level_only=True), "below config: for mypy alone"
 
 
+def test_files_and_functions_stay_readable() -> None:
+    long = []
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        functions = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef))
+        long += [f"{path.name}:{f.name}" for f in functions if (f.end_lineno or 0) - f.lineno >= 60]
+        long += [path.name] if text.count("\n") > 320 and "demo_world" not in path.parts else []
+    assert not long, "files of at most 320 lines (demo_world apart), functions of at most 60"
+
+
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_slow_or_optional_packages_are_imported_where_they_are_used(path: Path) -> None:
     wrong = {name.partition(".")[0] for name in imports(path, top_level_only=True)} & LAZY
