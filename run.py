@@ -17,7 +17,7 @@ from datasets.loaders import (
     DeviceBatches,
     EvaluationLoader,
     TrainingLoader,
-    build_evaluation_loaders,
+    build_evaluation_loader,
     build_training_loader,
     training_split,
 )
@@ -150,7 +150,8 @@ def evaluation_loaders(cfg: Config, splits: Splits, *, all_images: bool = False)
     """Return the val splits of sources and targets, of which --val_limit images are taken."""
     share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     limit = 0 if all_images else cfg.EVAL.LIMIT
-    return build_evaluation_loaders(cfg, splits, evaluated_domains(cfg), split="val", limit=limit, **share)
+    opened = [splits.open(name, "val") for name in dict.fromkeys(evaluated_domains(cfg))]
+    return [build_evaluation_loader(cfg, split, limit=limit, **share) for split in opened]
 
 
 def evaluated_domains(cfg: Config) -> list[str]:

@@ -43,11 +43,7 @@ class Encoding:
     palette: bytes = field(default=b"", repr=False)
 
     def encode(self, train_ids: np.ndarray) -> np.ndarray:
-        """Return the raw ids (for "colours": the palette's indices) of train ids, uint8 or uint16 of their shape.
-
-        Raises:
-            ValueError: the encoding has nothing for a class.
-        """
+        """Return raw ids (for "colours": palette indices), uint8 or uint16, or raise `ValueError` where one lacks."""
         raw = _raw_table(self)[train_ids]
         if raw.min(initial=0) < 0:
             lost = np.unique(train_ids[raw < 0]).tolist()
@@ -107,10 +103,7 @@ def _raw_table(encoding: Encoding) -> np.ndarray:
 
 @lru_cache(maxsize=32)
 def _entry_table(encoding: Encoding) -> np.ndarray:
-    """Return uint8 by raw id (65536,) or 0xRRGGBB (2^24,): 0 = unknown (such pages cost no memory), else 1 + train id.
-
-    255 is ignored, and so becomes `_IGNORED`.
-    """
+    """Return uint8 by raw id (65536,) or 0xRRGGBB (2^24,): 0 = unknown, takes no memory; else train id + 1."""
     table = np.zeros(1 << (24 if encoding.kind == "colours" else 16), dtype=np.uint8)
     for raw, train in encoding.table:
         table[raw] = min(train + 1, _IGNORED)
@@ -135,11 +128,7 @@ def decode_errors(path: str) -> Iterator[None]:
 
 
 def image_size(path: str) -> tuple[int, int]:
-    """Return (width, height) from a file's header; a PNG's is read where it stands, far faster than Pillow does.
-
-    Raises:
-        UserError: the file cannot be opened or is no image.
-    """
+    """Return (width, height) from a file's header, or raise `UserError`; a PNG's is read faster than Pillow does."""
     with decode_errors(path):
         head = read_bytes(path, 24)
         if head[:8] == b"\x89PNG\r\n\x1a\n" and head[12:16] == b"IHDR":
@@ -167,12 +156,8 @@ DECODERS: dict[str, Callable[[bytes], np.ndarray]] = {"pillow": _pillow, "opencv
 def read_image(path: str, *, decoder: str = "opencv") -> np.ndarray:
     """Return an image file as (H, W, 3) uint8 RGB, as it is stored: an EXIF orientation is not applied.
 
-    Args:
-        decoder: a name of `DECODERS`. Pillow reads what is not plain 8-bit RGB, and whatever the decoder gives up on,
-            so that all of them accept and refuse the same files.
-
-    Raises:
-        UserError: the file is not there, damaged, no image, or one of a single channel beyond 8 bits.
+    Pillow reads what is not plain 8-bit RGB, and whatever the decoder gives up on, so that all decoders accept and
+    refuse the same files. What is no image, is damaged or has a channel beyond 8 bits raises `UserError`.
     """
     with decode_errors(path):
         data = read_bytes(path)
@@ -190,12 +175,12 @@ def read_image(path: str, *, decoder: str = "opencv") -> np.ndarray:
 
 
 def decode_label(path: str, *, encoding: Encoding) -> np.ndarray:
-    """Return the train ids of a label file, (H, W) uint8 with 255 = ignored.
-
-    Raises:
-        UserError: the file is damaged, has the wrong number of channels, or holds values that the encoding lacks.
-    """
-    raw, table = (_read_synthia if encoding.kind == "synthia" else _read_label)(path, encoding)
+    """Return the train ids of a label file, (H, W) uint8 with 255 = ignored; a wrong file raises `UserError`."""
+    table = _entry_table(encoding)
+    if encoding.kind == "synthia":
+        raw = _read_synthia(path)
+    else:
+        raw, table = _read_label(path, encoding, table)
     if raw.dtype == np.uint8:
         entries = opencv().LUT(raw, table[:256])  # several times faster than numpy
     else:
@@ -217,7 +202,7 @@ def decode_label(path: str, *, encoding: Encoding) -> np.ndarray:
     return opencv().LUT(entries, train_of)
 
 
-def _read_label(path: str, encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
+def _read_label(path: str, encoding: Encoding, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return a label's raw ids, palette indices or 0xRRGGBB, (H, W), and the table of their entries."""
     with decode_errors(path):
         image = Image.open(io.BytesIO(read_bytes(path)))
@@ -228,7 +213,7 @@ def _read_label(path: str, encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
             f"{path}: a {mode} image where the encoding {encoding.name} has {content}; "
             "check the label files or the encoding of the domain"
         )
-    table, palette = _entry_table(encoding), bytes(image.getpalette() or []).ljust(768, b"\0")
+    palette = bytes(image.getpalette() or []).ljust(768, b"\0")
     if encoding.kind == "colours":
         if image.mode == "P":
             return np.asarray(image), table[_packed(palette)]
@@ -240,30 +225,25 @@ def _read_label(path: str, encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(image), table
 
 
-def _read_synthia(path: str, encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
+def _read_synthia(path: str) -> np.ndarray:
     """Return the class ids (H, W) of a SYNTHIA label; Pillow would read its 16-bit RGB files as zeros."""
     with decode_errors(path):
         data = np.frombuffer(read_bytes(path), dtype=np.uint8)
         array = opencv().imdecode(data, opencv().IMREAD_UNCHANGED) if data.size else None
         if array is None:
             raise UnidentifiedImageError
-    if array.ndim == 3:
-        if array.dtype != np.uint16:
-            raise UserError(
-                f"{path}: an 8-bit colour image where SYNTHIA's labels are 16-bit RGB or one 8-bit channel; "
-                "use the files of GT/LABELS, not GT/COLOR"
-            )
-        array = array[..., 2]  # OpenCV's order is BGR(A): red holds the class, green the instance
-    return array, _entry_table(encoding)
+    if array.ndim == 2:
+        return array
+    if array.dtype != np.uint16:
+        raise UserError(
+            f"{path}: an 8-bit colour image where SYNTHIA's labels are 16-bit RGB or one 8-bit channel; "
+            "use the files of GT/LABELS, not GT/COLOR"
+        )
+    return array[..., 2]  # OpenCV's order is BGR(A): red holds the class, green the instance
 
 
 def write_label(path: str, train_ids: np.ndarray, *, encoding: Encoding) -> None:
-    """Write train ids (H, W) as the published files have them: grey, with their palette, or SYNTHIA's 16-bit RGB.
-
-    Raises:
-        ValueError: the encoding has nothing for a class.
-        OSError: the file cannot be written.
-    """
+    """Write train ids (H, W) as the published files have them: grey, with their palette, or SYNTHIA's 16-bit RGB."""
     raw = encoding.encode(train_ids)
     if encoding.kind == "synthia":
         channels = np.zeros((*raw.shape, 3), np.uint16)

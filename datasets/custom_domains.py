@@ -20,18 +20,14 @@ _SPLITS = ("train", "val", "test")
 
 
 def read_domains(path: Path, *, taken: Container[str] = ()) -> dict[str, Domain]:
-    """Return the domains of a YAML file by name; docs/domains.example.yaml shows every field.
-
-    Raises:
-        UserError: the file is missing or not YAML, a name is taken, a field is unknown, missing or of a wrong type.
-    """
+    """Return the domains of a YAML file by name, or raise `UserError`; docs/domains.example.yaml shows every field."""
     import yaml
 
     try:
         content = yaml.safe_load(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check --domains") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # the second of 2026-02-30 and the like
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}: not valid YAML{where}; see docs/domains.example.yaml") from error

@@ -29,6 +29,11 @@ _LEFT_OVER = 3600  # seconds after which nobody writes to a temporary file any m
 _BROKEN = (OSError, ValueError, EOFError)  # what a damaged .npy file raises
 
 
+def decode(path: str, encoding: Encoding | None = None) -> np.ndarray:
+    """Return an image, (H, W, 3) uint8 RGB, or with `encoding` a label's train ids, (H, W) uint8."""
+    return read_image(path) if encoding is None else decode_label(path, encoding=encoding)
+
+
 @dataclass(frozen=True)
 class FrameCache:
     """A folder of decoded files, one .npy each, named by a key of all that made it.
@@ -41,9 +46,7 @@ class FrameCache:
     folder: Path
 
     def read(self, path: str, encoding: Encoding | None = None) -> np.ndarray:
-        """Return an image, (H, W, 3) uint8 RGB, or with `encoding` a label's train ids, (H, W) uint8, memory-mapped.
-
-        It is decoded and kept where it was not there.
+        """Return what `decode` does, memory-mapped; decoded and kept where it was not there.
 
         Raises:
             UserError: the file cannot be read, or the disk is full.
@@ -55,7 +58,7 @@ class FrameCache:
             pass
         except _BROKEN as error:
             log.warning("%s: not the decoded form of %s (%s); it is made again", place, path, error)
-        array = _decode(path, encoding)
+        array = decode(path, encoding)
         try:
             with atomic_path(place) as temporary, temporary.open("wb") as file:
                 np.save(file, array)
@@ -81,11 +84,7 @@ class FrameCache:
         return [pair for pair in pairs if not self._places(pair, encoding) <= existing]
 
     def reserve(self, pools: Sequence[tuple[Sequence[Pair], Encoding]]) -> None:
-        """Make the folder, remove what killed processes left, and see that the disk has room for all pairs.
-
-        Raises:
-            UserError: the folder cannot be made, or its disk has less room than the missing pairs take.
-        """
+        """Make the folder, remove what killed processes left; `UserError` where the disk lacks room for all pairs."""
         make_folder(self.folder)
         for path in self.folder.glob("??/.*.npy.*.tmp"):  # a killed process left it; a living one needs seconds
             with suppress(OSError):
@@ -110,7 +109,7 @@ class FrameCache:
         """Decode a pair again, remove what is there and differs, and return a clause on each such file."""
         wrong = []
         for path, of in ((pair.image, None), (pair.label, encoding)):
-            fresh, place = _decode(path, of), self.place(path, of)
+            fresh, place = decode(path, of), self.place(path, of)
             try:
                 if np.array_equal(_mapped(place, of), fresh):
                     continue
@@ -122,10 +121,6 @@ class FrameCache:
             place.unlink(missing_ok=True)
             wrong.append(f"{place} of {path}: {reason}")
         return wrong
-
-
-def _decode(path: str, encoding: Encoding | None) -> np.ndarray:
-    return read_image(path) if encoding is None else decode_label(path, encoding=encoding)
 
 
 def _mapped(place: Path, encoding: Encoding | None) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
@@ -25,6 +25,7 @@ from transforms.appearance import AppearanceParams
 from transforms.build import build_appearance_sampler, build_geometry, statistics_sampler
 from transforms.protocols import CentreSquare, NativeSize
 from utils.errors import UserError
+from utils.parallel import cores
 
 
 class TrainingBatch(NamedTuple):
@@ -45,8 +46,7 @@ def choose_workers(requested: int) -> int:
     """Return the number of loader workers of this process; -1 shares the cores among the processes of the node."""
     if requested >= 0:
         return requested
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, cores // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)))
+    return max(1, min(16, cores() // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)))
 
 
 def _loader(dataset: Any, *, cfg: Config, collate: Any, persistent: bool = False, **order: Any) -> DataLoader[Any]:
@@ -86,11 +86,10 @@ class TrainingLoader:
 
     def advice(self) -> str:
         """Say what makes the data come faster."""
-        cores, workers = choose_workers(-1), self.loader.num_workers
-        ways = [f"raise --num_workers above {workers}"] if workers < cores else []
-        if not self.cached:
-            ways.append("keep decoded frames with --frame_cache DIR")
-        return " or ".join(ways) or f"{cores} workers and the cache are in use already; use a faster disk"
+        most, workers = choose_workers(-1), self.loader.num_workers
+        ways = [f"raise --num_workers above {workers}"] if workers < most else []
+        ways += [] if self.cached else ["keep decoded frames with --frame_cache DIR"]
+        return " or ".join(ways) or f"{most} workers and the cache are in use already; use a faster disk"
 
 
 def training_split(cfg: Config, domain: str) -> str:
@@ -164,7 +163,7 @@ def _add_coarse(cfg: Config, splits: Splits, pools: list[Split], sources: list[S
     rows = _centroids(cfg, coarse)
     rows = rows[np.isin(rows[:, 1], cfg.DATASET.COARSE_BOOST_CLASSES)]
     rows[:, 0] += sum(source.num_images for source in sources[index:])  # the plan adds those of the sources before
-    sources[index] = replace(sources[index], centroids=np.concatenate([sources[index].centroids, rows]))
+    sources[index] = sources[index]._replace(centroids=np.concatenate([sources[index].centroids, rows]))
     pools.append(coarse)
 
 
@@ -175,12 +174,7 @@ def frame_cache(cfg: Config) -> FrameCache | None:
 
 @dataclass(eq=False)
 class EvaluationLoader:
-    """The share of one process of a list of images, one at a time.
-
-    Attributes:
-        split: the whole list, over all processes.
-        protocol: words for how the images are scored.
-    """
+    """One process's share of the images of a whole split, one at a time; `protocol` says how they are scored."""
 
     loader: DataLoader[EvaluationSample]
     split: Split
@@ -193,10 +187,7 @@ class EvaluationLoader:
 def build_evaluation_loader(
     cfg: Config, split: Split, *, rank: int, world_size: int, limit: int = 0
 ) -> EvaluationLoader:
-    """Return the loader of a split to score; process `rank` gets images rank, rank + world_size, ...
-
-    With `limit` > 0 that many images are taken, evenly spread over the sorted list.
-    """
+    """Return the loader of a split, or of `limit` > 0 of its images; process `rank` gets every world_size-th."""
     split = split.subset(limit)
     centred = cfg.EVAL.PROTOCOL == "robustnet" and split.domain.name == "mapillary"
     protocol = CentreSquare() if centred else NativeSize()
@@ -204,14 +195,6 @@ def build_evaluation_loader(
     dataset = EvaluationSet(split, protocol=protocol)
     loader = _loader(dataset, cfg=cfg, collate=itemgetter(0), batch_size=1, sampler=share)
     return EvaluationLoader(loader, split, protocol.text)
-
-
-def build_evaluation_loaders(
-    cfg: Config, splits: Splits, names: Iterable[str], *, split: str, **share: int
-) -> list[EvaluationLoader]:
-    """Return the loaders of the named domains, each once; a missing folder shows before anything is scored."""
-    opened = [splits.open(name, split) for name in dict.fromkeys(names)]
-    return [build_evaluation_loader(cfg, part, **share) for part in opened]
 
 
 def build_statistics_loader(

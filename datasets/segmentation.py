@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datasets.codec import Encoding, decode_label, read_image
-from datasets.frames import FrameCache
+from datasets.codec import Encoding
+from datasets.frames import FrameCache, decode
 from datasets.sampling import Pick, sample_rng
 from datasets.splits import Pair, Split
 from transforms.appearance import AppearanceParams, AppearanceSampler
@@ -54,10 +54,8 @@ def read_pair(pair: Pair, *, encoding: Encoding, cache: FrameCache | None = None
 
     With a cache both are memory-mapped, so that a crop reads only its own bytes.
     """
-    if cache is None:
-        image, label = read_image(pair.image), decode_label(pair.label, encoding=encoding)
-    else:
-        image, label = cache.read(pair.image), cache.read(pair.label, encoding)
+    read = decode if cache is None else cache.read
+    image, label = read(pair.image), read(pair.label, encoding)
     if image.shape[:2] != label.shape:
         raise UserError(
             f"{pair.image}: the image is {image.shape[1]}x{image.shape[0]}, but its label {pair.label} is "
@@ -125,6 +123,6 @@ class StatisticsSet(Dataset[StatisticsSample]):
     cache: FrameCache | None = None
 
     def __getitem__(self, pick: Pick) -> StatisticsSample:
-        path = self.pairs[pick.item].image
-        image = to_tensor(read_image(path) if self.cache is None else self.cache.read(path))
+        read = decode if self.cache is None else self.cache.read
+        image = to_tensor(read(self.pairs[pick.item].image))
         return StatisticsSample(image, self.sampler(sample_rng(self.seed, pick.stream)))

@@ -74,11 +74,7 @@ class Splits:
         self._open: dict[tuple[Domain, str, bool], Split] = {}
 
     def open(self, domain: str | Domain, split: str, *, need_labels: bool = True) -> Split:
-        """Return a split of a domain; every process has to ask for the same splits in the same order.
-
-        Raises:
-            UserError: as `find_pairs`, or no domain has this name.
-        """
+        """Return what `find_pairs` does; every process has to ask for the same splits in the same order."""
         from utils.distributed import from_main  # imports torch, which listing alone need not wait for
 
         domain = get_domain(self.domains, domain) if isinstance(domain, str) else domain
@@ -92,10 +88,7 @@ class Splits:
 def list_split(domain: Domain, split: str) -> Listing | None:
     """List a split without judging it, by the first layout that has labels, else the first that has images, else None.
 
-    Archives are looked into where unpacked files do not suffice.
-
-    Raises:
-        UserError: no such split, or no such folder of the domain.
+    Archives are looked into where unpacked files do not suffice. A missing folder or split raises `UserError`.
     """
     folders = dict(domain.splits).get(split)
     if folders is None:
@@ -215,10 +208,9 @@ def split_of_stems(domain: Domain, lists: Mapping[str, Sequence[str]], folder: P
         for name in names:
             stem = PurePosixPath(name).stem
             if stem in split_of:
-                raise UserError(
-                    f"{folder}/{domain.name}_split_{split}.txt: {name} is listed twice, for {split_of[stem]} and for "
-                    f"{split}; a name belongs into one list, once"
-                )
+                twice = f"{name} is listed twice, for {split_of[stem]} and for {split}"
+                path = f"{folder}/{domain.name}_split_{split}.txt"
+                raise UserError(f"{path}: {twice}; a name belongs into one list, once")
             split_of[stem] = split
     return split_of
 
