@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# The whole job on data that it renders itself: sets up .venv, renders five domains of street scenes, checks them, trains
+# The whole job on data that it renders: sets up .venv, renders five domains of street scenes, checks them, trains
 # the plain network and DIIA on "gtav", evaluates both on all five, and shows the table and where the pictures are.
 # Usage: ./scripts/demo.sh [--full] [flags for train.py that win over those below]
 #   --full trains base, ibn, isw and diia with three seeds each for 300 steps.
-# Everything lands in ./demo. A second call skips finished runs and resumes interrupted ones; `rm -r demo` starts from
-# scratch, which other flags need.
+# All lands in ./demo. A second call skips finished runs, resumes interrupted ones; for other flags, rm -r demo first.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh
