@@ -124,26 +124,22 @@ def list_files(source: Path, name: str, *, leave_out: Path | None) -> list[File]
         raise UserError(f"{source}: no such file or folder; check the path")
     paths, files = [] if source.is_dir() else [source], list[File]()
     for folder, folders, names in os.walk(source, onerror=refuse) if source.is_dir() else ():
-        folders[:] = sorted(name for name in folders if os.path.join(folder, name) != str(leave_out))
-        paths += [Path(folder, name) for name in sorted(names)]
+        folders[:] = sorted(part for part in folders if os.path.join(folder, part) != str(leave_out))
+        paths += [Path(folder, part) for part in sorted(names)]
     for path in paths:
-        suffix = path.suffix.lower()
-        if suffix == ".zip" or (path == source and suffix != ".mat"):
-            files += _list_archive(path, name)
-        elif about := needed(name, path.as_posix()):
-            files.append(File("", str(path), stamp(str(path))[0], *about))
+        if path.suffix.lower() != ".zip" and (path != source or path.suffix.lower() == ".mat"):
+            if about := needed(name, path.as_posix()):
+                files.append(File("", str(path), stamp(str(path))[0], *about))
+            continue
+        for info in members(str(path)).values():
+            member = info.orig_filename
+            reasons = [reason for part, reason in REFUSED.items() if re.search(part, member)]
+            if reasons or stat.S_ISLNK(info.external_attr >> 16):
+                reason = (*reasons, "is a symbolic link")[0]
+                raise UserError(f"{path}: refused, its member {member!r} {reason}; get the provider's own file")
+            if about := needed(name, info.filename):
+                files.append(File(str(path), info.filename, info.file_size, *about))
     return files
-
-
-def _list_archive(path: Path, name: str) -> list[File]:
-    infos = members(str(path)).values()
-    for info in infos:
-        reasons = [reason for part, reason in REFUSED.items() if re.search(part, info.orig_filename)]
-        if reasons or stat.S_ISLNK(info.external_attr >> 16):
-            reason = (*reasons, "is a symbolic link")[0]
-            raise UserError(f"{path}: refused, its member {info.orig_filename!r} {reason}; get the provider's own file")
-    wanted = ((info, about) for info in infos if (about := needed(name, info.filename)))
-    return [File(str(path), info.filename, info.file_size, *about) for info, about in wanted]
 
 
 def make_lists(domain: Domain, folder: Path, files: Sequence[File]) -> tuple[dict[str, str], dict[Path, str]]:
@@ -195,10 +191,9 @@ def make_jobs(domain: Domain, files: Sequence[File], split_of: Mapping[str, str]
     """Return one job per target; of equal files in two sources the first is taken."""
     jobs, unlisted = Jobs(), list[File]()
     split_of_folder = {folder: split for split, folders in domain.splits for folder in folders}
-    for file in files:
-        stem = PurePosixPath(file.stem).name
-        split = split_of_folder[file.folder] if split_of is None else split_of.get(stem)
-        if split is None or file.kind == "mat":
+    for file in (file for file in files if file.kind != "mat"):
+        split = split_of_folder[file.folder] if split_of is None else split_of.get(PurePosixPath(file.stem).name)
+        if split is None:
             unlisted += [file] if file.kind == "image" else []
             continue
         target = _kinds(domain.name, *domain.paths(split, file.stem))[file.kind]
