@@ -1,4 +1,4 @@
-"""Every option once: the paths to edit, the rows of all flags, and `parse`, which makes a run's frozen configuration.
+"""Every option once: the paths to edit, the fields of all sections, and `parse`, which makes a run's configuration.
 
 Later wins: this file < `--config FILE.yaml` < environment `DIIA__SECTION__NAME` < flags and `--opts KEY=VALUE`.
 """
@@ -8,21 +8,25 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
-from typing import Any
+from functools import cache
+from typing import Any, Literal, get_type_hints
 
 import yaml
+from easydict import EasyDict
 
 from utils.errors import UserError
 from utils.option_layers import Setting, build_parser, check_tree, read_command_line, read_environment, read_yaml
-from utils.options import Option, Settings, build_tree, flatten, freeze
+from utils.options import Section, build_tree, check_needs, declared, flatten, option, shared
+from utils.version import version
 
-__C = Settings()
-cfg = __C  # the global configuration: defaults until `parse` fills and freezes it
+__C: Config = EasyDict()
+cfg = __C  # defaults, which may be changed until the first `parse`; from then on a copy of what the last one returned
 
 # Where the data sets are: edit these lines (the README shows the folders expected below each).
-__C.DATASET = Settings()
+__C.DATASET = EasyDict()
 __C.DATASET.CITYSCAPES_DIR = "./data/cityscapes"
 __C.DATASET.MAPILLARY_DIR = "./data/mapillary"
 __C.DATASET.GTAV_DIR = "./data/GTAV"
@@ -31,216 +35,204 @@ __C.DATASET.SYNTHIA_DIR = "./data/synthia"
 __C.DATASET.CAMVID_DIR = "./data/camvid"
 __C.DATASET.KITTI_DIR = "./data/kitti"
 
-GROUPS = {
-    "DATASET": "data",
-    "NETWORK": "network",
-    "WHITENING": "whitening",
-    "LOSS": "loss",
-    "AUGMENT": "augmentation",
-    "OPTIM": "optimisation",
-    "EVAL": "evaluation",
-    "RUN": "run",
-}
-PROGRAMS: dict[
-    str, tuple[str, tuple[str, ...], dict[str, Any]]
-] = {  # program -> what --help says, the sections or keys it shows, defaults that differ from the rows below
-    "train": ("Train a network on source domains and score it on unseen ones.", tuple(GROUPS), {}),
-    "valid": (
-        "Score a weight file (--snapshot) on target domains; flags of train.py that are not shown are accepted too.",
-        (
-            *("DATASET.DOMAINS_FILE", "DATASET.VAL", "DATASET.SPLIT", "DATASET.NUM_WORKERS", "NETWORK.ARCH"),
-            *("NETWORK.BACKBONE", "NETWORK.OUTPUT_STRIDE"),
-            *("NETWORK.METHOD", "NETWORK.WT_LAYER", "OPTIM.FP16", "EVAL.BATCH_SIZE", "EVAL.PROTOCOL", "EVAL.LIMIT"),
-            *("EVAL.PICTURES", "EVAL.VISUALIZE", "EVAL.ATTENTION_PIXELS", "EVAL.OUT"),
-            *("RUN.SNAPSHOT", "RUN.DEVICE", "RUN.DIST_URL", "RUN.DETERMINISTIC"),
-        ),
-        {"DATASET.VAL": ["bdd100k"]},
-    ),
-}
-VALID_ONLY = ("DATASET.SPLIT", "EVAL.OUT")
-ALIASES = {"--local-rank": "--local_rank", "-wb": "--wt_bound"}
-
+# Every option: key, type, default, flag, help, bounds. `option` is one of train.py, `shared` one of valid.py too.
+BY_IMAGE = ("--img_wt_loss", "--jointwtborder")
 # fmt: off
-_ROWS = (
-    *(Option(f"DATASET.{name}_DIR", __C.DATASET.get(f"{name}_DIR", ""), "", f"Folder of {name}.", kind=str)
-      for name in ("CITYSCAPES", "MAPILLARY", "GTAV", "BDD", "SYNTHIA", "CAMVID", "KITTI")),
-    Option("DATASET.DOMAINS_FILE", "", "--domains", "YAML file that declares domains of your own."),
-    Option("DATASET.TRAIN", ["cityscapes"], "--dataset", "Source domains to train on.", lengths=(1, 100)),
-    Option("DATASET.VAL", ["mapillary"], "--val_dataset", "Target domains to score on.", kind=str),
-    Option("DATASET.COVSTAT", [], "--covstat_val_dataset",
-           "Domains whose training images give the covariance statistics of ISW; none named: the sources.", kind=str),
-    Option("DATASET.SPLIT", "val", "--split", "Split that valid.py scores."),
-    Option("DATASET.IMAGE_UNIFORM_SAMPLING", False, "--image_uniform_sampling",
-           "Pool several source domains, every image alike, instead of equal shares per domain."),
-    Option("DATASET.CITY_MODE", "train", "--city_mode", "Cityscapes split to train on.", choices=("train", "trainval")),
-    Option("DATASET.CLASS_UNIFORM_PCT", 0.0, "--class_uniform_pct",
-           "Share of an epoch that is drawn around class centroids, the same number for every class.", low=0, high=1),
-    Option("DATASET.CLASS_UNIFORM_TILE", 1024, "--class_uniform_tile",
-           "Side in pixels of the tiles in which class centroids are searched.", low=1),
-    Option("DATASET.MAX_CU_EPOCH", 100000, "--max_cu_epoch",
-           "Number of epochs with class-uniform sampling; later ones sample plainly.", low=0),
-    Option("DATASET.CACHE_DIR", "./cache", "--cache_dir", "Folder of the class centroid caches."),
-    Option("DATASET.FRAMES_DIR", "", "--cache",
-           "Folder of decoded training frames, filled by the first epoch or by scripts/build_cache.sh."),
-    Option("DATASET.COARSE_BOOST_CLASSES", [], "--coarse_boost_classes",
-           "Classes (train ids) for which class-uniform epochs draw from Cityscapes' coarse frames too.",
-           kind=int, lengths=(0, 19), low=0, high=18),
-    Option("DATASET.QUICK_CHECK", True, "--quick_check",
-           "Look at a sample of the data before training, as python -m scripts.check_data --quick does."),
-    Option("DATASET.NUM_WORKERS", -1, "--num_workers",
-           "Loader processes per training process, -1 for a number that fits the cores.", low=-1),
 
-    Option("NETWORK.ARCH", "network.deepv3.DeepR50V3PlusD", "--arch", "Backbone and output stride, by dotted name."),
-    Option("NETWORK.BACKBONE", "", "--backbone",
-           "Backbone by plain name instead of --arch: resnet50, mobilenet_v2; scripts.network_summary lists all."),
-    Option("NETWORK.OUTPUT_STRIDE", 0, "--output_stride",
-           "Stride of the last features, 8, 16 or 32 (ResNets: 4 too); 0 for that of --arch, or 16 with --backbone.",
-           low=0),
-    Option("NETWORK.METHOD", "diia", "--method",
-           "Method to build: base, ibn, is, iw, irw, isw and sw have the plain DeepLabV3+ head, diia its own; "
-           "diia-no-edge, diia-no-layout, diia-no-aggregation and diia-no-whitening lack a part, diia-coarse has the "
-           "coarse head alone."),
-    Option("NETWORK.WT_LAYER", None, "--wt_layer",
-           "Seven style codes, stem to last stage: 0 none, 1 whitening (IW, IRW), 2 ISW, 3 IN, 4 affine IN, 5 SW.",
-           kind=int, many=True, lengths=(7, 7), low=0, high=5),
-    Option("NETWORK.PRETRAINED", "torchvision", "--pretrained",
-           "ImageNet weights of the backbone: torchvision, none, or a file."),
-    Option("NETWORK.SYNCBN", True, "--syncbn", "Share batch-norm statistics between GPUs."),
-    Option("NETWORK.FREEZE_BN", False, "--freeze_bn",
-           "Keep the batch-norm statistics as they are; scales and shifts still train."),
+class Data(Section):
+    CITYSCAPES_DIR: str = option("", "", "Folder of Cityscapes.")
+    MAPILLARY_DIR: str = option("", "", "Folder of Mapillary.")
+    GTAV_DIR: str = option("", "", "Folder of GTAV.")
+    BDD_DIR: str = option("", "", "Folder of BDD-100K.")
+    SYNTHIA_DIR: str = option("", "", "Folder of SYNTHIA.")
+    CAMVID_DIR: str = option("", "", "Folder of CamVid.")
+    KITTI_DIR: str = option("", "", "Folder of KITTI.")
+    DOMAINS_FILE: str = shared("", "--domains", "YAML file that declares domains of your own.")
+    TRAIN: list[str] = option(["cityscapes"], "--dataset", "Source domains to train on.", lengths=(1, 100))
+    VAL: list[str] = shared(["mapillary"], "--val_dataset", "Target domains to evaluate on.")
+    COVSTAT: list[str] = option([], "--covstat_val_dataset",
+        "Domains whose training images give the covariance statistics of ISW; none named: the sources.")
+    SPLIT: str = option("val", "--split", "Split that valid.py evaluates.", programs=("valid",))
+    IMAGE_UNIFORM_SAMPLING: bool = option(False, "--image_uniform_sampling",
+        "Pool several source domains, every image alike, instead of equal shares per domain.")
+    CITY_MODE: Literal["train", "trainval"] = option("train", "--city_mode", "Cityscapes split to train on.")
+    CLASS_UNIFORM_PCT: float = option(0.0, "--class_uniform_pct",
+        "Share of an epoch that is sampled around class centroids, the same number for every class.", low=0, high=1)
+    CLASS_UNIFORM_TILE: int = option(1024, "--class_uniform_tile",
+        "Side in pixels of the tiles in which class centroids are searched.", low=1)
+    MAX_CU_EPOCH: int = option(100000, "--max_cu_epoch",
+        "Number of epochs with class-uniform sampling; later ones sample plainly.", low=0)
+    CENTROID_CACHE: str = option("./cache", "--centroid_cache", "Folder of the class centroids.",
+        aliases=("--cache_dir", "DATASET.CACHE_DIR"))
+    FRAME_CACHE: str = option("", "--frame_cache",
+        "Folder of decoded training frames, filled by the first epoch or by scripts/build_cache.sh.",
+        aliases=("--cache", "DATASET.FRAMES_DIR"))
+    COARSE_BOOST_CLASSES: list[int] = option([], "--coarse_boost_classes",
+        "Classes (train ids) that are sampled in Cityscapes' coarse frames too.", lengths=(0, 19), low=0, high=18)
+    QUICK_CHECK: bool = option(True, "--quick_check", "Check a sample of the data first (scripts.check_data --quick).")
+    NUM_WORKERS: int = shared(-1, "--num_workers", "Loader workers per process, -1: as many as fit the cores.", low=-1)
 
-    Option("WHITENING.REG_WEIGHT", 0.6, "--wt_reg_weight", "Weight of the whitening loss.", low=0),
-    Option("WHITENING.RELAX_DENOM", None, "--relax_denom",
-           "Denominator of the relaxed margin of IRW, 0 for no margin.", kind=float, low=0),
-    Option("WHITENING.CLUSTERS", 50, "--clusters", "Clusters of the covariance variances in ISW.", low=0),
-    Option("WHITENING.TRIALS", 10, "--trials", "Passes over the images whose ISW masks are intersected.", low=0),
-    Option("WHITENING.DYNAMIC", False, "--dynamic",
-           "Compute the ISW masks anew every cov_stat_epoch + 1 epochs instead of once."),
-    Option("WHITENING.COV_STAT_EPOCH", 5, "--cov_stat_epoch",
-           "Epoch index (from 0) at whose end the ISW masks are computed.", low=0),
-    Option("WHITENING.STAT_IMAGES", 500, "--stat_images", "Images read per pass of the ISW statistics.", low=1),
+class Network(Section):
+    ARCH: str = shared("network.deepv3.DeepR50V3PlusD", "--arch", "Backbone and output stride, by dotted name.")
+    BACKBONE: str = shared("", "--backbone",
+        "Backbone by plain name instead of --arch: resnet50, mobilenet_v2; scripts.network_summary lists all.")
+    OUTPUT_STRIDE: int = shared(0, "--output_stride",
+        "Stride of the last features, 8, 16 or 32 (ResNets: 4 too); 0: that of --arch, 16 with --backbone.", low=0)
+    METHOD: str = shared("diia", "--method",
+        "Method to build: base, ibn, is, iw, irw, isw and sw have the plain DeepLabV3+ head, diia its own; "
+        "diia-no-edge, diia-no-layout, diia-no-aggregation and diia-no-whitening lack a part, diia-coarse has the "
+        "coarse head alone.")
+    WT_LAYER: list[int] | None = shared(None, "--wt_layer",
+        "Seven style codes, stem to last stage: 0 none, 1 whitening (IW, IRW), 2 ISW, 3 IN, 4 affine IN, 5 SW.",
+        lengths=(7, 7), low=0, high=5)
+    PRETRAINED: str = option("torchvision", "--pretrained", "ImageNet weights: torchvision, none or a file.")
+    SYNCBN: bool = option(True, "--syncbn", "Share batch-norm statistics between GPUs.")
+    FREEZE_BN: bool = option(False, "--freeze_bn", "Freeze the batch-norm statistics; scales and shifts still train.")
 
-    Option("LOSS.CLASS_WEIGHTS", False, "--cls_wt_loss", "Weigh the cross entropy by fixed class weights."),
-    Option("LOSS.IMAGE_WEIGHTS", False, "--img_wt_loss",
-           "Weigh the cross entropy by image: a class weighs 1 + wt_bound * (1 - its share of the image)."),
-    Option("LOSS.BATCH_WEIGHTS", False, "--batch_weighting",
-           "Take the shares of --img_wt_loss and --jointwtborder over a process's batch instead of each image."),
-    Option("LOSS.WEIGHT_BOUND", 1.0, "--wt_bound",
-           "Largest extra weight of a rare class in --img_wt_loss and --jointwtborder, 0 for equal weights.", low=0),
-    Option("LOSS.RELAX_BORDERS", False, "--jointwtborder",
-           "Relax labels at borders: any class of a pixel's 3x3 neighbourhood is right; weighs by image too."),
-    Option("LOSS.STRICT_CLASSES", [], "--strict_bdr_cls",
-           "Classes (train ids) whose own pixels --jointwtborder does not relax.",
-           kind=int, lengths=(0, 19), low=0, high=18),
-    Option("LOSS.OHEM_THRESH", 0.0, "--ohem_thresh",
-           "Take the cross entropy over hard pixels alone (OHEM): those whose true class has less than this "
-           "probability, 0.7 say; 0 for all pixels.", low=0, high=1),
-    Option("LOSS.OHEM_MIN_KEPT", 100000, "--ohem_min_kept",
-           "Pixels per crop that --ohem_thresh keeps at least, on average over a process's batch, the hardest first.",
-           low=0),
-    Option("LOSS.LAYOUT_CONFIDENCE", "logits", "--layout_confidence",
-           "What the thresholds of DIIA's coarse layout compare.", choices=("logits", "softmax")),
+class Whitening(Section):
+    REG_WEIGHT: float = option(0.6, "--wt_reg_weight", "Weight of the whitening loss.", low=0)
+    RELAX_DENOM: float | None = option(None, "--relax_denom", "Denominator of IRW's margin, 0 for no margin.", low=0)
+    CLUSTERS: int = option(50, "--clusters", "Clusters of the covariance variances in ISW.", low=0)
+    TRIALS: int = option(10, "--trials", "Passes over the images whose ISW masks are intersected.", low=0)
+    DYNAMIC: bool = option(False, "--dynamic", "Compute the ISW masks again every cov_stat_epoch + 1 epochs.")
+    COV_STAT_EPOCH: int = option(5, "--cov_stat_epoch", "Epoch (from 0) that ends with computing the ISW masks.", low=0)
+    STAT_IMAGES: int = option(500, "--stat_images", "Images read per pass of the ISW statistics.", low=1)
 
-    Option("AUGMENT.CROP_SIZE", 720, "--crop_size", "Side in pixels of the training crop.", low=32),
-    Option("AUGMENT.CROP_NOPAD", False, "--crop_nopad", "Do not pad images that are smaller than the crop."),
-    Option("AUGMENT.PRE_SIZE", 0, "--pre_size", "Resize the shorter side to this before scaling, 0 for not.", low=0),
-    Option("AUGMENT.SCALE_MIN", 0.5, "--scale_min", "Smallest random scale.", above=0),
-    Option("AUGMENT.SCALE_MAX", 2.0, "--scale_max", "Largest random scale.", above=0),
-    Option("AUGMENT.RROTATE", 0.0, "--rrotate", "Largest random rotation in degrees, either way.", low=0, high=180),
-    Option("AUGMENT.COLOR_AUG", 0.0, "--color_aug", "Probability of the colour jitter.", low=0, high=1),
-    Option("AUGMENT.JITTER", "method", "--jitter",
-           "Strengths of the colour jitter; method takes those of --method.", choices=("method", "diia", "robustnet")),
-    Option("AUGMENT.GBLUR", False, "--gblur", "Blur every training crop with a random Gaussian."),
-    Option("AUGMENT.BBLUR", False, "--bblur", "Blur every training crop bilaterally; takes the place of --gblur."),
-    Option("AUGMENT.IMAGE_IN", False, "--image_in", "Normalise every image by its own mean and deviation."),
+class Loss(Section):
+    CLASS_WEIGHTS: bool = option(False, "--cls_wt_loss", "Weigh the cross entropy by fixed class weights.")
+    IMAGE_WEIGHTS: bool = option(False, "--img_wt_loss",
+        "Weigh the cross entropy by image: a class weighs 1 + wt_bound * (1 - its share of the image).")
+    BATCH_WEIGHTS: bool = option(False, "--batch_weighting",
+        "Take the shares of --img_wt_loss and --jointwtborder over a process's batch instead of each image.",
+        needs=BY_IMAGE)
+    WEIGHT_BOUND: float = option(1.0, "--wt_bound",
+        "Largest extra weight of a rare class in --img_wt_loss and --jointwtborder, 0 for equal weights.", low=0,
+        aliases=("-wb",), needs=BY_IMAGE)
+    RELAX_BORDERS: bool = option(False, "--jointwtborder",
+        "Relax labels at borders: any class of a pixel's 3x3 neighbourhood is right; weighs by image too.")
+    STRICT_CLASSES: list[int] = option([], "--strict_bdr_cls",
+        "Classes (train ids) whose own pixels --jointwtborder does not relax.", lengths=(0, 19), low=0, high=18,
+        needs=("--jointwtborder",))
+    OHEM_THRESH: float = option(0.0, "--ohem_thresh",
+        "OHEM: cross entropy over hard pixels alone, whose true class has less than this probability (0.7 say); "
+        "0 for all pixels.", low=0, high=1)
+    OHEM_MIN_KEPT: int = option(100000, "--ohem_min_kept",
+        "Pixels per crop that --ohem_thresh keeps at least, on average over a process's batch.", low=0,
+        needs=("--ohem_thresh",))
+    LAYOUT_CONFIDENCE: Literal["logits", "softmax"] = option("logits", "--layout_confidence",
+        "What the thresholds of DIIA's coarse layout compare.")
 
-    Option("OPTIM.NAME", "sgd", "--optimizer", "Optimiser; AdamW wants a smaller --lr, 0.0001 say.",
-           choices=("sgd", "adamw")),
-    Option("OPTIM.LR", 0.01, "--lr", "Learning rate of the first step.", above=0),
-    Option("OPTIM.LR_SCHEDULE", "poly", "--lr_schedule",
-           "Learning-rate schedule; scl-poly starts again at --rlx_off_iter.", choices=("poly", "scl-poly")),
-    Option("OPTIM.POLY_EXP", 0.9, "--poly_exp", "Exponent of the poly schedule.", low=0),
-    Option("OPTIM.RESCALE", 1.0, "--rescale", "Factor of the second part of scl-poly.", above=0),
-    Option("OPTIM.REPOLY", 1.5, "--repoly", "Exponent of the second part of scl-poly.", low=0),
-    Option("OPTIM.RLX_OFF_ITER", -1, "--rlx_off_iter",
-           "Step at which --jointwtborder stops relaxing (its weights stay) and the second part of scl-poly starts.",
-           low=-1),
-    Option("OPTIM.MAX_ITER", 30000, "--max_iter", "Optimiser steps of the run.", low=1),
-    Option("OPTIM.MAX_EPOCH", 0, "--max_epoch", "Stop after this many epochs, 0 for no limit.", low=0),
-    Option("OPTIM.WEIGHT_DECAY", 5e-4, "--weight_decay",
-           "Weight decay; decoupled from the gradient in AdamW, where 0.01 is usual.", low=0),
-    Option("OPTIM.MOMENTUM", 0.9, "--momentum", "Momentum of SGD.", low=0, high=1),
-    Option("OPTIM.BATCH_SIZE", 2, "--bs_mult", "Images per process and forward pass.", low=1),
-    Option("OPTIM.ACCUMULATE", 1, "--accumulate", "Forward passes whose gradients make one step.", low=1),
-    Option("OPTIM.CLIP_GRAD_NORM", 0.0, "--clip_grad_norm",
-           "Largest norm of the gradient of all weights together; a longer one is scaled down. 0 for no limit.", low=0),
-    Option("OPTIM.EMA_DECAY", 0.0, "--ema_decay",
-           "Score, and keep beside the trained ones, weights averaged over the steps (EMA) with this decay, 0.999 say; "
-           "0 for none.", low=0, high=0.999999),
-    Option("OPTIM.FP16", False, "--fp16", "Mixed precision: float16 on a GPU, bfloat16 on the CPU."),
+class Augmentation(Section):
+    CROP_SIZE: int = option(720, "--crop_size", "Side in pixels of the training crop.", low=32)
+    CROP_NOPAD: bool = option(False, "--crop_nopad", "Do not pad images that are smaller than the crop.")
+    PRE_SIZE: int = option(0, "--pre_size", "Resize the shorter side to this before scaling, 0 for not.", low=0)
+    SCALE_MIN: float = option(0.5, "--scale_min", "Smallest random scale.", above=0)
+    SCALE_MAX: float = option(2.0, "--scale_max", "Largest random scale.", above=0)
+    RROTATE: float = option(0.0, "--rrotate", "Largest random rotation in degrees, either way.", low=0, high=180)
+    COLOR_AUG: float = option(0.0, "--color_aug", "Probability of the colour jitter.", low=0, high=1)
+    JITTER: Literal["method", "diia", "robustnet"] = option("method", "--jitter",
+        "Strengths of the colour jitter; method takes those of --method.")
+    GBLUR: bool = option(False, "--gblur", "Blur every training crop with a random Gaussian.")
+    BBLUR: bool = option(False, "--bblur", "Blur every training crop bilaterally; takes the place of --gblur.")
+    IMAGE_IN: bool = option(False, "--image_in", "Normalise every image by its own mean and deviation.")
 
-    Option("EVAL.BATCH_SIZE", 1, "--bs_mult_val", "Images per process and forward pass while scoring.", low=1),
-    Option("EVAL.PROTOCOL", "full", "--eval_protocol",
-           "Score every pixel at native size (full), or only Mapillary's 1536 centre square (robustnet).",
-           choices=("full", "robustnet")),
-    Option("EVAL.INTERVAL", 1, "--val_interval", "Epochs between two validations, 0 for only at the end.", low=0),
-    Option("EVAL.SOURCE", True, "--val_source", "Score the source domains while training too."),
-    Option("EVAL.LIMIT", 0, "--val_limit",
-           "Images scored per domain, evenly spread, 0 for all; a training ends with scores on all.", low=0),
-    Option("EVAL.PICTURES", 4, "--pictures", "Images per domain that are drawn as pictures.", low=0),
-    Option("EVAL.VISUALIZE", False, "--visualize_feature",
-           "Draw covariances, whitening masks, edge maps, coarse layouts and attention of the images of --pictures."),
-    Option("EVAL.ATTENTION_PIXELS", [], "--attention_pixels",
-           "Pixels (x y x y ...) whose attention is drawn; none: in the middle of the largest classes.",
-           kind=int, lengths=(0, 24), low=0),
-    Option("EVAL.OUT", "", "--out", "Folder for the tables and pictures of valid.py."),
+class Optimisation(Section):
+    NAME: Literal["sgd", "adamw"] = option("sgd", "--optimizer", "Optimiser; AdamW wants a smaller --lr, 0.0001 say.",
+        shorthands=("sgd",))
+    LR: float = option(0.01, "--lr", "Learning rate of the first step.", above=0)
+    LR_SCHEDULE: Literal["poly", "scl-poly"] = option("poly", "--lr_schedule",
+        "Learning-rate schedule; scl-poly starts again at --rlx_off_iter.")
+    POLY_EXP: float = option(0.9, "--poly_exp", "Exponent of the poly schedule.", low=0)
+    RESCALE: float = option(1.0, "--rescale", "Factor of the second part of scl-poly.", above=0)
+    REPOLY: float = option(1.5, "--repoly", "Exponent of the second part of scl-poly.", low=0)
+    RLX_OFF_ITER: int = option(-1, "--rlx_off_iter",
+        "Step at which --jointwtborder stops relaxing (its weights stay) and scl-poly's second part starts.", low=-1)
+    MAX_ITER: int = option(30000, "--max_iter", "Optimiser steps of the run.", low=1)
+    MAX_EPOCH: int = option(0, "--max_epoch", "Stop after this many epochs, 0 for no limit.", low=0)
+    WEIGHT_DECAY: float = option(5e-4, "--weight_decay",
+        "Weight decay; decoupled from the gradient in AdamW, where 0.01 is usual.", low=0)
+    MOMENTUM: float = option(0.9, "--momentum", "Momentum of SGD.", low=0, high=1, needs=("--optimizer sgd",))
+    BATCH_SIZE: int = option(2, "--bs_mult", "Images per process and forward pass.", low=1)
+    ACCUMULATE: int = option(1, "--accumulate", "Forward passes whose gradients make one step.", low=1)
+    CLIP_GRAD_NORM: float = option(0.0, "--clip_grad_norm",
+        "Largest norm of the gradient of all weights together; a longer one is scaled down. 0 for no limit.", low=0)
+    EMA_DECAY: float = option(0.0, "--ema_decay",
+        "Evaluate and also keep weights averaged over the steps (EMA) with this decay, 0.999 say; 0 for none.",
+        low=0, high=0.999999)
+    FP16: bool = shared(False, "--fp16", "Mixed precision: float16 on a GPU, bfloat16 on the CPU.")
 
-    Option("RUN.SNAPSHOT", "", "--snapshot", "Weight file to start from, or to score."),
-    Option("RUN.RESTORE_OPTIMIZER", False, "--restore_optimizer",
-           "Continue the run of --snapshot: optimiser, schedule and progress too."),
-    Option("RUN.RESUME", "", "--resume", "Continue from a checkpoint file, or auto: from the last one of this run."),
-    Option("RUN.DATE", "default", "--date", "First part of the run's folder name."),
-    Option("RUN.EXP", "default", "--exp", "Second part of the run's folder name."),
-    Option("RUN.TB_TAG", "", "--tb_tag", "Text added to the TensorBoard folder name."),
-    Option("RUN.CKPT", "./logs/ckpt", "--ckpt", "Folder below which runs are kept."),
-    Option("RUN.TB_PATH", "./logs/tb", "--tb_path", "Folder below which TensorBoard files are kept."),
-    Option("RUN.TEST_MODE", False, "--test_mode", "Do a few steps of everything, to see that it works."),
-    Option("RUN.SEED", 304, "--seed", "Seed of weights, order and augmentation.", low=0, high=2**32 - 1),
-    Option("RUN.LOG_INTERVAL", 50, "--log_interval", "Steps between two lines of the log.", low=1),
-    Option("RUN.SAVE_INTERVAL", 0, "--save_interval", "Steps between two checkpoints, 0 for epoch ends only.", low=0),
-    Option("RUN.DEVICE", "auto", "--device", "Device to compute on.", choices=("auto", "cpu", "cuda")),
-    Option("RUN.LOCAL_RANK", -1, "--local_rank", "Set by old launchers; torchrun's variables win.", low=-1),
-    Option("RUN.DIST_URL", "env://", "--dist_url", "Where the processes meet."),
-    Option("RUN.DETERMINISTIC", False, "--deterministic",
-           "Use operations that give the same bits every time, where there are any."),
-    Option("RUN.DUMP_AUGMENTATION", False, "--dump_augmentation_images", "Draw the first training batch as a picture."),
-)
+class Evaluation(Section):
+    BATCH_SIZE: int = shared(1, "--bs_mult_val", "Images per process and forward pass of the evaluation.", low=1)
+    PROTOCOL: Literal["full", "robustnet"] = shared("full", "--eval_protocol",
+        "Evaluate every pixel at native size (full), or only Mapillary's 1536 centre square (robustnet).")
+    INTERVAL: int = option(1, "--val_interval", "Epochs between two validations, 0 for only at the end.", low=0)
+    SOURCE: bool = option(True, "--val_source", "Evaluate on the source domains while training too.")
+    LIMIT: int = shared(0, "--val_limit",
+        "Images evaluated per domain, evenly spread, 0 for all; a training ends with scores on all.", low=0)
+    PICTURES: int = shared(4, "--pictures", "Images per domain that are plotted.", low=0)
+    VISUALIZE: bool = shared(False, "--visualize_feature",
+        "Plot covariances, whitening masks, edge maps, coarse layouts and attention of the images of --pictures.")
+    ATTENTION_PIXELS: list[int] = shared([], "--attention_pixels",
+        "Pixels (x y x y ...) whose attention is plotted; none: amid the largest classes.", lengths=(0, 24), low=0,
+        needs=("--visualize_feature",))
+    OUT: str = option("", "--out", "Folder for the tables and pictures of valid.py.", programs=("valid",))
+
+class Run(Section):
+    SNAPSHOT: str = shared("", "--snapshot", "Weight file to start from, or to evaluate.")
+    RESTORE_OPTIMIZER: bool = option(False, "--restore_optimizer", "Resume the run of --snapshot with its progress.")
+    RESUME: str = option("", "--resume", "Resume from a checkpoint file, or auto: from the last one of this run.")
+    DATE: str = option("default", "--date", "First part of the run's folder name.")
+    EXP: str = option("default", "--exp", "Second part of the run's folder name.")
+    TB_TAG: str = option("", "--tb_tag", "Text added to the TensorBoard folder name.")
+    CKPT: str = option("./logs/ckpt", "--ckpt", "Folder below which runs are kept.")
+    TB_PATH: str = option("./logs/tb", "--tb_path", "Folder below which TensorBoard files are kept.")
+    TEST_MODE: bool = option(False, "--test_mode", "Do a few steps of everything, to see that it works.")
+    SEED: int = option(304, "--seed", "Seed of weights, order and augmentation.", low=0, high=2**32 - 1)
+    LOG_INTERVAL: int = option(50, "--log_interval", "Steps between two lines of the log.", low=1)
+    SAVE_INTERVAL: int = option(0, "--save_interval", "Steps between two checkpoints, 0 for epoch ends only.", low=0)
+    DEVICE: Literal["auto", "cpu", "cuda"] = shared("auto", "--device", "Device to compute on.")
+    LOCAL_RANK: int = option(-1, "--local_rank", "Set by old launchers; torchrun's variables win.", low=-1,
+        aliases=("--local-rank",))
+    DIST_URL: str = shared("env://", "--dist_url", "Where the processes meet.")
+    DETERMINISTIC: bool = shared(False, "--deterministic", "Use operations that give the same bits every time.")
+    DUMP_AUGMENTATION: bool = option(False, "--dump_augmentation_images", "Plot the first training batch.")
+
+class Config(Section):
+    DATASET: Data
+    NETWORK: Network
+    WHITENING: Whitening
+    LOSS: Loss
+    AUGMENT: Augmentation
+    OPTIM: Optimisation
+    EVAL: Evaluation
+    RUN: Run
 # fmt: on
-SHORTHANDS = (Option("OPTIM.NAME", "sgd", "--sgd", "The same as --optimizer sgd.", const="sgd", choices=("sgd",)),)
-KEYS: dict[str, Option] = {row.key: row for row in _ROWS}
-assert len(KEYS) == len(_ROWS), "a key is declared twice"
 
+
+KEYS = declared(Config)
+cfg.update(build_tree({key: row.default for key, row in KEYS.items()} | dict(flatten(cfg))))
+GROUPS = {section: fields.__name__.lower() for section, fields in get_type_hints(Config).items()}
+PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {  # program -> what --help says, defaults of its own
+    "train": ("Train a network on source domains and evaluate it on unseen ones.", {}),
+    "valid": ("Evaluate a weight file on target domains; flags of train.py fit too.", {"DATASET.VAL": ["bdd100k"]}),
+}
 _NEVER = "did nothing in the original program and does not exist here: leave it out"
 _LATER = "is not available:"
 REFUSED = {
     **dict.fromkeys(("--freeze_trunk", "--hardnm", "--scf"), _NEVER),
     **dict.fromkeys(("--adam", "--amsgrad"), f"{_NEVER}, or use --optimizer adamw"),
     "--trunk": "did nothing in the original program and does not exist here: --arch names the backbone",
-    "--use_wtloss": "does not exist here: the whitening loss follows from --method or --wt_layer",
-    "--use_isw": "does not exist here: ISW follows from --method or --wt_layer",
+    **dict.fromkeys(
+        ("--use_wtloss", "--use_isw"), "does not exist here: whitening follows from --method or --wt_layer"
+    ),
     "--start_epoch": "does not exist here: --resume and --restore_optimizer take the epoch from the checkpoint",
     "--cv": f"{_LATER} the splits of the folders are used as they are; leave it out for the published split 0",
     "--maxSkip": f"{_LATER} video frames cannot be added; --coarse_boost_classes adds coarsely labelled ones",
 }
 
-for _row in _ROWS:  # their defaults join the lines above
-    _section, _, _name = _row.key.partition(".")
-    __C.setdefault(_section, Settings()).setdefault(_name, _row.default)
-_defaults = dict(flatten(__C))  # what the file says, also after `parse` has filled the global configuration
 
-
-def parse(argv: Sequence[str] | None = None, *, program: str) -> Settings:
-    """Return the frozen configuration of a run; the global `cfg` is filled with the same values and frozen too.
+def parse(argv: Sequence[str] | None = None, *, program: str) -> Config:
+    """Return the configuration of a run, an EasyDict; the global `cfg` is filled with the same values.
 
     Args:
         argv: command line without the program's name; None takes the process's own.
@@ -249,37 +241,31 @@ def parse(argv: Sequence[str] | None = None, *, program: str) -> Settings:
     Raises:
         UserError: an unknown or refused flag or key, a value of a wrong type or out of range, values that contradict.
     """
-    values = _checked_defaults()
-    own = {key: value for key, value in PROGRAMS[program][2].items() if values[key] == KEYS[key].default}
-    values.update(own)  # unless somebody has edited the row
-    values.update({setting.key: setting.value for setting in _layers(argv, program=program)})
-    _check_together(values)
-    freeze(cfg, frozen=False)
-    cfg.update(build_tree(values, frozen=True))
-    freeze(cfg)
-    return build_tree(values, frozen=True)
+    words = sys.argv[1:] if argv is None else argv
+    files, command_line = read_command_line(make_parser(program=program), words, refused=REFUSED)
+    for setting in command_line:
+        if program == "train" and "train" not in KEYS[setting.key].programs:  # files and variables may serve both
+            raise UserError(f"{setting.source}: {setting.key} belongs to valid.py; leave it out")
+    edited = {key for key, value in _file_values().items() if value != KEYS[key].default}
+    own = [Setting(key, value, program) for key, value in PROGRAMS[program][1].items() if key not in edited]
+    layers = [setting for file in files for setting in read_yaml(file, KEYS)]
+    tree = _resolve([*own, *layers, *read_environment(os.environ, KEYS), *command_line])
+    cfg.update(deepcopy(tree))
+    return tree
 
 
 def to_dict(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration as plain dicts, lists and scalars, fit for a checkpoint or YAML."""
-    plain: dict[str, Any] = {}
-    for name, value in tree.items():
-        plain[name] = (
-            to_dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
-        )
-    return plain
+    return {name: to_dict(value) if isinstance(value, Mapping) else value for name, value in tree.items()}
 
 
-def from_dict(tree: Mapping[str, Any], *, source: str = "configuration") -> Settings:
-    """Return the frozen configuration of what `to_dict` gave; keys that it lacks get their defaults.
+def from_dict(tree: Mapping[str, Any], *, source: str = "configuration") -> Config:
+    """Return the configuration of what `to_dict` gave; keys that it lacks get their defaults, former keys count.
 
     Raises:
         UserError: a key that no option has, or a value of a wrong type; the message starts with `source`.
     """
-    values = _checked_defaults()
-    values.update({setting.key: setting.value for setting in check_tree(tree, KEYS, source=source)})
-    _check_together(values)
-    return build_tree(values, frozen=True)
+    return _resolve(check_tree(tree, KEYS, source=source))
 
 
 def to_yaml(tree: Mapping[str, Any]) -> str:
@@ -289,72 +275,45 @@ def to_yaml(tree: Mapping[str, Any]) -> str:
 
 def make_parser(*, program: str) -> argparse.ArgumentParser:
     """Return the parser of train's or valid's command line."""
-    description, shown, defaults = PROGRAMS[program]
+    description, defaults = PROGRAMS[program]
     rows = {key: replace(row, default=defaults.get(key, row.default)) for key, row in KEYS.items()}
-    names = {"prog": f"python {program}.py", "description": description}
-    return build_parser(rows, **names, groups=GROUPS, shown=shown, aliases=ALIASES, shorthands=SHORTHANDS)
+    about = {"prog": f"python {program}.py", "description": description}
+    return build_parser(rows, program=program, groups=GROUPS, version=f"diia {version()}", **about)
 
 
-def _layers(argv: Sequence[str] | None, *, program: str) -> list[Setting]:
-    """Return all settings above the defaults, weakest first."""
-    parser = make_parser(program=program)
-    files, command_line = read_command_line(parser, sys.argv[1:] if argv is None else argv, refused=REFUSED)
-    for setting in command_line:
-        if program == "train" and setting.key in VALID_ONLY:  # files and environment may serve both programs
-            raise UserError(f"{setting.source}: {setting.key} belongs to valid.py; leave it out")
-    settings = [setting for file in files for setting in read_yaml(file, KEYS)]
-    return settings + read_environment(os.environ, KEYS) + command_line
+@cache
+def _file_values() -> dict[str, Any]:
+    """Return the defaults by dotted key: this file's, also where a line was edited or a value set from outside."""
+    return {setting.key: setting.value for setting in check_tree(cfg, KEYS, source="config.py")}
 
 
-def _checked_defaults() -> dict[str, Any]:
-    """Return this file's values by dotted key: somebody may have edited them."""
-    global _defaults
-    if not cfg.frozen:
-        _defaults = dict(flatten(cfg))  # lines edited from outside before the first parse count too
-    return {setting.key: setting.value for setting in check_tree(_defaults, KEYS, source="config.py")}
+def _resolve(layers: Iterable[Setting]) -> Config:
+    """Return the tree of the defaults and all layers, the weakest first; values that contradict are refused."""
+    values = _file_values() | {setting.key: setting.value for setting in layers}
+    check_needs(values, KEYS)
+    tree: Config = build_tree(values)
+    _check_together(tree)
+    return tree
 
 
-def _check_together(values: Mapping[str, Any]) -> None:
-    """Refuse values that contradict each other."""
-    low, high = values["AUGMENT.SCALE_MIN"], values["AUGMENT.SCALE_MAX"]
-    if low > high:
+def _check_together(tree: Config) -> None:
+    if tree.AUGMENT.SCALE_MIN > tree.AUGMENT.SCALE_MAX:
+        low, high = tree.AUGMENT.SCALE_MIN, tree.AUGMENT.SCALE_MAX
         raise UserError(f"--scale_min {low:g} is above --scale_max {high:g}; swap or change one")
-    start, end = values["OPTIM.RLX_OFF_ITER"], values["OPTIM.MAX_ITER"]
-    if values["OPTIM.LR_SCHEDULE"] == "scl-poly" and not 0 <= start < end:
+    start, end = tree.OPTIM.RLX_OFF_ITER, tree.OPTIM.MAX_ITER
+    if tree.OPTIM.LR_SCHEDULE == "scl-poly" and not 0 <= start < end:
         raise UserError(f"--lr_schedule scl-poly needs --rlx_off_iter from 0 to {end - 1} (--max_iter), got {start}")
-    if values["OPTIM.NAME"] != "sgd" and values["OPTIM.MOMENTUM"] != KEYS["OPTIM.MOMENTUM"].default:
-        raise UserError("--momentum belongs to --optimizer sgd; leave it out")
-    _check_loss(values)
-    _check_pictures(values)
-    if values["RUN.RESTORE_OPTIMIZER"] and not values["RUN.SNAPSHOT"] and not values["RUN.RESUME"]:
+    if tree.RUN.RESTORE_OPTIMIZER and not (tree.RUN.SNAPSHOT or tree.RUN.RESUME):
         raise UserError(
-            "--restore_optimizer needs the checkpoint to continue from: give --snapshot FILE or --resume auto"
+            "--restore_optimizer needs the checkpoint to resume from: give --snapshot FILE or --resume auto"
         )
-
-
-def _check_pictures(values: Mapping[str, Any]) -> None:
-    """Refuse pictures of nothing."""
-    drawn, pixels = values["EVAL.VISUALIZE"], values["EVAL.ATTENTION_PIXELS"]
-    if drawn and not values["EVAL.PICTURES"]:
-        raise UserError("--visualize_feature draws the images of --pictures, which is 0; give at least 1")
-    if len(pixels) % 2:
-        raise UserError(f"--attention_pixels takes x and y of each pixel, got {len(pixels)} numbers; give one more")
-    if pixels and not drawn:
-        raise UserError("--attention_pixels belongs to --visualize_feature; add it or leave the pixels out")
-
-
-def _check_loss(values: Mapping[str, Any]) -> None:
-    """Refuse weights and targets of the cross entropy that contradict each other."""
     ways = {"CLASS_WEIGHTS": "--cls_wt_loss", "IMAGE_WEIGHTS": "--img_wt_loss", "RELAX_BORDERS": "--jointwtborder"}
-    asked = [flag for name, flag in ways.items() if values[f"LOSS.{name}"]]
-    if len(asked) > 1:
-        raise UserError(f"{' and '.join(asked)} each weigh the cross entropy in their own way; give one of them")
-    for key in ("LOSS.BATCH_WEIGHTS", "LOSS.WEIGHT_BOUND"):
-        if values[key] != KEYS[key].default and asked not in (["--img_wt_loss"], ["--jointwtborder"]):
-            raise UserError(f"{KEYS[key].flag} belongs to --img_wt_loss or --jointwtborder; add one of them")
-    if values["LOSS.STRICT_CLASSES"] and asked != ["--jointwtborder"]:
-        raise UserError("--strict_bdr_cls belongs to --jointwtborder; add it or leave the classes out")
-    if values["LOSS.OHEM_THRESH"] and asked not in ([], ["--cls_wt_loss"]):
-        raise UserError(f"--ohem_thresh and {asked[0]} each choose which pixels count how much; give one of them")
-    if not values["LOSS.OHEM_THRESH"] and values["LOSS.OHEM_MIN_KEPT"] != KEYS["LOSS.OHEM_MIN_KEPT"].default:
-        raise UserError("--ohem_min_kept belongs to --ohem_thresh; add it, 0.7 say")
+    weights = [flag for name, flag in ways.items() if tree.LOSS[name]]
+    if len(weights) > 1:
+        raise UserError(f"{' and '.join(weights)} each weigh the cross entropy in their own way; give one of them")
+    if tree.LOSS.OHEM_THRESH and weights not in ([], ["--cls_wt_loss"]):
+        raise UserError(f"--ohem_thresh and {weights[0]} each choose which pixels count how much; give one of them")
+    if tree.EVAL.VISUALIZE and not tree.EVAL.PICTURES:
+        raise UserError("--visualize_feature plots the images of --pictures, which is 0; give at least 1")
+    if (count := len(tree.EVAL.ATTENTION_PIXELS)) % 2:
+        raise UserError(f"--attention_pixels takes x and y of each pixel, got {count} numbers; give one more")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from config import Config
 from utils.errors import UserError
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -22,7 +23,7 @@ def poly(step: int, *, max_iter: int, exponent: float) -> float:
     return max(0.0, 1 - step / max_iter) ** exponent
 
 
-def build_optimizer(cfg: Any, network: nn.Module) -> Optimizer:
+def build_optimizer(cfg: Config, network: nn.Module) -> Optimizer:
     """Return SGD with momentum, or AdamW with its usual betas, over the trainable parameters, in one group.
 
     Raises:
@@ -37,7 +38,7 @@ def build_optimizer(cfg: Any, network: nn.Module) -> Optimizer:
     return SGD(parameters, lr=optim.LR, momentum=optim.MOMENTUM, weight_decay=optim.WEIGHT_DECAY)
 
 
-def build_scheduler(cfg: Any, optimizer: Optimizer) -> LRScheduler:
+def build_scheduler(cfg: Config, optimizer: Optimizer) -> LRScheduler:
     """Return the schedule, to be stepped once per optimiser step.
 
     poly is `poly`; scl-poly is `poly` until step i0 = rlx_off_iter, then
@@ -60,7 +61,7 @@ def build_scheduler(cfg: Any, optimizer: Optimizer) -> LRScheduler:
     return LambdaLR(optimizer, scaled if optim.LR_SCHEDULE == "scl-poly" else first)
 
 
-def apply_settings(cfg: Any, optimizer: Optimizer, scheduler: LRScheduler) -> None:
+def apply_settings(cfg: Config, optimizer: Optimizer, scheduler: LRScheduler) -> None:
     """Let the config's rate, decay and (of SGD) momentum win over those that came with a loaded state."""
     assert isinstance(scheduler, LambdaLR)
     scheduler.base_lrs = [cfg.OPTIM.LR] * len(optimizer.param_groups)
@@ -71,7 +72,7 @@ def apply_settings(cfg: Any, optimizer: Optimizer, scheduler: LRScheduler) -> No
             group["momentum"] = cfg.OPTIM.MOMENTUM
 
 
-def build_average(cfg: Any, network: Network) -> Network | None:
+def build_average(cfg: Config, network: Network) -> Network | None:
     """Return the copy of a network that will hold its averaged weights (EMA), None for --ema_decay 0."""
     return copy.deepcopy(network).requires_grad_(False).eval() if cfg.OPTIM.EMA_DECAY else None
 

@@ -13,15 +13,16 @@ from typing import Any
 import torch
 
 import config
+from config import Config
 from datasets.domains import load_domains
 from datasets.loaders import build_evaluation_loaders
 from datasets.splits import Splits
 from evaluation import Report, build_evaluator
+from evaluation.report import describe_weights
 from loss import build_criterion
 from loss.whitening import Whitening
 from network import Method, Segmentor, architecture_of, build_network
-from network.legacy import load_weights
-from network.published import build_published
+from network.weights import build_published, load_weights
 from utils import checkpoint, distributed, logs, pictures
 from utils.errors import UserError, run_entry_point
 from utils.files import make_folder
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             logs.write_line(f"results: {result_folder(cfg)}")
 
 
-def evaluate(cfg: Any, device: torch.device) -> Report:
+def evaluate(cfg: Config, device: torch.device) -> Report:
     """Evaluate the weight file on every domain of --val_dataset; every process returns the same report."""
     if not cfg.RUN.SNAPSHOT:
         raise UserError("no weights to score: give --snapshot FILE")
@@ -65,7 +66,7 @@ def evaluate(cfg: Any, device: torch.device) -> Report:
     return Report(weights, rows)
 
 
-def load_network(cfg: Any, content: dict[str, Any]) -> tuple[Segmentor, Any, dict[str, Any]]:
+def load_network(cfg: Config, content: dict[str, Any]) -> tuple[Segmentor, Config, dict[str, Any]]:
     """Build the network of the weight file --snapshot, whose content was read, and load it.
 
     Returns:
@@ -77,22 +78,22 @@ def load_network(cfg: Any, content: dict[str, Any]) -> tuple[Segmentor, Any, dic
     path = cfg.RUN.SNAPSHOT
     weights: dict[str, Any] = {"file": path}
     if checkpoint.is_ours(content):
-        saved = config.from_dict(content["config"], source=path)
-        weights.update(checkpoint=content["kind"], epoch=content["progress"]["epoch"])
-        weights.update(ema=saved.OPTIM.EMA_DECAY if content["average"] else None)
-        if content["kind"] != checkpoint.CONVERTED:  # published weights do not say how they were trained
-            weights.update(step=content["progress"]["step"], seed=saved.RUN.SEED, source=" ".join(saved.DATASET.TRAIN))
+        saved, averaged = config.from_dict(content["config"], source=path), bool(content["average"])
         network = build_network(saved)
         load_weights(network, content, path=path)
+        weights |= {"checkpoint": content["kind"]}
+        weights |= describe_weights(network, saved, progress=content["progress"], averaged=averaged)
+        if content["kind"] == checkpoint.CONVERTED:  # published weights do not say how they were trained
+            weights = {key: value for key, value in weights.items() if key not in ("step", "seed", "source")}
         _warn_of_unused(cfg, saved, network.method, path)
     else:
         saved, network = cfg, build_published(cfg, content, path=path)
-        weights.update(checkpoint="published weights without a config", epoch=content.get("epoch"))
-    weights.update(method=network.method.label, network=network.describe())
+        weights |= {"checkpoint": "published weights without a config", "epoch": content.get("epoch")}
+        weights |= {"method": network.method.label, "network": network.describe()}
     return network, saved, weights
 
 
-def load_whitening(saved: Any, network: Segmentor, content: dict[str, Any], *, path: str) -> Whitening | None:
+def load_whitening(saved: Config, network: Segmentor, content: dict[str, Any], *, path: str) -> Whitening | None:
     """Return the whitening term that a weight file was trained with; its masks come from the file where it has them."""
     criterion = build_criterion(saved, method=network.method, style_channels=network.style_channels)
     if state := content.get("criterion"):  # published files have none
@@ -100,7 +101,7 @@ def load_whitening(saved: Any, network: Segmentor, content: dict[str, Any], *, p
     return criterion.whitening
 
 
-def _warn_of_unused(cfg: Any, saved: Any, method: Method, path: str) -> None:
+def _warn_of_unused(cfg: Config, saved: Config, method: Method, path: str) -> None:
     """Name the flags that ask for another network than the one that a checkpoint was trained with."""
     requested = cfg.NETWORK
     flags: dict[str, tuple[str, str]] = {}  # flags -> what they ask for, what the checkpoint holds
@@ -119,7 +120,7 @@ def _default(key: str) -> Any:
     return config.KEYS[f"NETWORK.{key}"].default
 
 
-def result_folder(cfg: Any) -> Path:
+def result_folder(cfg: Config) -> Path:
     """Return --out, by default a folder beside the weight file named after it and the split."""
     weights = Path(cfg.RUN.SNAPSHOT)
     return Path(cfg.EVAL.OUT) if cfg.EVAL.OUT else weights.with_name(f"scores_{weights.stem}_{cfg.DATASET.SPLIT}")

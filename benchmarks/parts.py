@@ -1,46 +1,41 @@
-"""Time the parts of a run: `python benchmarks/parts.py [--device cuda] [--runs 7] [PART ...]`; prints a Markdown table.
+"""Time a training step and its parts: `python -m benchmarks.parts [--device cuda] [--runs 7] [ROW ...]`.
 
-The last column is the original's median on two CPU cores in float32, for the same work.
+The original's figures are medians on two CPU cores in float32, for the same work.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from torch.utils.data import default_collate
 
 import config
+from benchmarks.timing import Row, Work, make_parser, report
+from datasets.sampling import sample_rng
 from evaluation.metrics import argmax_classes, confusion_matrix
 from loss import MaskStatistics, build_criterion
 from network import Segmentor, build_network
 from network.diia import coarse_layout
-from utils.logs import write_line
-from utils.tables import format_table
-
-Work = Callable[[], object]
+from transforms.build import build_appearance, build_appearance_sampler
+from transforms.edges import edge_target
 
 
-def network_of(method: str, device: torch.device) -> tuple[Segmentor, config.Settings]:
-    """Build a method's ResNet-50 network with random weights."""
-    cfg = config.parse(["--method", method, "--clusters", "3", "--crop_size", "768", "--gblur"], program="train")
+def make_network(device: torch.device) -> tuple[Segmentor, config.Config]:
+    """Build DIIA's ResNet-50 network with random weights."""
+    cfg = config.parse(["--method", "diia", "--clusters", "3", "--crop_size", "768", "--gblur"], program="train")
     torch.manual_seed(0)
     return build_network(cfg).to(device), cfg
 
 
-def training_step(method: str, *, crop: int, device: torch.device) -> Work:
+def training_step(size: int, device: torch.device) -> Work:
     """Forward, losses, backward and optimizer step on two images."""
-    network, cfg = network_of(method, device)
+    network, cfg = make_network(device)
     criterion = build_criterion(cfg, method=network.method, style_channels=network.style_channels).to(device)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)
-    images = torch.randn(2, 3, crop, crop, device=device)
-    labels = torch.randint(0, 19, (2, crop, crop), device=device)
-    edges = torch.rand(2, crop, crop, device=device) * 255
+    images = torch.randn(2, 3, size, size, device=device)
+    labels = torch.randint(0, 19, (2, size, size), device=device)
+    edges = torch.rand(2, size, size, device=device) * 255
 
     def work() -> None:
         optimizer.zero_grad()
@@ -50,10 +45,23 @@ def training_step(method: str, *, crop: int, device: torch.device) -> Work:
     return work
 
 
-def evaluation(*, height: int, width: int, device: torch.device) -> Work:
+def appearance(batch: int, size: int, device: torch.device) -> Work:
+    """What the device does with a batch before the network: colour, blur, normalisation, edge target."""
+    cfg = config.parse(["--gblur", "--color_aug", "0.5"], program="train")
+    sampler, apply = build_appearance_sampler(cfg, jitter="diia"), build_appearance(cfg)
+    images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device)
+    streams = iter(range(1 << 60))
+
+    def work() -> None:
+        apply(images, default_collate([sampler(sample_rng(0, next(streams))) for _ in range(batch)]))
+        edge_target(images)
+
+    return work
+
+
+def evaluation(height: int, width: int, device: torch.device) -> Work:
     """Logits and counts of one image."""
-    network, _ = network_of("diia", device)
-    network.eval()
+    network = make_network(device)[0].eval()
     images = torch.randn(1, 3, height, width, device=device)
     labels = torch.randint(0, 19, (1, height, width), dtype=torch.uint8, device=device)
 
@@ -66,8 +74,7 @@ def evaluation(*, height: int, width: int, device: torch.device) -> Work:
 
 def statistics(device: torch.device) -> Work:
     """Covariance statistics of one pair at GTAV's size."""
-    network, _ = network_of("diia", device)
-    network.eval()
+    network = make_network(device)[0].eval()
     pair = torch.randn(2, 3, 1052, 1914, device=device)
     sums = MaskStatistics(network.style_channels, clusters=3, device=device)
 
@@ -78,51 +85,30 @@ def statistics(device: torch.device) -> Work:
     return work
 
 
-def parts(device: torch.device) -> dict[str, tuple[Callable[[], Work], str]]:
-    """Return, by name, how to set a part up and what the original takes for it."""
-    logits = torch.Generator().manual_seed(0)
+def layout(device: torch.device) -> Work:
+    maps = torch.randn(8, 19, 768, 768, device=device)
+    return lambda: coarse_layout(maps).cpu()
 
-    def layout() -> Work:
-        maps = torch.randn(8, 19, 768, 768, generator=logits).to(device)
-        return lambda: coarse_layout(maps).cpu()
 
+def make_rows(device: torch.device) -> dict[str, Row]:
     return {
-        "training step, diia, 2 x 256": (lambda: training_step("diia", crop=256, device=device), "1.145 s"),
-        "training step, diia, 2 x 384": (lambda: training_step("diia", crop=384, device=device), "2.30 s"),
-        "evaluation, 512x1024": (lambda: evaluation(height=512, width=1024, device=device), "1.465 s"),
-        "evaluation, 1024x2048": (lambda: evaluation(height=1024, width=2048, device=device), "8.69 s"),
-        "covariance statistics, one pair 1052x1914": (lambda: statistics(device), "8.39 s"),
-        "coarse layout, 8 x 768x768": (layout, "363 ms"),
+        "training step, diia, 2 x 256": Row(partial(training_step, 256, device), original="1.145 s"),
+        "training step, diia, 2 x 384": Row(partial(training_step, 384, device), original="2.30 s"),
+        "colour, blur, normalisation, edges, 2 x 256": Row(partial(appearance, 2, 256, device)),
+        "colour, blur, normalisation, edges, 8 x 768": Row(partial(appearance, 8, 768, device)),
+        "evaluation, 512x1024": Row(partial(evaluation, 512, 1024, device), original="1.465 s"),
+        "evaluation, 1024x2048": Row(partial(evaluation, 1024, 2048, device), original="8.69 s"),
+        "covariance statistics, one pair 1052x1914": Row(partial(statistics, device), original="8.39 s"),
+        "coarse layout, 8 x 768x768": Row(partial(layout, device), original="363 ms"),
     }
 
 
-def measure(work: Work, *, runs: int, device: torch.device) -> list[float]:
-    """Return the seconds of every run after two that are not counted."""
-    seconds = []
-    for _ in range(runs + 2):
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return sorted(seconds[2:])
-
-
 def main() -> None:
-    """Run the program."""
-    parser = argparse.ArgumentParser(description="Time the parts of a run.")
-    parser.add_argument("parts", nargs="*", metavar="PART", help="beginnings of names; all by default")
+    parser = make_parser("parts", "Time a training step and its parts.", runs=7, threads=torch.get_num_threads())
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--runs", type=int, default=7, help="counted runs of each part")
-    arguments = parser.parse_args()
-    device = torch.device(arguments.device)
-    table = [["part", "median", "fastest", "slowest", "original, 2 CPU cores"]]
-    for name, (setup, original) in parts(device).items():
-        if not arguments.parts or name.startswith(tuple(arguments.parts)):
-            seconds = measure(setup(), runs=arguments.runs, device=device)
-            figures = (seconds[len(seconds) // 2], seconds[0], seconds[-1])
-            table.append([name, *(f"{1000 * value:.0f} ms" for value in figures), original])
-    write_line(format_table(table, "markdown"))
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    report(make_rows(device), args, device=device)
 
 
 if __name__ == "__main__":

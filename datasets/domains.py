@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from config import Config
 from datasets.codec import ENCODINGS, Encoding
 from datasets.labels import NUM_CLASSES
 from utils.errors import UserError, did_you_mean
@@ -209,7 +210,7 @@ CITYSCAPES_COARSE = _row(
 )
 
 
-def load_domains(cfg: Any) -> dict[str, Domain]:
+def load_domains(cfg: Config) -> dict[str, Domain]:
     """Return the domains of a config by name, each with its root and tile: built-in and declared ones."""
     from datasets.custom_domains import read_domains
 

@@ -83,7 +83,7 @@ class FrameCache:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"--cache {self.folder}: cannot be made ({error.strerror}); choose another folder"
+                f"--frame_cache {self.folder}: cannot be made ({error.strerror}); choose another folder"
             ) from error
         for path in self.folder.glob("??/.*.npy.*.tmp"):  # a killed process left it; a living one needs seconds
             with suppress(OSError):
@@ -96,8 +96,8 @@ class FrameCache:
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise UserError(
-                f"--cache {self.folder}: {len(missing)} decoded frames need {gigabytes(needed)}, and its disk has "
-                f"{gigabytes(free)} free; make room, choose another folder, or leave --cache out"
+                f"--frame_cache {self.folder}: {len(missing)} decoded frames need {gigabytes(needed)}, and its disk "
+                f"has {gigabytes(free)} free; make room, choose another folder, or leave --frame_cache out"
             )
 
     def size(self, pairs: Sequence[Pair], *, encoding: Encoding) -> int:
@@ -139,7 +139,7 @@ def _write(place: Path, array: np.ndarray, source: str) -> None:
     except OSError as error:
         raise UserError(
             f"{place}: the decoded form of {source} ({gigabytes(array.nbytes)}) cannot be written ({error.strerror}); "
-            "make room, choose another --cache, or leave it out"
+            "make room, choose another --frame_cache, or leave it out"
         ) from error
 
 

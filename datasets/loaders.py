@@ -13,14 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
+from config import Config
 from datasets.domains import CITYSCAPES_COARSE
 from datasets.frames import FrameCache
 from datasets.sampling import EpochPlan, GlobalBatches, Pick, Source, source_centroids
 from datasets.segmentation import EvaluationSample, EvaluationSet, Sample, StatisticsSample, StatisticsSet, TrainingSet
 from datasets.splits import Split, Splits
-from transforms.build import build_draws, build_geometry, statistics_draws
+from transforms.appearance import AppearanceParams
+from transforms.build import build_appearance_sampler, build_geometry, statistics_sampler
 from transforms.protocols import CentreSquare, NativeSize
 from utils.errors import UserError
 
@@ -28,17 +30,17 @@ _NO_CENTROIDS = np.zeros((0, 4), dtype=np.int32)
 
 
 class TrainingBatch(NamedTuple):
-    """A micro-batch: images (B, 3, h, w) uint8, labels (B, h, w) uint8, draws (B, D) float32, names."""
+    """A micro-batch: images (B, 3, h, w) uint8, labels (B, h, w) uint8, appearance parameters, names."""
 
     images: Tensor
     labels: Tensor
-    draws: Tensor
+    params: AppearanceParams
     names: list[str]
 
 
-def _collate(samples: Sequence[Sample]) -> TrainingBatch:
-    images, labels, draws, names = zip(*samples, strict=True)
-    return TrainingBatch(torch.stack(images), torch.stack(labels), torch.stack(draws), list(names))
+def _collate(samples: list[Sample]) -> TrainingBatch:
+    images, labels, params, names = default_collate(samples)
+    return TrainingBatch(images, labels, params, list(names))
 
 
 def choose_workers(requested: int) -> int:
@@ -49,7 +51,7 @@ def choose_workers(requested: int) -> int:
     return max(1, min(16, cores // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)))
 
 
-def _loader(dataset: Any, *, cfg: Any, collate: Any, persistent: bool = False, **order: Any) -> DataLoader[Any]:
+def _loader(dataset: Any, *, cfg: Config, collate: Any, persistent: bool = False, **order: Any) -> DataLoader[Any]:
     workers = choose_workers(cfg.DATASET.NUM_WORKERS)
     return DataLoader(
         dataset,
@@ -95,16 +97,16 @@ class TrainingLoader:
         cores, workers = choose_workers(-1), self.loader.num_workers
         ways = [f"raise --num_workers above {workers}"] if workers < cores else []
         if not self.cached:
-            ways.append("keep decoded frames with --cache DIR")
+            ways.append("keep decoded frames with --frame_cache DIR")
         return " or ".join(ways) or f"{cores} workers and the cache are in use already; use a faster disk"
 
 
-def training_split(cfg: Any, domain: str) -> str:
+def training_split(cfg: Config, domain: str) -> str:
     """Return the split of a domain that is trained on."""
     return str(cfg.DATASET.CITY_MODE) if domain == "cityscapes" else "train"
 
 
-def build_training_loader(cfg: Any, splits: Splits, *, jitter: str, rank: int, world_size: int) -> TrainingLoader:
+def build_training_loader(cfg: Config, splits: Splits, *, jitter: str, rank: int, world_size: int) -> TrainingLoader:
     """Return the loader of the source domains; `jitter` names the strengths of the colour jitter (diia, robustnet).
 
     Every process calls it; with class-uniform sampling the first one scans the labels once.
@@ -128,15 +130,15 @@ def build_training_loader(cfg: Any, splits: Splits, *, jitter: str, rank: int, w
         tuple(sources), cfg.RUN.SEED, fraction=cfg.DATASET.CLASS_UNIFORM_PCT, uniform_epochs=cfg.DATASET.MAX_CU_EPOCH
     )
     batches = GlobalBatches(plan, cfg.OPTIM.BATCH_SIZE, cfg.OPTIM.ACCUMULATE, rank, world_size)
-    draws = build_draws(cfg, jitter=jitter)
-    dataset = TrainingSet(pools, geometry=build_geometry(cfg), draws=draws, seed=cfg.RUN.SEED, cache=cache)
+    sampler = build_appearance_sampler(cfg, jitter=jitter)
+    dataset = TrainingSet(pools, geometry=build_geometry(cfg), sampler=sampler, seed=cfg.RUN.SEED, cache=cache)
     loader = _loader(dataset, cfg=cfg, collate=_collate, persistent=True, batch_sampler=batches)
     text += f"; {batches.steps_per_epoch} steps of {batches.global_batch} per epoch"
     text += f"; {loader.num_workers} loader worker(s) per process"
     return TrainingLoader(batches, loader, text, cached=cache is not None)
 
 
-def _centroids(cfg: Any, split: Split) -> np.ndarray:
+def _centroids(cfg: Config, split: Split) -> np.ndarray:
     if cfg.DATASET.CLASS_UNIFORM_PCT == 0:
         return np.zeros((0, 4), dtype=np.int32)
     return source_centroids(
@@ -144,7 +146,7 @@ def _centroids(cfg: Any, split: Split) -> np.ndarray:
         encoding=split.encoding,
         tile=split.domain.tile,
         name=split.domain.name,
-        cache_dir=cfg.DATASET.CACHE_DIR,
+        cache_dir=cfg.DATASET.CENTROID_CACHE,
         workers=choose_workers(cfg.DATASET.NUM_WORKERS),
     )
 
@@ -156,7 +158,7 @@ def _pooled(sources: Sequence[Source]) -> Source:
     return Source(int(starts[-1]), np.concatenate(rows))
 
 
-def _boosted(cfg: Any, splits: Splits, sources: Sequence[Source]) -> tuple[Split, list[Source]]:
+def _boosted(cfg: Config, splits: Splits, sources: Sequence[Source]) -> tuple[Split, list[Source]]:
     """Add the centroids of some classes in Cityscapes' coarse frames to its source; the frames come after all others.
 
     The coarse frames are only ever sampled for these classes; plain images stay the fine ones.
@@ -174,18 +176,18 @@ def _boosted(cfg: Any, splits: Splits, sources: Sequence[Source]) -> tuple[Split
     return coarse, [*sources[:index], boosted, *sources[index + 1 :]]
 
 
-def frame_cache(cfg: Any) -> FrameCache | None:
+def frame_cache(cfg: Config) -> FrameCache | None:
     """Return the run's folder of decoded frames, if it has one."""
-    return FrameCache(Path(cfg.DATASET.FRAMES_DIR).expanduser().resolve()) if cfg.DATASET.FRAMES_DIR else None
+    return FrameCache(Path(cfg.DATASET.FRAME_CACHE).expanduser().resolve()) if cfg.DATASET.FRAME_CACHE else None
 
 
-def _describe_images(cfg: Any, sources: Sequence[Source]) -> str:
+def _describe_images(cfg: Config, sources: Sequence[Source]) -> str:
     names, share = cfg.DATASET.TRAIN, cfg.DATASET.CLASS_UNIFORM_PCT
     counts = ", ".join(f"{name} {source.num_images}" for name, source in zip(names, sources, strict=True))
     text = f"training images: {counts}; " + (f"class-uniform share {share:g}" if share else "plain sampling")
     if len(names) > 1:
         text += "; pooled" if cfg.DATASET.IMAGE_UNIFORM_SAMPLING else "; equal shares per domain"
-    return text + (f"; decoded frames in {cfg.DATASET.FRAMES_DIR}" if cfg.DATASET.FRAMES_DIR else "")
+    return text + (f"; decoded frames in {cfg.DATASET.FRAME_CACHE}" if cfg.DATASET.FRAME_CACHE else "")
 
 
 @dataclass(eq=False)
@@ -206,7 +208,9 @@ class EvaluationLoader:
         return iter(self.loader)
 
 
-def build_evaluation_loader(cfg: Any, split: Split, *, rank: int, world_size: int, limit: int = 0) -> EvaluationLoader:
+def build_evaluation_loader(
+    cfg: Config, split: Split, *, rank: int, world_size: int, limit: int = 0
+) -> EvaluationLoader:
     """Return the loader of a split to score; process `rank` gets images rank, rank + world_size, ...
 
     With `limit` > 0 that many images are taken, evenly spread over the sorted list.
@@ -222,7 +226,7 @@ def build_evaluation_loader(cfg: Any, split: Split, *, rank: int, world_size: in
 
 
 def build_evaluation_loaders(
-    cfg: Any, splits: Splits, names: Iterable[str], *, split: str, rank: int, world_size: int, limit: int = 0
+    cfg: Config, splits: Splits, names: Iterable[str], *, split: str, rank: int, world_size: int, limit: int = 0
 ) -> list[EvaluationLoader]:
     """Return the loaders of the named domains, each once; a missing folder shows before anything is scored."""
     opened = [splits.open(name, split) for name in dict.fromkeys(names)]
@@ -231,22 +235,22 @@ def build_evaluation_loaders(
 
 
 def build_statistics_loader(
-    cfg: Any, split: Split, *, trial: int, rank: int, world_size: int
+    cfg: Config, split: Split, *, trial: int, rank: int, world_size: int
 ) -> DataLoader[StatisticsSample]:
-    """Return whole images of a split with the draws of their photometrically augmented view, one at a time.
+    """Return whole images of a split with the parameters of their photometrically augmented view, one at a time.
 
     The first WHITENING.STAT_IMAGES of an order that depends on (seed, trial); process `rank` gets every world_size-th.
     """
     order = np.random.default_rng((cfg.RUN.SEED, 2, trial)).permutation(len(split.pairs))[: cfg.WHITENING.STAT_IMAGES]
     picks = [Pick(int(item), (1 << 60) + (trial << 32) + position) for position, item in enumerate(order)]
-    dataset = StatisticsSet(split.pairs, draws=statistics_draws(), seed=cfg.RUN.SEED, cache=frame_cache(cfg))
+    dataset = StatisticsSet(split.pairs, sampler=statistics_sampler(), seed=cfg.RUN.SEED, cache=frame_cache(cfg))
     return _loader(dataset, cfg=cfg, collate=itemgetter(0), batch_size=1, sampler=picks[rank::world_size])
 
 
 class DeviceBatches:
     """Batches on the device; on a GPU they are copied on a stream of their own while the step before still runs.
 
-    The draws stay on the CPU, where the appearance reads them.
+    The parameters of the appearance stay on the CPU, where it reads them.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -16,7 +16,7 @@ from datasets.codec import Encoding, decode_label, read_image
 from datasets.frames import FrameCache
 from datasets.sampling import Pick, sample_rng
 from datasets.splits import Pair, Split
-from transforms.appearance import AppearanceDraws
+from transforms.appearance import AppearanceParams, AppearanceSampler
 from transforms.geometry import Geometry
 from transforms.protocols import Protocol
 from transforms.view import make_view
@@ -25,11 +25,11 @@ from utils.opencv import opencv
 
 
 class Sample(NamedTuple):
-    """One training sample: image (3, h, w) uint8, label (h, w) uint8, draws (D,) float32, name."""
+    """One training sample: image (3, h, w) uint8, label (h, w) uint8, parameters of its appearance, name."""
 
     image: Tensor
     label: Tensor
-    draws: Tensor
+    params: AppearanceParams
     name: str
 
 
@@ -42,10 +42,10 @@ class EvaluationSample(NamedTuple):
 
 
 class StatisticsSample(NamedTuple):
-    """One image for the covariance statistics: image (3, h, w) uint8, draws (D,) float32."""
+    """One image for the covariance statistics: image (3, h, w) uint8, parameters of its augmented view."""
 
     image: Tensor
-    draws: Tensor
+    params: AppearanceParams
 
 
 def read_pair(pair: Pair, *, encoding: Encoding, cache: FrameCache | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -82,12 +82,12 @@ class TrainingSet(Dataset[Sample]):
         sources: Sequence[Split],
         *,
         geometry: Geometry,
-        draws: AppearanceDraws,
+        sampler: AppearanceSampler,
         seed: int,
         cache: FrameCache | None = None,
     ) -> None:
-        self.sources, self.geometry, self.draws, self.seed = tuple(sources), geometry, draws, seed
-        self.cache = cache
+        self.sources, self.geometry, self.seed, self.cache = tuple(sources), geometry, seed, cache
+        self.sampler = sampler
         self.starts = [0, *accumulate(len(source.pairs) for source in self.sources)]
 
     def __getitem__(self, pick: Pick) -> Sample:
@@ -98,8 +98,7 @@ class TrainingSet(Dataset[Sample]):
         image, label = read_pair(pair, encoding=source.encoding, cache=self.cache)
         rng = sample_rng(self.seed, pick.stream)
         view = self.geometry(make_view(image, label, focus=pick.focus), rng)
-        draws = torch.from_numpy(self.draws(rng))
-        return Sample(to_tensor(view.image), to_tensor(view.label), draws, pair.name)
+        return Sample(to_tensor(view.image), to_tensor(view.label), self.sampler(rng), pair.name)
 
 
 class EvaluationSet(Dataset[EvaluationSample]):
@@ -120,15 +119,15 @@ class EvaluationSet(Dataset[EvaluationSample]):
 
 
 class StatisticsSet(Dataset[StatisticsSample]):
-    """Whole images without labels, addressed by (item, stream), with the draws of their photometric copy."""
+    """Whole images without labels, addressed by (item, stream), with the parameters of their augmented view."""
 
     def __init__(
-        self, pairs: Sequence[Pair], *, draws: AppearanceDraws, seed: int, cache: FrameCache | None = None
+        self, pairs: Sequence[Pair], *, sampler: AppearanceSampler, seed: int, cache: FrameCache | None = None
     ) -> None:
-        self.pairs, self.draws, self.seed, self.cache = tuple(pairs), draws, seed, cache
+        self.pairs, self.sampler, self.seed, self.cache = tuple(pairs), sampler, seed, cache
 
     def __getitem__(self, pick: Pick) -> StatisticsSample:
         """Read one image."""
         path = self.pairs[pick.item].image
         image = to_tensor(read_image(path) if self.cache is None else self.cache.image(path))
-        return StatisticsSample(image, torch.from_numpy(self.draws(sample_rng(self.seed, pick.stream))))
+        return StatisticsSample(image, self.sampler(sample_rng(self.seed, pick.stream)))

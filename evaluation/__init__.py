@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
+from config import Config
 from evaluation.evaluator import Evaluator
 from evaluation.features import FeaturePlotter
 from evaluation.report import Report
 from loss.whitening import Whitening
 from network import Segmentor
-from transforms.build import build_fixed_copy, build_normalisation
+from transforms.build import build_fixed_augmentation, build_normalisation
 from utils.distributed import autocast_dtype
 
 __all__ = ["Evaluator", "FeaturePlotter", "Report", "build_evaluator"]
 
 
 def build_evaluator(
-    cfg: Any, network: Segmentor, *, recipe: Any, whitening: Whitening | None, device: torch.device
+    cfg: Config, network: Segmentor, *, recipe: Config, whitening: Whitening | None, device: torch.device
 ) -> Evaluator:
     """Build the evaluator of a run from `cfg.EVAL`.
 
@@ -35,7 +34,7 @@ def build_evaluator(
         plotter = FeaturePlotter(
             network,
             whitening=whitening,
-            augment=build_fixed_copy(recipe),
+            augment=build_fixed_augmentation(recipe),
             device=device,
             autocast_dtype=dtype,
             pixels=cfg.EVAL.ATTENTION_PIXELS,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from config import Config
 from datasets.loaders import build_statistics_loader, training_split
 from datasets.splits import Split, Splits
 from evaluation.evaluator import cudnn_benchmark_off
@@ -16,12 +16,11 @@ from loss import collect_masks
 from loss.whitening import Whitening
 from network import Method, Segmentor
 from transforms.appearance import Appearance
-from transforms.build import statistics_pair
 from utils import distributed
 from utils.errors import UserError
 
 
-def whitened_splits(cfg: Any, method: Method, splits: Splits) -> list[Split]:
+def whitened_splits(cfg: Config, method: Method, splits: Splits) -> list[Split]:
     """Return the splits whose covariances give ISW's masks, none for other methods.
 
     Raises:
@@ -39,12 +38,12 @@ def whitened_splits(cfg: Any, method: Method, splits: Splits) -> list[Split]:
 
 
 def update_masks(
-    cfg: Any,
+    cfg: Config,
     whitening: Whitening,
     network: Segmentor,
     splits: Sequence[Split],
-    *,
     appearance: Appearance,
+    *,
     device: torch.device,
 ) -> list[Tensor]:
     """Give ISW new masks: the covariances that change most when only the appearance of an image does.
@@ -58,8 +57,8 @@ def update_masks(
         loader = build_statistics_loader(cfg, split, trial=trial, **share)
         title = f"covariances of {split.domain.name}, trial {trial + 1}/{cfg.WHITENING.TRIALS}"
         bar = tqdm(loader, desc=title, unit="image", leave=False, disable=not distributed.is_main())
-        for image, draws in cudnn_benchmark_off(bar):
-            yield statistics_pair(image.to(device), draws, appearance=appearance)
+        for image, params in cudnn_benchmark_off(bar):
+            yield appearance.pair(image.to(device), params)
 
     passes = (pairs(split, trial) for trial in range(cfg.WHITENING.TRIALS) for split in splits)
     return collect_masks(whitening, network, passes, clusters=cfg.WHITENING.CLUSTERS, device=device)

@@ -21,7 +21,7 @@ from loss.whitening import Whitening, covariance
 from network import Segmentor
 from network.diia import DIIASegmentor
 from transforms.appearance import Appearance
-from transforms.build import FixedCopy
+from transforms.build import FixedAugmentation
 from transforms.edges import edge_target
 from utils.errors import UserError
 from utils.opencv import opencv
@@ -69,7 +69,7 @@ class FeaturePlotter:
 
     network: Segmentor
     whitening: Whitening | None
-    augment: FixedCopy
+    augment: FixedAugmentation
     device: torch.device
     autocast_dtype: torch.dtype | None = None
     pixels: Sequence[int] = ()
@@ -227,7 +227,7 @@ def _plot_branches(image: Array, truth: Array, prediction: Array, values: Activa
 
 def plot_batch(batch: TrainingBatch, appearance: Appearance) -> Array:
     """Return a batch as the network sees it: image, label, edge target, side by side."""
-    images, edges = appearance.colours(batch.images, batch.draws), edge_target(batch.images).byte().cpu()
+    images, edges = appearance.colours(batch.images, batch.params), edge_target(batch.images).byte().cpu()
     tiles: list[Array] = []
     for image, label, edge in zip(images, batch.labels.cpu(), edges, strict=True):
         tiles.append(image.permute(1, 2, 0).numpy())

@@ -18,7 +18,8 @@ _CHUNK_PIXELS = 1 << 17  # so many at once that what is written stays in the cac
 def argmax_classes(logits: Tensor) -> Tensor:
     """Return the class with the largest logit, of equal ones the first, as `argmax` does.
 
-    On the CPU `argmax` over the second axis jumps through memory; this reads plane by plane, in torch's threads.
+    On the CPU `argmax` over the second axis jumps through memory; this reads plane by plane, in torch's threads. For
+    (1, 19, 1024, 2048) on one core of two machines: 27 ms, torch's `max` 141 and 172 ms, its `argmax` 385 and 676 ms.
 
     Args:
         logits: (B, C, h, w), C <= 256.
@@ -75,7 +76,7 @@ def confusion_matrix(label: Tensor, prediction: Tensor, *, num_classes: int) -> 
 
 
 def _count_bytes(label: np.ndarray, prediction: np.ndarray, *, num_classes: int) -> Tensor:
-    counts = np.zeros((num_classes, num_classes), dtype=np.int64)
+    counts = np.zeros((num_classes, num_classes), dtype=np.int64)  # 2 ms for 1024x2048, bincount 54
     limits, step = [0, num_classes, 0, num_classes], 1 << 24  # the histogram is float32, exact up to 2^24
     for start in range(0, label.size, step):
         pair = [label[None, start : start + step], prediction[None, start : start + step]]

@@ -6,14 +6,16 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from config import Config
 from datasets.labels import CLASS_NAMES
 from datasets.splits import Split
 from evaluation.metrics import Scores, merge_classes, nan_mean, score
+from network import Segmentor
 from utils.files import write_text
 from utils.pictures import Array
 from utils.tables import format_table
@@ -167,6 +169,19 @@ class Report:
         write_text(folder / "scores.json", self.to_json())
         write_text(folder / "scores.csv", self.to_csv())
         write_text(folder / "scores.md", self.to_markdown())
+
+
+def describe_weights(network: Segmentor, cfg: Config, *, progress: Mapping[str, int], averaged: bool) -> dict[str, Any]:
+    """Return what the report says of weights that were trained with a config."""
+    return {
+        "step": progress["step"],
+        "epoch": progress["epoch"],
+        "ema": cfg.OPTIM.EMA_DECAY if averaged else None,
+        "seed": cfg.RUN.SEED,
+        "source": " ".join(cfg.DATASET.TRAIN),
+        "method": network.method.label,
+        "network": network.describe(),
+    }
 
 
 def domain_scores(

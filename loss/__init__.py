@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from config import Config
 from loss.borders import ImageTargets
 from loss.criterion import CLASS_WEIGHTS, Criterion
-from loss.masks import MaskStatistics, collect_masks
-from loss.whitening import Whitening, covariance, whitening_loss
+from loss.whitening import MaskStatistics, Whitening, collect_masks, covariance, whitening_loss
 
 __all__ = ["Criterion", "MaskStatistics", "build_criterion", "collect_masks", "covariance", "whitening_loss"]
 
 
-def build_criterion(cfg: Any, *, method: Any, style_channels: Sequence[int]) -> Criterion:
+def build_criterion(cfg: Config, *, method: Any, style_channels: Sequence[int]) -> Criterion:
     """Build the criterion of a method from `cfg.WHITENING`, `cfg.LOSS` and the crop of `cfg.AUGMENT`.
 
     Args:
-        method: anything with `head`, `whitening` and `relax_denom`.
+        method: a row of network.methods; its `head`, `whitening` and `relax_denom` are read.
         style_channels: channels of each captured map.
     """
     whitening = None

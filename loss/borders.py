@@ -28,13 +28,13 @@ def neighbour_classes(labels: Tensor, *, num_classes: int, strict: Sequence[int]
     Args:
         strict: classes whose pixels keep their own class alone.
     """
-    own = own_class(labels, num_classes=num_classes)
-    around = F.pad(own, (1, 1, 1, 1), value=1 << num_classes)  # (B, H+2, W+2)
+    centre = own_class(labels, num_classes=num_classes)
+    around = F.pad(centre, (1, 1, 1, 1), value=1 << num_classes)  # (B, H+2, W+2)
     around = (around[:, :-2] | around[:, 1:-1]).bitwise_or_(around[:, 2:])  # (B, H, W+2)
     around = (around[..., :-2] | around[..., 1:-1]).bitwise_or_(around[..., 2:])
     if not strict:
         return around
-    return torch.where((own & sum(1 << c for c in set(strict))) != 0, own, around)
+    return torch.where((centre & sum(1 << c for c in set(strict))) != 0, centre, around)
 
 
 class ClassSets(NamedTuple):
@@ -63,10 +63,10 @@ class ImageTargets:
     def sets(self, labels: Tensor, *, num_classes: int, relax: bool = True) -> Tensor:
         """Map labels (B, H, W) to sets; those of ignored pixels are empty. `relax` False switches `relaxed` off."""
         if self.relaxed and relax:
-            found = neighbour_classes(labels, num_classes=num_classes, strict=self.strict)
+            sets = neighbour_classes(labels, num_classes=num_classes, strict=self.strict)
         else:
-            found = own_class(labels, num_classes=num_classes)
-        return found.where(labels < num_classes, 0)
+            sets = own_class(labels, num_classes=num_classes)
+        return sets.where(labels < num_classes, 0)
 
     def weigh(self, sets: Tensor, *, num_classes: int) -> ClassSets:
         """Map sets (B, H, W) to what the loss reads."""

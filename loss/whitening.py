@@ -1,4 +1,4 @@
-"""Whitening losses on captured maps (masks.py has the statistics that choose what ISW whitens).
+"""Whitening losses on captured maps, and the statistics that choose what ISW whitens.
 
 B batch, C channels, h x w size of a map. RobustNet (Choi et al., CVPR 2021): IW, IRW, ISW.
 """
@@ -6,10 +6,16 @@ B batch, C channels, h x w size of a map. RobustNet (Choi et al., CVPR 2021): IW
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from utils import distributed
+from utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +50,7 @@ def whitening_loss(maps: Tensor, *, mask: Tensor, margin: float = 0.0) -> Tensor
 
     Args:
         maps: (B, C, h, w) standardised.
-        mask: (C, C) boolean, the entries to be whitened; an empty one gives zero.
+        mask: (C, C) boolean, the entries to whiten; an empty one gives zero.
         margin: subtracted from the sum of an image's absolute entries before it is clamped at zero.
     """
     sums = (covariance(maps) * mask).abs().sum(dim=(1, 2))  # (B,)
@@ -95,10 +101,10 @@ class Whitening(nn.Module):
     def intersect_masks(self, masks: Sequence[Tensor]) -> None:
         """Keep what these masks and, if there are any, the ones before agree on; warn once where nothing is left."""
         assert self.selective and len(masks) == len(self.channels)
-        for width, own, new in zip(self.channels, self.masks, masks, strict=True):
-            was_empty = self.has_masks and not own.any()
-            own.copy_(new.to(own) & own if self.has_masks else new.to(own))
-            if not was_empty and not own.any():
+        for width, mask, new in zip(self.channels, self.masks, masks, strict=True):
+            was_empty = self.has_masks and not mask.any()
+            mask.copy_(new.to(mask) & mask if self.has_masks else new.to(mask))
+            if not was_empty and not mask.any():
                 log.warning("ISW: no covariance of the %d-channel map is left in its mask; its loss is zero", width)
         self.masks_ready.fill_(True)
         self.has_masks = True
@@ -114,3 +120,92 @@ class Whitening(nn.Module):
         rows = zip(style, self.masks, self.margins, strict=True)
         losses = [whitening_loss(maps, mask=mask, margin=margin) for maps, mask, margin in rows]
         return torch.stack(losses).mean()
+
+
+class MaskStatistics:
+    """Sums, over images, how much each covariance changes when only the appearance of the image changes.
+
+    Several processes each see a part of the images; summing `tensors()` over them gives all the same masks.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], *, clusters: int, relax_denom: float = 0.0, device: torch.device | str = "cpu"
+    ) -> None:
+        self.clusters, self.relax_denom = clusters, relax_denom
+        self._sums = [torch.zeros(width, width, dtype=torch.float64, device=device) for width in channels]
+        self._count = torch.zeros(1, dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def update(self, style: Sequence[Tensor]) -> None:
+        """Add the captured maps (2, C, h, w) of one image: its augmented view and itself."""
+        assert len(style) == len(self._sums)
+        for total, maps in zip(self._sums, style, strict=True):
+            assert len(maps) == 2, "a batch of the augmented view and the image"
+            total += covariance(maps).triu(1).var(dim=0)  # unbiased: (a - b)^2 / 2
+        self._count += 1
+
+    def tensors(self) -> list[Tensor]:
+        """Return the running sums (C, C) and the number of images, to be summed over processes in place."""
+        return [*self._sums, self._count]
+
+    def variances(self) -> list[Tensor]:
+        """Return each map's mean variance matrix (C, C) on the CPU, zero on and below the diagonal."""
+        return [(total / self._count.clamp(min=1)).cpu() for total in self._sums]
+
+    def masks(self) -> list[Tensor]:
+        """Return the (C, C) boolean masks of the covariances that appearance changes most."""
+        masks = []
+        for variance in self.variances():
+            values, channels = variance.flatten(), len(variance)  # Parity: the zeros on and below the diagonal too
+            if self.relax_denom:
+                count = channels * (channels - 1) // 2 - int(relaxation(channels, self.relax_denom))
+            else:
+                count = _num_outside_lowest_cluster(values.numpy(), clusters=self.clusters)
+            mask = torch.zeros_like(values, dtype=torch.bool)
+            mask[values.topk(count).indices] = True
+            masks.append(mask.view_as(variance))
+        return masks
+
+
+def _num_outside_lowest_cluster(values: np.ndarray, *, clusters: int) -> int:
+    import kmeans1d  # only ISW needs it
+
+    if not math.isfinite(values.sum()):
+        raise UserError(
+            "ISW: a covariance is not finite; the network has diverged: lower --lr, or collect masks earlier"
+        )
+    labels, _ = kmeans1d.cluster(values, clusters)
+    return int(np.count_nonzero(labels))
+
+
+def collect_masks(
+    whitening: Whitening, network: Any, passes: Iterable[Iterable[Tensor]], *, clusters: int, device: torch.device
+) -> list[Tensor]:
+    """Give ISW new masks: every pass over images chooses covariances, those that all passes chose stay.
+
+    The processes each read their share of a pass and all get the same masks.
+
+    Args:
+        network: has `style_features` and `style_channels`; is left in evaluation mode.
+        passes: pairs (2, 3, H, W), normalised: an image's photometrically augmented view and the image.
+        clusters: of the variances, unless the relaxation chooses.
+
+    Returns:
+        The variance matrix (C, C) of each map's covariances, the mean over the passes.
+    """
+    means = []
+    distributed.broadcast_buffers(network)
+    whitening.reset_masks()
+    network.eval()
+    for pairs in passes:
+        statistics = MaskStatistics(
+            network.style_channels, clusters=clusters, relax_denom=whitening.relax_denom, device=device
+        )
+        with torch.inference_mode():
+            for pair in pairs:
+                statistics.update(network.style_features(pair))
+        for tensor in statistics.tensors():
+            distributed.all_reduce_sum(tensor)
+        whitening.intersect_masks(statistics.masks())
+        means.append(statistics.variances())
+    return [torch.stack(variances).mean(0) for variances in zip(*means, strict=True)]

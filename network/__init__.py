@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from network.architectures import ARCHITECTURES, BACKBONES, Architecture, build_backbone, resolve_architecture
-from network.deeplab import PlainSegmentor
+from config import Config
+from network.architectures import ARCHITECTURES, BACKBONES, Architecture, resolve_architecture
+from network.backbones import Backbone
+from network.deeplab import PlainSegmentor, Segmentor
 from network.diia import Confidence, DIIASegmentor
 from network.methods import METHODS, Method, method_for, resolve_jitter, resolve_method
 from network.outputs import SegmentorOutput
-from network.pretrained import load_pretrained
-from network.segmentor import Segmentor
 from network.style import read_codes
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "architecture_of",
     "assemble",
     "build_network",
-    "load_pretrained",
     "method_for",
     "resolve_architecture",
     "resolve_jitter",
@@ -32,19 +31,18 @@ __all__ = [
 ]
 
 
-def architecture_of(cfg: Any) -> Architecture:
+def architecture_of(cfg: Config) -> Architecture:
     """Return what --arch, --backbone and --output_stride name together; raises `UserError` where they do not fit."""
     network = cfg.NETWORK
     return resolve_architecture(network.ARCH, backbone=network.BACKBONE, output_stride=network.OUTPUT_STRIDE)
 
 
-def build_network(cfg: Any, *, method: Method | None = None, num_classes: int = 19) -> Segmentor:
+def build_network(cfg: Config, *, method: Method | None = None) -> Segmentor:
     """Build the network of `cfg.NETWORK` and the layout's thresholds of `cfg.LOSS`, freshly initialised.
 
     Args:
         cfg: the configuration.
         method: in place of the one that `cfg.NETWORK` names.
-        num_classes: channels of the logits.
 
     Raises:
         UserError: an unknown architecture or method, or style codes that do not fit.
@@ -52,7 +50,6 @@ def build_network(cfg: Any, *, method: Method | None = None, num_classes: int = 
     return assemble(
         architecture_of(cfg),
         method=method or resolve_method(cfg.NETWORK.METHOD, cfg.NETWORK.WT_LAYER),
-        num_classes=num_classes,
         freeze_bn=bool(cfg.NETWORK.FREEZE_BN),
         layout_confidence=cfg.LOSS.LAYOUT_CONFIDENCE,
     )
@@ -68,13 +65,8 @@ def assemble(
 ) -> Segmentor:
     """Build a backbone with the style sites and the head of a method; raises `UserError` where they do not fit."""
     sites = read_codes(method.codes, positions=architecture.backbone.positions)
-    backbone = build_backbone(architecture, sites=sites)
+    backbone = Backbone(architecture.backbone, sites=sites, output_stride=architecture.output_stride)
+    shared: dict[str, Any] = {"method": method, "num_classes": num_classes, "freeze_bn": freeze_bn}
     if method.head == "plain":
-        return PlainSegmentor(backbone, method=method, num_classes=num_classes, freeze_bn=freeze_bn)
-    return DIIASegmentor(
-        backbone,
-        method=method,
-        num_classes=num_classes,
-        freeze_bn=freeze_bn,
-        layout_confidence=layout_confidence,
-    )
+        return PlainSegmentor(backbone, **shared)
+    return DIIASegmentor(backbone, layout_confidence=layout_confidence, **shared)

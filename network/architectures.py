@@ -3,22 +3,64 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from network.backbone import Backbone, BackboneSpec
-from network.mobilenet import MNASNET_05, MNASNET_10, MOBILENET_V2, SequentialBackbone, SequentialSpec
-from network.resnet import RESNETS, ResNet, ResNetSpec
-from network.shufflenet import SHUFFLENET_V2, ShuffleNetV2
+from network.backbones import PARTS, BackboneSpec, ResNetSpec, SmallSpec
 from utils.errors import UserError, did_you_mean
 
-BACKBONES: dict[str, BackboneSpec] = {
-    spec.name: spec for spec in (*RESNETS.values(), MOBILENET_V2, SHUFFLENET_V2, MNASNET_05, MNASNET_10)
+_STAGES = {3: "stage1", 4: "stage2", 5: "stage3", 6: "stage4"}
+_DEEP: dict[str, Any] = {
+    "stem": ((3, 64, 2), (3, 64, 1), (3, 128, 1)),
+    "positions": {0: "stem1", 1: "stem2", 2: "stem3", **_STAGES},
 }
-CLASSES: dict[type[BackboneSpec], Callable[..., Backbone]] = {
-    ResNetSpec: ResNet,
-    SequentialSpec: SequentialBackbone,
-    BackboneSpec: ShuffleNetV2,
+# name, title, torchvision's name, blocks, what differs from a plain bottleneck network
+_RESNETS: tuple[tuple[str, str, str | None, tuple[int, int, int, int], dict[str, Any]], ...] = (
+    ("resnet18", "ResNet-18", "resnet18", (2, 2, 2, 2), {"block": "BasicBlock"}),
+    ("resnet34", "ResNet-34", "resnet34", (3, 4, 6, 3), {"block": "BasicBlock"}),
+    ("resnet50", "ResNet-50", "resnet50", (3, 4, 6, 3), {}),
+    ("resnet101", "ResNet-101", "resnet101", (3, 4, 23, 3), {}),
+    ("resnet101_deep", "ResNet-101 with three stem convolutions", None, (3, 4, 23, 3), _DEEP),
+    ("resnet152", "ResNet-152", "resnet152", (3, 8, 36, 3), {}),
+    ("resnext50", "ResNeXt-50 32x4d", "resnext50_32x4d", (3, 4, 6, 3), {"groups": 32, "base_width": 4}),
+    ("resnext101", "ResNeXt-101 32x8d", "resnext101_32x8d", (3, 4, 23, 3), {"groups": 32, "base_width": 8}),
+    ("wide_resnet50", "Wide ResNet-50-2", "wide_resnet50_2", (3, 4, 6, 3), {"base_width": 128}),
+    ("wide_resnet101", "Wide ResNet-101-2", "wide_resnet101_2", (3, 4, 23, 3), {"base_width": 128}),
+)
+
+
+def _numbered(name: str, start: int, stop: int) -> tuple[str, ...]:
+    return tuple(f"{name}.{index}" for index in range(start, stop))
+
+
+def _sequential(name: str, *bounds: int) -> dict[str, Any]:
+    """Cut one list of layers into stem and stages; `bounds` are the first layer of each, and the end."""
+    parts = {part: _numbered(name, *ends) for part, *ends in zip(PARTS, bounds, bounds[1:], strict=False)}
+    # The last stage is a 1x1 convolution: the original names a site there, but never runs it.
+    return {"parts": parts, "positions": {2: "stem", 3: "stage1", 4: "stage2", 5: "stage3"}}
+
+
+_MOBILENET = _sequential("features", 0, 2, 7, 11, 18, 19)
+_MNASNET = _sequential("layers", 0, 8, 10, 11, 14, 17)  # the published one never ran: cut where MobileNetV2 strides
+_SHUFFLENET = {
+    "parts": {
+        "stem": ("conv1.0", "conv1.1", "conv1.2", "maxpool"),
+        **{f"stage{i}": _numbered(f"stage{i + 1}", 0, count) for i, count in ((1, 4), (2, 8), (3, 4))},
+        "stage4": ("conv5.0", "conv5.1", "conv5.2"),
+    },
+    "positions": {2: "stem", **_STAGES},
+    "replaced": {"stem": "conv1.1", "stage4": "conv5.1"},
+}
+# name, title, torchvision's name, channels of stem and stages, the rest
+_SMALL: tuple[tuple[str, str, str, tuple[int, int, int, int, int], dict[str, Any]], ...] = (
+    ("mobilenet_v2", "MobileNetV2 1.0", "mobilenet_v2", (16, 32, 64, 320, 1280), _MOBILENET),
+    ("shufflenet_v2", "ShuffleNetV2 1.0", "shufflenet_v2_x1_0", (24, 116, 232, 464, 1024), _SHUFFLENET),
+    ("mnasnet_05", "MNASNet 0.5", "mnasnet0_5", (8, 24, 40, 160, 1280), _MNASNET),
+    ("mnasnet_10", "MNASNet 1.0", "mnasnet1_0", (16, 40, 80, 320, 1280), _MNASNET),
+)
+BACKBONES: dict[str, BackboneSpec] = {
+    **{n: ResNetSpec(name=n, title=t, model=m, blocks=b, **rest) for n, t, m, b, rest in _RESNETS},
+    **{n: SmallSpec(name=n, title=t, model=m, channels=c, **rest) for n, t, m, c, rest in _SMALL},
 }
 
 
@@ -85,9 +127,3 @@ def _find(name: str, table: Mapping[str, Any], *, flag: str, other: Mapping[str,
         return table[same[name.lower()]]
     near = f"; did you mean {other_flag} {name}?" if name in other else did_you_mean(name, table)
     raise UserError(f"{flag} {name}: not available; one of {', '.join(table)}{near}")
-
-
-def build_backbone(architecture: Architecture, *, sites: Mapping[str, str]) -> Backbone:
-    """Build a backbone with style sites (site name -> kind, see network.style), freshly initialised."""
-    spec = architecture.backbone
-    return CLASSES[type(spec)](spec, sites=sites, output_stride=architecture.output_stride)

@@ -6,11 +6,11 @@ B batch, H x W input size, h x w = H/s x W/s at output stride s, h1 x w1 the fir
 
 What is left where a method leaves a part out (`Method.parts`); every other module, loss and weight stays:
 
-* edge: no edge branch and none of its losses; the layout features ask and answer in the aggregation.
-* layout: no layout branch, no coarse layout and no loss of it; the edge features ask and answer.
+* edge: no edge branch and none of its losses; the layout features are query and key of the aggregation.
+* layout: no layout branch, no coarse layout and no loss of it; the edge features are query and key.
 * aggregation: both branches train by their own losses, but the attention is gone (as if its gate stayed at zero): the
-  final classifier reads the backbone's features through `aggregate.up` alone, and scoring skips both branches.
-* edge, layout, aggregation and fused: the coarse head alone. Its logits are what is scored, and they are the output
+  final classifier reads the backbone's features through `aggregate.up` alone, and `predict` skips both branches.
+* edge, layout, aggregation and fused: the coarse head alone. Its logits are what is evaluated, and they are the output
   `fused`, with the weight of the final classifier's loss. The auxiliary head and the whitening stay.
 """
 
@@ -23,11 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from network.backbone import Backbone
+from network.backbones import Backbone
+from network.deeplab import Segmentor
 from network.layers import ASPP, AuxHead, SkipHead, conv_norm_relu, initialise_head, refinement, resize, split_stride
 from network.methods import Method
 from network.outputs import Features, SegmentorOutput
-from network.segmentor import Segmentor
 
 IGNORE = 255
 Confidence = Literal["logits", "softmax"]
@@ -130,9 +130,9 @@ class EdgeBranch(nn.Module):
 
 
 class TripleAggregation(nn.Module):
-    """TIAM: layout features ask, edge features answer, the backbone's features are aggregated.
+    """TIAM: attention whose query is made of layout features, its key of edge features, its value of the backbone's.
 
-    Where one of the two is missing the other does both; without attention only the projection of the backbone's
+    Where one of the two is missing the other is query and key; without attention only the projection of the backbone's
     features is left.
     """
 
@@ -156,12 +156,10 @@ class TripleAggregation(nn.Module):
         """Map (B, C, h, w) and (B, 256, h, w), one or two of them, to (B, 128, h, w)."""
         if not self.attends:
             return self.up(top)
-        asking, answering = _sides(layout_features, edge_features)
-        convs = ((self.query, asking), (self.key, answering), (self.value, top))
+        query, key = self._query_and_key(layout_features, edge_features)
         query, key, value = (
-            # contiguous: the fused kernels, which never hold the (hw, hw) matrix, ask for it
-            conv(maps).flatten(2).mT.contiguous().unsqueeze(1)
-            for conv, maps in convs
+            maps.flatten(2).mT.contiguous().unsqueeze(1)  # the fused kernels, without the (hw, hw) matrix, need it so
+            for maps in (query, key, self.value(top))
         )  # (B, 1, hw, 128)
         mixed = F.scaled_dot_product_attention(query, key, value, scale=1.0)  # no division by the root of the width
         mixed = mixed.squeeze(1).transpose(1, 2).unflatten(2, top.shape[2:])  # (B, 128, h, w)
@@ -177,23 +175,20 @@ class TripleAggregation(nn.Module):
         Returns:
             (B, N, h, w), each map sums to one.
         """
-        asking, answering = _sides(layout_features, edge_features)
-        query, key = (conv(maps).flatten(2) for conv, maps in ((self.query, asking), (self.key, answering)))
+        query, key = self._query_and_key(layout_features, edge_features)
         with torch.autocast(key.device.type, enabled=False):
-            scores = query[..., cells].float().mT @ key.float()  # (B, N, hw)
-        return scores.softmax(2).unflatten(2, answering.shape[2:])
+            scores = query.flatten(2)[..., cells].float().mT @ key.flatten(2).float()  # (B, N, hw)
+        return scores.softmax(2).unflatten(2, key.shape[2:])
+
+    def _query_and_key(self, layout_features: Tensor | None, edge_features: Tensor | None) -> tuple[Tensor, Tensor]:
+        query = edge_features if layout_features is None else layout_features
+        key = layout_features if edge_features is None else edge_features
+        assert query is not None and key is not None, "the attention needs a branch"
+        return self.query(query), self.key(key)  # (B, 128, h, w) each
 
 
-def _sides(layout_features: Tensor | None, edge_features: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return which features ask and which answer."""
-    asking = edge_features if layout_features is None else layout_features
-    answering = layout_features if edge_features is None else edge_features
-    assert asking is not None and answering is not None, "the attention needs a branch"
-    return asking, answering
-
-
-class _Scored(NamedTuple):
-    """What both `forward` and `predict` need; None where it is left out."""
+class _Shared(NamedTuple):
+    """What `forward` and `predict` share; None where it is left out."""
 
     features: Features
     coarse: Tensor  # (B, classes, H, W)
@@ -225,26 +220,23 @@ class DIIASegmentor(Segmentor):
         layout_confidence: Confidence = "logits",
     ) -> None:
         super().__init__(backbone, method=method, freeze_bn=freeze_bn)
-        low, _, third, top = backbone.channels
+        _, low, _, third, top = backbone.channels
         parts, width = method.parts, TripleAggregation.out_channels
         self.attends = "aggregation" in parts
         self.layout_confidence: Confidence = layout_confidence
-        stride, shrinks = backbone.output_stride, backbone.output_stride // backbone.spec.low_stride
-        self.coarse = CoarseHead(top, output_stride=stride, num_classes=num_classes)
-        self.layout = LayoutBranch(output_stride=stride, num_classes=num_classes) if "layout" in parts else None
+        stride, shape = backbone.output_stride, {"output_stride": backbone.output_stride, "num_classes": num_classes}
+        shrinks = stride // backbone.spec.low_stride
+        self.coarse = CoarseHead(top, **shape)
+        self.layout = LayoutBranch(**shape) if "layout" in parts else None
         self.edge = EdgeBranch(low, stride=shrinks, num_classes=num_classes) if "edge" in parts else None
         self.aggregate = TripleAggregation(top, attends=self.attends) if "fused" in parts else None
-        self.fused = (
-            SkipHead(width, low_channels=low, output_stride=stride, num_classes=num_classes)
-            if "fused" in parts
-            else None
-        )
+        self.fused = SkipHead(width, low_channels=low, **shape) if "fused" in parts else None
         self.aux = AuxHead(third, num_classes=num_classes)
         for head in (self.coarse, self.layout, self.edge, self.fused, self.aux):
             if head is not None:
                 initialise_head(head)
 
-    def _score(self, images: Tensor, *, branches: bool) -> _Scored:
+    def _shared(self, images: Tensor, *, branches: bool) -> _Shared:
         size = images.shape[2:]
         features = self.backbone(images)
         coarse = resize(self.coarse(features.top), size)
@@ -257,31 +249,29 @@ class DIIASegmentor(Segmentor):
         if self.aggregate is not None and self.fused is not None:
             aggregated = self.aggregate(features.top, layout_features, edge_features)
             fused = resize(self.fused(aggregated, features.low_level), size)
-        return _Scored(features, coarse, fused, layout, layout_features, edge_maps, edge_features)
+        return _Shared(features, coarse, fused, layout, layout_features, edge_maps, edge_features)
 
     def forward(self, images: Tensor) -> SegmentorOutput:
-        """Map normalised images (B, 3, H, W) to every output that a loss reads."""
         size = images.shape[2:]
-        scored = self._score(images, branches=True)
-        coarse, fused = scored.coarse, scored.fused
+        shared = self._shared(images, branches=True)
+        coarse, fused = shared.coarse, shared.fused
         output = SegmentorOutput(
             fused=coarse if fused is None else fused,
-            aux=self.aux(scored.features.aux),
+            aux=self.aux(shared.features.aux),
             coarse=None if fused is None else coarse,
-            style=scored.features.style,
+            style=shared.features.style,
         )
-        if self.layout is not None and scored.layout_features is not None:
-            logits = resize(self.layout.decode(scored.layout_features), size)
-            output = output._replace(layout=scored.layout, layout_logits=logits)
-        if self.edge is not None and scored.edge_maps is not None and scored.edge_features is not None:
-            edge = resize(scored.edge_maps.mean(1, keepdim=True), size)
-            output = output._replace(edge=edge, edge_logits=resize(self.edge.decode(scored.edge_features), size))
+        if self.layout is not None and shared.layout_features is not None:
+            logits = resize(self.layout.decode(shared.layout_features), size)
+            output = output._replace(layout=shared.layout, layout_logits=logits)
+        if self.edge is not None and shared.edge_maps is not None and shared.edge_features is not None:
+            edge = resize(shared.edge_maps.mean(1, keepdim=True), size)
+            output = output._replace(edge=edge, edge_logits=resize(self.edge.decode(shared.edge_features), size))
         return output
 
     def predict(self, images: Tensor) -> Tensor:
-        """Map normalised images (B, 3, H, W) to logits (B, classes, H, W), without the heads that only train."""
-        scored = self._score(images, branches=self.attends)
-        return scored.coarse if scored.fused is None else 0.5 * scored.coarse + scored.fused
+        shared = self._shared(images, branches=self.attends)
+        return shared.coarse if shared.fused is None else 0.5 * shared.coarse + shared.fused
 
     def attention_of(self, images: Tensor, pixels: Sequence[tuple[int, int]]) -> Tensor:
         """Return how the cells at some pixels weigh all cells in the aggregation.
@@ -294,11 +284,11 @@ class DIIASegmentor(Segmentor):
             (B, N, h, w) float32, each map sums to one; the corners of map and image coincide.
         """
         assert self.aggregate is not None and self.attends, "this method has no attention"
-        scored = self._score(images, branches=True)
-        (height, width), (rows, columns) = images.shape[2:], scored.features.top.shape[2:]
+        shared = self._shared(images, branches=True)
+        (height, width), (rows, columns) = images.shape[2:], shared.features.top.shape[2:]
         cells = [
             round(y * (rows - 1) / max(height - 1, 1)) * columns + round(x * (columns - 1) / max(width - 1, 1))
             for x, y in pixels
         ]
         chosen = torch.tensor(cells, device=images.device)
-        return self.aggregate.attention_of(chosen, scored.layout_features, scored.edge_features)
+        return self.aggregate.attention_of(chosen, shared.layout_features, shared.edge_features)

@@ -105,7 +105,7 @@ class SkipHead(nn.Module):
 class SharedDropout2d(nn.Dropout2d):
     """Dropout of whole channels whose mask does not depend on how many processes share the batch.
 
-    Every process draws the mask of the whole batch and takes its own rows, so that processes that were seeded alike do
+    Every process samples the mask of the whole batch and takes its rows, so that processes that were seeded alike do
     together what one would do with all the images.
     """
 
@@ -134,7 +134,7 @@ class AuxHead(nn.Module):
 
 
 def initialise_head(module: nn.Module) -> None:
-    """Fill convolutions from Kaiming's normal law over fan-in with zero biases; batch norms are born as wanted."""
+    """Fill convolutions from Kaiming's normal law over fan-in with zero biases; batch norms are created as wanted."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight)

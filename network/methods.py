@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
+from config import Config
 from network.style import check_codes
 from utils.errors import UserError, did_you_mean
 
@@ -37,8 +38,7 @@ class Method:
     @property
     def label(self) -> str:
         """The row's name, with the style codes where they are not the row's own."""
-        own = METHODS[self.name].codes == self.codes
-        return self.name if own else f"{self.name} {''.join(map(str, self.codes))}"
+        return self.name if self.codes == METHODS[self.name].codes else f"{self.name} {''.join(map(str, self.codes))}"
 
     def __str__(self) -> str:
         head = "DIIA head" if self.head == "diia" else "plain DeepLabV3+ head"
@@ -86,13 +86,12 @@ def resolve_method(name: str, wt_layer: Sequence[int] | None = None) -> Method:
         return row
     codes = tuple(int(code) for code in wt_layer)
     check_codes(codes)
-    whitening = whitening_of(codes)
+    whitening: Whitening | None = "isw" if 2 in codes else "irw" if 1 in codes else None
     if row.head == "diia" and row.whitening is None and {1, 2, 5} & set(codes):
         raise UserError(f"--method {name} with --wt_layer {' '.join(map(str, codes))}: these whiten; use --method diia")
     if row.head == "plain":
-        own = max(row.codes)
-        fits = whitening == row.whitening and (own in codes if own else not any(codes))
-        if not fits:
+        code = max(row.codes)
+        if whitening != row.whitening or not (code in codes if code else not any(codes)):
             better = method_for(head="plain", codes=codes).name
             raise UserError(
                 f"--method {name} with --wt_layer {' '.join(map(str, codes))}: these codes are not {name}'s "
@@ -101,22 +100,15 @@ def resolve_method(name: str, wt_layer: Sequence[int] | None = None) -> Method:
     return dataclasses.replace(row, codes=codes, whitening=whitening)
 
 
-def resolve_jitter(cfg: Any) -> str:
+def resolve_jitter(cfg: Config) -> str:
     """Return the name of a run's jitter strengths: AUGMENT.JITTER's, where that says "method" those of its method."""
     if cfg.AUGMENT.JITTER != "method":
         return str(cfg.AUGMENT.JITTER)
     return resolve_method(cfg.NETWORK.METHOD, cfg.NETWORK.WT_LAYER).jitter
 
 
-def whitening_of(codes: Sequence[int]) -> Whitening | None:
-    """Tell from style codes which whitening loss they ask for."""
-    if 2 in codes:
-        return "isw"
-    return "irw" if 1 in codes else None
-
-
 def method_for(*, head: Head, codes: Sequence[int]) -> Method:
-    """Return the method of a weight file without a config, from its head and the style codes given for it."""
+    """Return the method of a weight file without a config, from its head and its style codes."""
     if head == "diia":
         return resolve_method("diia", codes)
     check_codes(codes)

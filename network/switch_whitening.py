@@ -95,8 +95,8 @@ class SyncSwitchWhiten2d(nn.Module):
         if not self.training:
             return self.running_mean, self.running_cov
         mean = distributed.all_reduce_mean(own_mean.mean(0))
-        apart = own_mean - mean
-        cov = distributed.all_reduce_mean((own_cov + apart @ apart.mT).mean(0))
+        centred = own_mean - mean
+        cov = distributed.all_reduce_mean((own_cov + centred @ centred.mT).mean(0))
         with torch.no_grad():
             for running, batch in ((self.running_mean, mean), (self.running_cov, cov)):
                 running.mul_(self.momentum).add_(batch, alpha=1 - self.momentum)

@@ -6,12 +6,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch.utils.data import default_collate
 
+from config import Config
 from datasets.domains import Domain
 from datasets.labels import CLASS_NAMES, NUM_CLASSES, PALETTE
 from datasets.sampling import class_centroids, sample_rng
@@ -19,8 +20,8 @@ from datasets.segmentation import read_pair, to_tensor
 from datasets.splits import find_pairs
 from network import resolve_jitter
 from scripts.options import chosen_domains, data_config, data_parser
-from transforms.appearance import Appearance, AppearanceDraws, Draws
-from transforms.build import build_appearance, build_draws, build_geometry
+from transforms.appearance import Appearance, AppearanceParams, AppearanceSampler
+from transforms.build import build_appearance, build_appearance_sampler, build_geometry
 from transforms.edges import edge_target
 from transforms.geometry import Geometry, RandomFlip, RandomScale
 from transforms.view import View, make_view
@@ -38,10 +39,10 @@ SIZE, LINE = 14, 19  # letters and lines
 
 
 class Delivered(NamedTuple):
-    """What the training makes of a frame: the crop, its draws (D,), the frame's size before the crop, and mirroring."""
+    """What the training makes of a frame: the crop, its parameters, the frame's size before the crop, and mirroring."""
 
     view: View
-    draws: Array
+    params: AppearanceParams
     shown: tuple[int, int]
     mirrored: bool
 
@@ -58,7 +59,7 @@ class Pipeline:
     """The transforms of a run; `tile` is that of its class centroids, 0 where sampling is plain."""
 
     geometry: Geometry
-    draws: AppearanceDraws
+    sampler: AppearanceSampler
     appearance: Appearance
     seed: int
     tile: int
@@ -79,29 +80,29 @@ class Pipeline:
             before, view = view, step(view, rng)
             shown = view.size if isinstance(step, RandomScale) else shown
             mirrored |= isinstance(step, RandomFlip) and view is not before
-        return Delivered(view.pixels(), self.draws(rng), shown, mirrored)
+        return Delivered(view.pixels(), self.sampler(rng), shown, mirrored)
 
-    def seen(self, image: Array, draws: Array) -> Array:
+    def seen(self, image: Array, params: AppearanceParams) -> Array:
         """Return the (h, w, 3) uint8 colours that the network receives, with the normalisation undone."""
-        colours = self.appearance.colours(to_tensor(image)[None], torch.from_numpy(draws)[None])[0]  # (3, h, w)
+        colours = self.appearance.colours(to_tensor(image)[None], default_collate([params]))[0]  # (3, h, w)
         return colours.permute(1, 2, 0).numpy()
 
 
-def build_pipeline(cfg: Any, *, tile: int) -> Pipeline:
+def build_pipeline(cfg: Config, *, tile: int) -> Pipeline:
     """Return the transforms of a run of this configuration, with the jitter of its method."""
-    draws = build_draws(cfg, jitter=resolve_jitter(cfg))
-    return Pipeline(build_geometry(cfg), draws, build_appearance(cfg), cfg.RUN.SEED, tile)
+    sampler = build_appearance_sampler(cfg, jitter=resolve_jitter(cfg))
+    return Pipeline(build_geometry(cfg), sampler, build_appearance(cfg), cfg.RUN.SEED, tile)
 
 
 def frame_cells(name: str, image: Array, label: Array, *, item: int, pipeline: Pipeline) -> list[Cell]:
     """Return the row of a frame, image (H, W, 3) and label (H, W), in the order of `COLUMNS`."""
     focus = pipeline.focus(label, item=item)
     start = make_view(image, label, focus=focus[1] if focus else None)
-    view, draws, shown, mirrored = pipeline.deliver(start, item=item)
+    view, params, shown, mirrored = pipeline.deliver(start, item=item)
     crop, target = view.image, view.label  # (h, w, 3), (h, w)
     edges = edge_target(to_tensor(crop)[None])[0].byte().numpy()  # (h, w)
-    drawn, ignored, present = Draws.of(draws.tolist()), float(np.mean(target >= NUM_CLASSES)), len(_classes(target))
-    sigmas = {"Gaussian": drawn.sigma, "bilateral": drawn.bilateral}
+    ignored, present = float(np.mean(target >= NUM_CLASSES)), len(_classes(target))
+    sigmas = {"Gaussian": params.sigma, "bilateral": params.bilateral}
     blur = next((f"{kind} blur, sigma {sigma:.2f}" for kind, sigma in sigmas.items() if sigma), "no blur")
     resized = f"scale {shown[0] / label.shape[1]:.2f}: {shown[0]}x{shown[1]}"
     cut = f"crop {crop.shape[1]}x{crop.shape[0]}{', mirrored' if mirrored else ''}"
@@ -110,7 +111,7 @@ def frame_cells(name: str, image: Array, label: Array, *, item: int, pipeline: P
         Cell(_fit(image, FRAME), (name, f"{label.shape[1]}x{label.shape[0]}")),
         Cell(_overlaid(image, label, start, FRAME), (f"focus: {CLASS_NAMES[focus[0]] if focus else 'none'}",)),
         Cell(_overlaid(crop, target, view, CROP), (resized, cut)),
-        Cell(_fit(pipeline.seen(crop, draws), CROP), (f"jitter {'on' if drawn.jittered else 'off'}", blur)),
+        Cell(_fit(pipeline.seen(crop, params), CROP), (f"jitter {'on' if params.jitter else 'off'}", blur)),
         Cell(colorize(_fit(target, CROP), palette=PALETTE), (classes, f"{ignored:.1%} ignored")),
         Cell(_fit(np.repeat(edges[..., None], 3, axis=2), CROP), ("|Sobel x|, 0 to 255",)),
     ]
@@ -162,7 +163,7 @@ def _render_row(cells: Sequence[Cell]) -> Image.Image:
     return row
 
 
-def browse(cfg: Any, domain: Domain, *, split: str, count: int) -> Array:
+def browse(cfg: Config, domain: Domain, *, split: str, count: int) -> Array:
     """Return the contact sheet of `count` frames, evenly spread over a split of a domain."""
     pairs, augment = find_pairs(domain, split), cfg.AUGMENT
     count, rows, classes = min(count, len(pairs)), [], set[int]()

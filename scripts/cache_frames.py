@@ -1,4 +1,4 @@
-"""`python -m scripts.cache_frames DOMAIN ... --cache DIR`: decode frames ahead of a run, or verify what is there."""
+"""`python -m scripts.cache_frames DOMAIN ... --frame_cache DIR`: decode frames before a run, or verify the decoded."""
 
 from __future__ import annotations
 
@@ -26,19 +26,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Exit code 1 where --verify finds a frame that differs."""
     parser = data_parser(
         "cache_frames",
-        "Decode the frames of data sets into a folder that train.py --cache DIR reads.",
+        "Decode the frames of data sets into a folder that train.py --frame_cache DIR reads.",
         details="A frame takes 4 bytes per pixel (a GTAV frame 8 MB, its training split about 100 GB). After an "
         "interruption the same command resumes. Exit code 1: --verify found frames that differ.",
     )
-    parser.add_argument("--cache", default="", metavar="DIR", help="folder of decoded frames; or DATASET.FRAMES_DIR")
+    parser.add_argument(
+        "--frame_cache", "--cache", default="", metavar="DIR", help="folder of decoded frames; or DATASET.FRAME_CACHE"
+    )
     parser.add_argument("--split", default="train", help="split to decode")
     parser.add_argument("--verify", action="store_true", help="compare what is there with the sources, remove the rest")
     parser.add_argument("--num_workers", default="", metavar="N", help="processes, -1 for a number that fits the cores")
     args = parser.parse_args(argv)
-    cfg, differing = data_config(args, "cache", "num_workers"), []
+    cfg, differing = data_config(args, "frame_cache", "num_workers"), []
     cache, workers = frame_cache(cfg), choose_workers(cfg.DATASET.NUM_WORKERS)
     if cache is None:
-        raise UserError("no folder for the decoded frames: give --cache DIR")
+        raise UserError("no folder for the decoded frames: give --frame_cache DIR")
     pools = [(domain, find_pairs(domain, args.split)) for domain in chosen_domains(cfg, args.names)]
     cache.reserve([(pairs, domain.encoding) for domain, pairs in pools])
     for domain, pairs in pools:

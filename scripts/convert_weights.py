@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import config
-from network.published import build_published
+from network.weights import build_published
 from scripts.options import make_parser
 from utils import checkpoint, logs
 from utils.errors import UserError, run_entry_point

@@ -38,7 +38,7 @@ for seed in "${seeds[@]}"; do
         --dataset gtav --covstat_val_dataset gtav --val_dataset cityscapes bdd100k synthia mapillary \
         --backbone resnet18 --pretrained none --max_iter 300 --bs_mult 4 --lr 0.02 $half \
         --crop_size 224 --scale_min 0.75 --scale_max 1.5 --gblur --color_aug 0.5 --jitter robustnet \
-        --class_uniform_pct 0.5 --class_uniform_tile 128 --cache_dir demo/cache \
+        --class_uniform_pct 0.5 --class_uniform_tile 128 --centroid_cache demo/cache \
         --clusters 3 --cov_stat_epoch 3 --trials 2 --stat_images 12 --val_interval 0 --log_interval 20 \
         --ckpt demo --tb_path demo/tb --date runs --resume auto --opts "${domains[@]}" \
         "$@" --method "$method" --seed "$seed" --exp "${method}_$seed"

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from config import Config
 from datasets.codec import Encoding, decode_label
 from datasets.domains import Domain
 from datasets.labels import CLASS_NAMES, NUM_CLASSES, PALETTE
@@ -105,14 +106,14 @@ def _counts(
 
 
 def inspect_domain(
-    cfg: Any, domain: Domain, pairs: Sequence[Pair], *, split: str, share: float, samples: int
+    cfg: Config, domain: Domain, pairs: Sequence[Pair], *, split: str, share: float, samples: int
 ) -> Inspection:
     """Count the classes of a domain's pairs, and those of the crops that plain and class-uniform sampling make.
 
     The pixels of every label are kept beside the centroids.
     """
     number, encoding, name, seed = len(pairs), domain.encoding, domain.name, cfg.RUN.SEED
-    workers, folder = choose_workers(cfg.DATASET.NUM_WORKERS), cfg.DATASET.CACHE_DIR
+    workers, folder = choose_workers(cfg.DATASET.NUM_WORKERS), cfg.DATASET.CENTROID_CACHE
     tile, count = domain.tile or cfg.DATASET.CLASS_UNIFORM_TILE, partial(_counts, pairs=pairs, encoding=encoding)
 
     def counted(work: Callable[[Pick], Array], picks: Sequence[Pick], title: str) -> Array:

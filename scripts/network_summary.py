@@ -30,7 +30,7 @@ class Summary(NamedTuple):
     parameters: int  # all, those of the heads that only train too
     multiply_adds: int  # of convolutions, matrix products and attention, counted by thop
     torch_multiply_adds: int  # the same by torch's flop counter
-    shapes: dict[str, tuple[int, int, int]]  # what stem and stages return, channels x height x width
+    shapes: dict[str, tuple[int, ...]]  # what stem and stages return, channels x height x width
     activations: int  # values that all convolutions return
 
 
@@ -45,18 +45,16 @@ def summarise(network: Segmentor, *, size: tuple[int, int]) -> Summary:
 
     copied: Any = copy.deepcopy(network).to("meta").eval()  # the network stays as it is
     copied.forward = copied.predict  # the part of it that predicts
-    images, shapes, sizes = torch.empty(1, 3, *size, device="meta"), dict[str, tuple[int, int, int]](), list[int]()
-    stages = {copied.backbone.stem: "stem"}
-    stages |= {stage: f"stage{number}" for number, stage in enumerate(copied.backbone.stages(), 1)}
+    images, sizes = torch.empty(1, 3, *size, device="meta"), list[int]()
 
     def record(layer: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(layer, nn.Conv2d):
             sizes.append(output.numel())
-        if layer in stages:
-            shapes[stages[layer]] = tuple(output[0].shape[1:])
 
     with register_module_forward_hook(record), FlopCounterMode(display=False) as counter, torch.no_grad():
         copied(images)
+    stages, _ = copied.backbone.outputs(images)
+    shapes = {f"stage{number}": tuple(maps.shape[1:]) for number, maps in enumerate(stages, 1)}
     rules = {TripleAggregation: _count_aggregation, SyncSwitchWhiten2d: _count_switch}
     rules[nn.BatchNorm2d] = lambda *_: None  # it can be folded into a convolution: left out
     by_thop, _ = thop.profile(copied, inputs=(images,), custom_ops=rules, verbose=False)

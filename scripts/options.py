@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
 
+from config import Config
 from datasets.domains import Domain, get_domain, load_domains
 from utils.errors import UserError
 from utils.version import version
@@ -22,8 +22,8 @@ class _Help(argparse.HelpFormatter):
 
 def make_parser(name: str, description: str, *, details: str = "") -> argparse.ArgumentParser:
     """Return the parser of `python -m scripts.NAME`: one sentence of what it does, details below the flags."""
-    about: dict[str, Any] = {"prog": f"python -m scripts.{name}", "description": description, "epilog": details}
-    parser = argparse.ArgumentParser(**about, formatter_class=_Help, allow_abbrev=False)
+    parser = argparse.ArgumentParser(f"python -m scripts.{name}", formatter_class=_Help, allow_abbrev=False)
+    parser.description, parser.epilog = description, details
     parser.add_argument("--version", action="version", version=f"DIIA {version()}")
     return parser
 
@@ -39,7 +39,7 @@ def data_parser(name: str, description: str, *, details: str = "") -> argparse.A
     return parser
 
 
-def data_config(args: argparse.Namespace, *flags: str) -> Any:
+def data_config(args: argparse.Namespace, *flags: str) -> Config:
     """Return the run configuration that config.py, the environment and the flags of `data_parser` give.
 
     `flags` names those of the program's own flags that train.py has too; an empty text leaves the setting as it is.
@@ -55,7 +55,7 @@ def data_config(args: argparse.Namespace, *flags: str) -> Any:
     return config.parse(argv, program="train")
 
 
-def chosen_domains(cfg: Any, names: Sequence[str]) -> list[Domain]:
+def chosen_domains(cfg: Config, names: Sequence[str]) -> list[Domain]:
     """Return the named domains in order, or raise `UserError` for an unknown or missing name."""
     domains = load_domains(cfg)
     if not names:

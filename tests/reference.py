@@ -1,4 +1,4 @@
-"""The rule that the reference values were made by: weights and inputs rebuilt from names, and a tree of options."""
+"""The rule that the reference values were made by: weights and inputs rebuilt from names."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from loss.masks import MaskStatistics
-from network import resolve_method
-from network.deeplab import PlainSegmentor
-from network.diia import DIIASegmentor
-from network.legacy import convert_state_dict
-from network.resnet import RESNET50, RESNET101, ResNet
-from network.style import read_codes
+from config import Config
+from loss.whitening import MaskStatistics
+from network import BACKBONES, Architecture, Segmentor, assemble, resolve_method
+from network.weights import convert_published
+from tests.street_data import make_cfg
 
 R50 = "network.deepv3.DeepR50V3PlusD"
 R101 = "network.deepv3.DeepR101V3PlusD"
@@ -52,43 +49,10 @@ DIIA = {
 VALUES = Path(__file__).with_name("reference_values.json")
 
 
-def options(
-    method: str = "diia",
-    *,
-    codes: Iterable[int] | None = None,
-    arch: str = R50,
-    backbone: str = "",
-    output_stride: int = 0,
-    freeze_bn: bool = False,
-    confidence: str = "logits",
-    relax_denom: float | None = None,
-    class_weights: bool = False,
-    **loss: Any,
-) -> SimpleNamespace:
-    """The options that the builders of network and loss read; `loss` are keys of the section LOSS."""
-    plain = {"IMAGE_WEIGHTS": False, "BATCH_WEIGHTS": False, "WEIGHT_BOUND": 1.0, "RELAX_BORDERS": False}
-    plain |= {"OHEM_THRESH": 0.0, "OHEM_MIN_KEPT": 0}
-    return SimpleNamespace(
-        NETWORK=SimpleNamespace(
-            ARCH=arch,
-            BACKBONE=backbone,
-            OUTPUT_STRIDE=output_stride,
-            METHOD=method,
-            WT_LAYER=None if codes is None else list(codes),
-            FREEZE_BN=freeze_bn,
-        ),
-        LOSS=SimpleNamespace(
-            **{**plain, "STRICT_CLASSES": [], "LAYOUT_CONFIDENCE": confidence, "CLASS_WEIGHTS": class_weights, **loss}
-        ),
-        WHITENING=SimpleNamespace(REG_WEIGHT=0.6, RELAX_DENOM=relax_denom),
-        AUGMENT=SimpleNamespace(CROP_SIZE=8),
-    )
-
-
-def robustnet(key: str) -> SimpleNamespace:
+def robustnet(key: str) -> Config:
     """The options of one of RobustNet's networks."""
     arch, method, codes = ROBUSTNET[key]
-    return options(method, codes=codes, arch=f"network.deepv3.Deep{arch}")
+    return make_cfg(METHOD=method, WT_LAYER=codes, ARCH=f"network.deepv3.Deep{arch}")
 
 
 def stream(name: str) -> np.random.RandomState:
@@ -123,10 +87,10 @@ def fill(name: str, shape: Iterable[int]) -> Tensor:
     return torch.from_numpy(np.asarray(values, dtype=np.float32))
 
 
-def fill_network(network: nn.Module, original_names: Iterable[str]) -> dict[str, str]:
+def fill_network(network: Segmentor, original_names: Iterable[str]) -> dict[str, str]:
     """Load the rule's weights strictly and switch dropout off; returns our name -> the original's."""
     state = network.state_dict()
-    names = convert_state_dict({name: name for name in original_names}, wanted=state)
+    names = convert_published({name: name for name in original_names}, network, path="the original")
     assert names.keys() == state.keys(), names.keys() ^ state.keys()
     network.load_state_dict({ours: fill(original, state[ours].shape) for ours, original in names.items()})
     for layer in network.modules():
@@ -206,10 +170,8 @@ def gap(found: Any, wanted: Any) -> float:
 def small_network(method: str = "diia", *, codes: Iterable[int] | None = None, deep_stem: bool = False) -> Any:
     """A network of the given method with one block per stage: quick to build and run."""
     row = resolve_method(method, None if codes is None else list(codes))
-    spec = dataclasses.replace(RESNET101 if deep_stem else RESNET50, blocks=(1, 1, 1, 1))
-    backbone = ResNet(spec, sites=read_codes(row.codes, positions=spec.positions))
-    build = PlainSegmentor if row.head == "plain" else DIIASegmentor
-    return build(backbone, method=row, num_classes=19)
+    spec: Any = BACKBONES["resnet101_deep" if deep_stem else "resnet50"]
+    return assemble(Architecture(dataclasses.replace(spec, blocks=(1, 1, 1, 1)), 16), method=row)
 
 
 def sample(batch: int = 2, height: int = 48, width: int = 64) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import config
-import train
+import run
 from datasets.domains import load_domains
 from datasets.splits import Splits
 from utils.runs import Start
@@ -27,7 +27,18 @@ def train_arguments(camvid: Path, out: Path, *more: str) -> list[str]:
         *("--pretrained", "none", "--crop_size", "64", "--bs_mult", "2", "--num_workers", "0", "--device", "cpu"),
         *("--max_iter", "4", "--clusters", "3", "--trials", "1", "--stat_images", "2", "--val_interval", "0"),
         *("--pictures", "1", "--log_interval", "1", "--color_aug", "0.5", "--gblur"),
-        *("--ckpt", str(out), "--tb_path", str(out), "--date", "d", "--exp", "e", "--cache_dir", str(out / "cache")),
+        *(
+            "--ckpt",
+            str(out),
+            "--tb_path",
+            str(out),
+            "--date",
+            "d",
+            "--exp",
+            "e",
+            "--centroid_cache",
+            str(out / "cache"),
+        ),
         *("--opts", f"DATASET.CAMVID_DIR={camvid}"),
         *more,
     ]
@@ -40,10 +51,10 @@ def run_folder(out: Path) -> Path:
     return folders[0]
 
 
-def build_run(arguments: list[str], start: Start | None = None) -> train.Run:
+def build_run(arguments: list[str], start: Start | None = None) -> run.Run:
     """Return the parts of the run that train.py would do with these arguments."""
     cfg = config.parse(arguments, program="train")
-    return train.build_run(cfg, Splits(load_domains(cfg)), device=torch.device("cpu"), start=start or Start())
+    return run.build_run(cfg, Splits(load_domains(cfg)), device=torch.device("cpu"), start=start or Start())
 
 
 def read_weights(file: Path) -> dict[str, Any]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+import config
+from config import Config
 from datasets.codec import write_label
 from datasets.domains import BUILTIN
 from datasets.labels import CITYSCAPES_PALETTE
@@ -90,41 +91,15 @@ def write_domain(root: Path, domain: str, *, train: int = 4, val: int = 2) -> li
     return labels
 
 
-def make_cfg(folder: Path, **values: Any) -> Any:
-    """Return a config tree with small defaults; `values` are leaves by name, roots as <NAME>_DIR."""
-    tree: dict[str, dict[str, Any]] = {
-        "DATASET": {
-            **dict.fromkeys(ROOTS.values(), ""),
-            "DOMAINS_FILE": "",
-            "TRAIN": ["camvid"],
-            "IMAGE_UNIFORM_SAMPLING": False,
-            "CITY_MODE": "train",
-            "CLASS_UNIFORM_PCT": 0.0,
-            "CLASS_UNIFORM_TILE": 32,
-            "MAX_CU_EPOCH": 100000,
-            "CACHE_DIR": str(folder / "cache"),
-            "NUM_WORKERS": 0,
-            "FRAMES_DIR": "",
-            "COARSE_BOOST_CLASSES": [],
-        },
-        "WHITENING": {"STAT_IMAGES": 500},
-        "AUGMENT": {
-            "CROP_SIZE": 32,
-            "CROP_NOPAD": False,
-            "PRE_SIZE": 0,
-            "SCALE_MIN": 0.5,
-            "SCALE_MAX": 2.0,
-            "RROTATE": 0.0,
-            "COLOR_AUG": 0.5,
-            "GBLUR": True,
-            "BBLUR": False,
-            "IMAGE_IN": False,
-        },
-        "OPTIM": {"BATCH_SIZE": 2, "ACCUMULATE": 1},
-        "EVAL": {"PROTOCOL": "full"},
-        "RUN": {"SEED": 304, "DEVICE": "cpu"},
-    }
-    for name, value in values.items():
-        section = next(section for section in tree.values() if name in section)
+def make_cfg(folder: Path | None = None, **values: Any) -> Config:
+    """Return the defaults of config.py, small and without data sets; `values` are leaves by name, roots as <NAME>_DIR.
+
+    The leaves are set as they are: a builder also meets values that the command line refuses.
+    """
+    small = {"TRAIN": ["camvid"], "CLASS_UNIFORM_TILE": 32, "CENTROID_CACHE": f"{folder}/cache", "NUM_WORKERS": 0}
+    small |= {"CROP_SIZE": 32, "COLOR_AUG": 0.5, "GBLUR": True, "DEVICE": "cpu", **dict.fromkeys(ROOTS.values(), "")}
+    cfg = config.from_dict({})
+    for name, value in {**small, **values}.items():
+        section = next(section for section in cfg.values() if name in section)  # BATCH_SIZE: the one of OPTIM
         section[name] = value
-    return SimpleNamespace(**{name: SimpleNamespace(**section) for name, section in tree.items()})
+    return cfg

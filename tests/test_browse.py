@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import default_collate
 
 import config
 from datasets.domains import load_domains
@@ -19,6 +20,7 @@ from datasets.splits import Split, find_pairs
 from scripts import browse_data as browse
 from scripts.browse_data import COLUMNS, CROP, FRAME, WIDTH, Pipeline, build_pipeline, frame_cells
 from tests.street_data import blocks, paint, write_domain
+from transforms.appearance import AppearanceParams
 from transforms.build import JITTER_STRENGTHS, build_appearance
 from transforms.edges import edge_target
 from transforms.geometry import Geometry
@@ -53,7 +55,7 @@ def test_a_frame_is_delivered_as_the_training_set_delivers_it(camvid: Path, more
     training = TrainingSet(
         [Split(domain, "train", tuple(pairs))],
         geometry=pipeline.geometry,
-        draws=pipeline.draws,
+        sampler=pipeline.sampler,
         seed=cfg.RUN.SEED,
     )
     mirrored = set()
@@ -66,7 +68,7 @@ def test_a_frame_is_delivered_as_the_training_set_delivers_it(camvid: Path, more
         sample = training[Pick(item, item, found[1])]
         np.testing.assert_array_equal(got.view.image, sample.image.permute(1, 2, 0))
         np.testing.assert_array_equal(got.view.label, sample.label)
-        np.testing.assert_array_equal(got.draws, sample.draws)
+        assert all(map(torch.equal, got.params, sample.params))
         assert 0.5 <= got.shown[0] / label.shape[1] <= 2
         if not cfg.AUGMENT.RROTATE:
             unflipped = Geometry(pipeline.geometry.steps[:-1])(start, sample_rng(cfg.RUN.SEED, item))
@@ -77,7 +79,7 @@ def test_a_frame_is_delivered_as_the_training_set_delivers_it(camvid: Path, more
         assert cells[1].lines == (f"focus: {CLASS_NAMES[found[0]]}",)
         assert cells[2].lines[0].endswith(f": {got.shown[0]}x{got.shown[1]}")
         assert cells[2].lines[1].endswith("mirrored") == got.mirrored
-        assert cells[3].lines[0] == f"jitter {'on' if sample.draws[0] else 'off'}"
+        assert cells[3].lines[0] == f"jitter {'on' if sample.params.jitter else 'off'}"
     assert mirrored == {True, False}
 
 
@@ -92,7 +94,7 @@ def test_a_frame_is_delivered_as_the_training_set_delivers_it(camvid: Path, more
     ],
 )
 def test_the_jitter_is_that_of_the_runs_method(opts: tuple[str, ...], strengths: str) -> None:
-    assert build_pipeline(parse(*opts), tile=0).draws.strengths == JITTER_STRENGTHS[strengths]
+    assert build_pipeline(parse(*opts), tile=0).sampler.strengths == JITTER_STRENGTHS[strengths]
 
 
 @pytest.mark.parametrize("per_image", ["true", "false"])
@@ -102,14 +104,14 @@ def test_the_network_sees_the_normalised_form_of_what_is_drawn(per_image: str) -
     batch = torch.from_numpy(image).permute(2, 0, 1)[None].contiguous()
     on = []
     for item in range(6):
-        draws = pipeline.draws(np.random.default_rng(item))
-        shown = torch.from_numpy(pipeline.seen(image, draws).copy()).permute(2, 0, 1)[None]
-        received = build_appearance(cfg)(batch, torch.from_numpy(draws)[None])
+        params = pipeline.sampler(np.random.default_rng(item))
+        shown = torch.from_numpy(pipeline.seen(image, params).copy()).permute(2, 0, 1)[None]
+        received = build_appearance(cfg)(batch, default_collate([params]))
         unrounded = build_appearance(cfg).normalisation(shown)
         assert (received - unrounded).abs().max() < 0.2
-        on.append(bool(draws[0]))
+        on.append(bool(params.jitter))
     assert True in on and False in on
-    untouched = np.zeros_like(draws)
+    untouched = AppearanceParams(*map(torch.zeros_like, params))
     np.testing.assert_array_equal(pipeline.seen(image, untouched), image)
 
 
@@ -126,11 +128,13 @@ def test_the_focus_is_on_its_class_and_every_class_gets_its_turn() -> None:
     assert make_pipeline(parse(), tile=0).focus(label, item=0) is None
 
 
-@pytest.mark.parametrize(("option", "kind", "column"), [("GBLUR", "Gaussian", 9), ("BBLUR", "bilateral", 10)])
-def test_the_blur_is_told(option: str, kind: str, column: int) -> None:
+@pytest.mark.parametrize(
+    ("option", "kind", "field"), [("GBLUR", "Gaussian", "sigma"), ("BBLUR", "bilateral", "bilateral")]
+)
+def test_the_blur_is_told(option: str, kind: str, field: str) -> None:
     pipeline, label = make_pipeline(parse(f"AUGMENT.{option}=true")), blocks(3, (64, 64))
     cells = frame_cells("", paint(label), label, item=0, pipeline=pipeline)
-    sigma = pipeline.deliver(make_view(paint(label), label, focus=None), item=0).draws[column]
+    sigma = getattr(pipeline.deliver(make_view(paint(label), label, focus=None), item=0).params, field)
     assert cells[3].lines[1] == f"{kind} blur, sigma {sigma:.2f}" and sigma > 0
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from network.legacy import load_weights
+from network.weights import load_weights
 from utils import checkpoint
 from utils.errors import UserError
 
@@ -99,7 +99,7 @@ def test_a_missing_file_and_a_foreign_one_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"schema": 99}, "schema 99"),
+        ({"schema": 99}, "schema 99, this program reads the schemas 1 and 2"),
         ({"schema": 1, "network": {}}, "not a whole checkpoint, best, .* missing"),
         ({"schema": 1, **content(config=3)}, "its config is a int"),
         ({1: 2}, "a dictionary of names"),
@@ -113,9 +113,10 @@ def test_what_is_no_whole_checkpoint_is_refused(tmp_path: Path, entries: Any, me
 
 
 def test_weights_that_do_not_fit_are_listed() -> None:
-    state = {"schema": 1, "network": {"weight": torch.zeros(3, 2), "extra": torch.zeros(1)}}
+    state = {"schema": checkpoint.SCHEMA, "network": {"weight": torch.zeros(3, 2), "extra": torch.zeros(1)}}
+    linear: Any = nn.Linear(2, 4)
     with pytest.raises(UserError) as caught:
-        load_weights(nn.Linear(2, 4), state, path="x.pth")
+        load_weights(linear, state, path="x.pth")
     message = str(caught.value)
     assert all(word in message for word in ("x.pth", "bias", "extra", "weight"))
 

@@ -12,7 +12,7 @@ import torch
 import config
 import train
 import valid
-from network.published import build_published
+from network.weights import build_published
 from scripts import convert_weights as convert
 from tests import reference
 from tests.runs import run_folder, train_arguments
@@ -43,7 +43,10 @@ def test_every_published_file_fits_the_network_of_its_flags(
     assert list(network.method.codes) == [int(code) for code in flags[-7:]]
     dropped = next(name for name in content["state_dict"] if "layer3" in name)
     value = content["state_dict"].pop(dropped)
-    with torch.device("meta"), pytest.raises(UserError, match=r"published\.pth: does not fit .*Missing .*stage3"):
+    with (
+        torch.device("meta"),
+        pytest.raises(UserError, match=r"published\.pth: does not fit .*Missing .*backbone\.(lay|fea|stage4)"),
+    ):
         build_published(cfg, content, path="published.pth")
     content["state_dict"] |= {dropped: value, "module.layer9.odd": value}
     with torch.device("meta"), pytest.raises(UserError, match=r"published\.pth: 1 names are not .*layer9\.odd"):
@@ -128,7 +131,7 @@ def test_what_cannot_be_converted_is_refused(mobile: tuple[Path, list[str]], tmp
     )
     assert "did you mean 'isw'" in refused(str(published), *flags[:2], "--method", "isww")
     other = refused(str(published), "--arch", reference.R50, *flags[2:])
-    assert "published.pth: does not fit" in other and "backbone.stage1" in other
+    assert "published.pth: does not fit" in other and "backbone.layer1" in other
     assert not list(tmp_path.iterdir()), "nothing half written is left"
 
     convert.main([str(published), *flags, "--out", str(ours)])

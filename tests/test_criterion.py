@@ -13,7 +13,7 @@ from loss.criterion import CLASS_WEIGHTS, Criterion
 from loss.terms import cross_entropy, downsample_labels, ignore_easy_pixels
 from network.methods import METHODS
 from network.outputs import SegmentorOutput
-from tests import reference
+from tests.street_data import make_cfg
 
 
 def made_up_output(size: int = 8) -> Any:
@@ -36,7 +36,7 @@ def made_up_output(size: int = 8) -> Any:
 
 
 def build(name: str = "diia", **changes: Any) -> Any:
-    cfg = reference.options(name, **changes)
+    cfg = make_cfg(METHOD=name, CROP_SIZE=8, **changes)
     return build_criterion(cfg, method=METHODS[name], style_channels=(4, 6))
 
 
@@ -89,7 +89,7 @@ def test_plain_head() -> None:
     )
     assert build("base").weights == {"fused": 1.0, "aux": 0.4}
     assert criterion.whitening.margins == [0.0, 0.0]  # 6 and 15 entries, a 64th of them
-    assert build("irw", relax_denom=3.0).whitening.margins == [2.0, 5.0]
+    assert build("irw", RELAX_DENOM=3.0).whitening.margins == [2.0, 5.0]
 
 
 def test_unknown_terms_and_heads_raise() -> None:
@@ -107,7 +107,7 @@ def test_all_ignored_labels_give_zero_terms() -> None:
     output, labels = made_up_output(), torch.full((2, 8, 8), 255)
     output = output._replace(layout=labels)
     for class_weights in (False, True):
-        criterion = build(class_weights=class_weights)
+        criterion = build(CLASS_WEIGHTS=class_weights)
         terms = criterion(output, labels, torch.zeros(2, 8, 8), whiten=False)
         for name in ("fused", "aux", "coarse", "layout", "edge_logits"):
             assert terms[name].item() == 0
@@ -117,7 +117,7 @@ def test_all_ignored_labels_give_zero_terms() -> None:
 
 def test_class_weights_weigh_the_mean() -> None:
     assert len(CLASS_WEIGHTS) == 19
-    output, labels, criterion = made_up_output(), some_labels(), build("base", class_weights=True)
+    output, labels, criterion = made_up_output(), some_labels(), build("base", CLASS_WEIGHTS=True)
     wanted = F.cross_entropy(output.fused, labels, weight=torch.tensor(CLASS_WEIGHTS), ignore_index=255)
     torch.testing.assert_close(criterion(output, labels, whiten=False)["fused"], wanted)
     assert not criterion.state_dict(), "fixed weights are no state"
@@ -154,7 +154,7 @@ def test_certain_pixels_are_kept_where_so_many_are_asked_for() -> None:
 @pytest.mark.parametrize("class_weights", [False, True])
 def test_terms_of_diia_over_hard_pixels(class_weights: bool) -> None:
     output, labels, edges = made_up_output(), some_labels(), torch.zeros(2, 8, 8)
-    options: Any = {"class_weights": class_weights}
+    options: Any = {"CLASS_WEIGHTS": class_weights}
     criterion = build(**options, OHEM_THRESH=0.02, OHEM_MIN_KEPT=16)  # of the 64 pixels of a crop
     terms, plain = (some(output, labels, edges, whiten=False) for some in (criterion, build(**options)))
     truths = dict.fromkeys(("fused", "coarse", "edge_logits"), labels) | {"aux": downsample_labels(labels, size=(2, 2))}

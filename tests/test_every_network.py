@@ -16,14 +16,14 @@ import torch
 
 from loss import build_criterion
 from network import BACKBONES, METHODS, Architecture, Segmentor, assemble, resolve_method
-from network.backbone import BackboneSpec
-from network.resnet import ResNetSpec
+from network.backbones import BackboneSpec, ResNetSpec
 from tests import reference
+from tests.street_data import make_cfg
 from utils.errors import UserError
 
 SIZE = (48, 64)
 # Backbones without whole groups for switchable whitening -> the channels that the sentence names.
-NO_GROUPS = {"shufflenet_v2": 116, "mnasnet_05": 8, "mnasnet_10": 40}
+NO_GROUPS = {"shufflenet_v2": 24, "mnasnet_05": 8, "mnasnet_10": 40}
 TERMS = {
     "base": {"fused", "aux"},
     "iw": {"fused", "aux", "whitening"},
@@ -42,7 +42,7 @@ def shortened(spec: BackboneSpec) -> BackboneSpec:
 
 
 def nameless(spec: BackboneSpec) -> str:
-    return repr(dataclasses.replace(shortened(spec), name="", title="", weights=None))
+    return repr(dataclasses.replace(shortened(spec), name="", title="", model=None))
 
 
 DIFFERENT = list({nameless(spec): name for name, spec in reversed(BACKBONES.items())}.values())[::-1]
@@ -71,7 +71,7 @@ def build(method: str, name: str, stride: int, codes: tuple[int, ...] | None = N
 
 
 def loss_of(network: Segmentor) -> Any:
-    criterion: Any = build_criterion(reference.options(), method=network.method, style_channels=network.style_channels)
+    criterion: Any = build_criterion(make_cfg(), method=network.method, style_channels=network.style_channels)
     if network.method.whitening == "isw":
         criterion.whitening.intersect_masks(
             [torch.ones(c, c, dtype=torch.bool).triu(1) for c in network.style_channels]

@@ -21,7 +21,7 @@ from loss.whitening import Whitening, covariance
 from network.diia import TripleAggregation
 from tests import reference
 from tests.runs import build_run, launch, read_weights, run_folder, train_arguments
-from transforms.build import build_fixed_copy, build_normalisation
+from transforms.build import build_fixed_augmentation, build_normalisation
 from transforms.edges import edge_target
 from utils import pictures
 from utils.errors import UserError
@@ -43,7 +43,7 @@ def plotter(method: str, *more: str, pixels: tuple[int, ...] = (), fp16: bool = 
     return FeaturePlotter(
         network,
         whitening=whitening,
-        augment=build_fixed_copy(config.parse(more, program="train")),
+        augment=build_fixed_augmentation(config.parse(more, program="train")),
         device=torch.device("cpu"),
         autocast_dtype=torch.bfloat16 if fp16 else None,
         pixels=pixels,
@@ -111,7 +111,7 @@ def test_what_is_drawn_is_what_the_network_and_the_losses_see(normalisation: tup
 
 def test_the_copy_does_not_depend_on_the_normalisation() -> None:
     image = torch.from_numpy(IMAGE.transpose(2, 0, 1).copy())
-    plain, own = (build_fixed_copy(config.parse(line, program="train"))(image) for line in ([], ["--image_in"]))
+    plain, own = (build_fixed_augmentation(config.parse(line, program="train"))(image) for line in ([], ["--image_in"]))
     assert torch.equal(plain[0], own[0]) and not torch.equal(plain[0], image)
     assert plain[1].shape == (2, 3, 48, 64) and not torch.allclose(plain[1], own[1])
 

@@ -154,7 +154,14 @@ def test_the_program_builds_goes_on_and_verifies(
     gtav: tuple[list[Pair], frames.Encoding], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pairs, encoding = gtav
-    where = ["--cache", str(tmp_path / "frames"), "--num_workers", "0", "--opts", f"DATASET.GTAV_DIR={tmp_path}/gtav"]
+    where = [
+        "--frame_cache",
+        str(tmp_path / "frames"),
+        "--num_workers",
+        "0",
+        "--opts",
+        f"DATASET.GTAV_DIR={tmp_path}/gtav",
+    ]
     cache = FrameCache(tmp_path / "frames")
     cache.image(pairs[2].image)
     build_cache.main(["gtav", *where])
@@ -172,7 +179,7 @@ def test_the_program_builds_goes_on_and_verifies(
     assert "1 files differed and were removed" in out and pairs[1].label in out and not place.exists()
     build_cache.main(["gtav", *where])
     assert "5 frames, 1 made now" in capsys.readouterr().out
-    with pytest.raises(UserError, match="give --cache DIR"):
+    with pytest.raises(UserError, match="give --frame_cache DIR"):
         build_cache.main(["gtav", *where[2:]])
     with pytest.raises(UserError, match="--num_workers must be a whole number of at least -1, got -3"):
         build_cache.main(["gtav", "--num_workers", "-3", *where[-2:]])
@@ -181,7 +188,7 @@ def test_the_program_builds_goes_on_and_verifies(
 def test_the_program_names_a_broken_source(gtav: tuple[list[Pair], frames.Encoding], tmp_path: Path) -> None:
     pairs, _ = gtav
     Path(pairs[3].image).write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(30))
-    where = ["--cache", str(tmp_path / "frames"), "--opts", f"DATASET.GTAV_DIR={tmp_path}/gtav"]
+    where = ["--frame_cache", str(tmp_path / "frames"), "--opts", f"DATASET.GTAV_DIR={tmp_path}/gtav"]
     for workers in ("0", "2"):
         with pytest.raises(UserError, match=r"00003\.png"):
             build_cache.main(["gtav", "--num_workers", workers, *where])

@@ -21,7 +21,7 @@ from utils.errors import UserError
 
 
 class PythonRandom:
-    """Python's `random` behind the names that geometry calls, to reproduce the original's draws."""
+    """Python's `random` behind the names that geometry calls, to reproduce the original's numbers."""
 
     def __init__(self, seed: int) -> None:
         self.stream = random.Random(seed)
@@ -38,23 +38,23 @@ class PythonRandom:
 
 
 class Scripted:
-    """Returns what a test wants drawn, and remembers what was asked."""
+    """Returns the numbers of a test and remembers what was requested."""
 
-    def __init__(self, *draws: float) -> None:
-        self.draws = list(draws)
-        self.asked: list[tuple[Any, ...]] = []
+    def __init__(self, *numbers: float) -> None:
+        self.numbers = list(numbers)
+        self.requests: list[tuple[Any, ...]] = []
 
     def uniform(self, low: float, high: float, /) -> float:
-        self.asked.append(("uniform", low, high))
-        return self.draws.pop(0)
+        self.requests.append(("uniform", low, high))
+        return self.numbers.pop(0)
 
     def integers(self, low: int, high: int, /, *, endpoint: bool) -> int:
-        self.asked.append(("integers", low, high))
-        return int(self.draws.pop(0))
+        self.requests.append(("integers", low, high))
+        return int(self.numbers.pop(0))
 
     def random(self) -> float:
-        self.asked.append(("random",))
-        return self.draws.pop(0)
+        self.requests.append(("random",))
+        return self.numbers.pop(0)
 
 
 def view_of(label: np.ndarray, *, focus: tuple[int, int] | None = None) -> View:
@@ -225,20 +225,20 @@ def test_the_comparison_sees_a_shift() -> None:
         assert_aligned(make_view(Image.fromarray(np.roll(paint(label), 12, axis=1)), label), radius=9)
 
 
-# ---------------------------------------------------------------------------------- draws and borders
+# ---------------------------------------------------------------------------------- random numbers and borders
 
 
-def test_the_order_and_ranges_of_the_draws() -> None:
+def test_the_order_and_ranges_of_the_random_numbers() -> None:
     chain = Geometry((RandomScale(0.5, 2.0), RandomCrop(20), Resize(20), RandomFlip()))
     rng = Scripted(1.5, 7, 3, 0.6)
     chain(view_of(blocks(0, (30, 40))), rng)
-    assert rng.asked == [("uniform", 0.5, 2.0), ("integers", 0, 40), ("integers", 0, 25), ("random",)]
+    assert rng.requests == [("uniform", 0.5, 2.0), ("integers", 0, 40), ("integers", 0, 25), ("random",)]
     rng = Scripted(1.0, 3, 8, 0.6)
     chain(view_of(blocks(0, (30, 40)), focus=(12, 9)), rng)
-    assert rng.asked[1:3] == [("integers", -8, 12), ("integers", -11, 9)]
+    assert rng.requests[1:3] == [("integers", -8, 12), ("integers", -11, 9)]
 
 
-def test_a_view_of_the_crop_size_costs_no_draw() -> None:
+def test_a_view_of_the_crop_size_takes_no_random_number() -> None:
     view = view_of(blocks(0, (20, 20)), focus=(3, 4))
     assert RandomCrop(20)(view, Scripted()).focus == (3, 4)
 
@@ -248,7 +248,7 @@ def test_the_border_lies_on_both_sides() -> None:
     rng = Scripted(2, 0)
     view = RandomCrop(20)(view_of(label), rng)
     image, moved = arrays(view)
-    assert rng.asked == [("integers", 0, 10), ("integers", 0, 1)]  # (20 - 11) // 2 + 1 = 5 above and below: 21
+    assert rng.requests == [("integers", 0, 10), ("integers", 0, 1)]  # (20 - 11) // 2 + 1 = 5 above and below: 21
     assert (moved[:5] == 255).all() and (moved[5:16] == 4).all() and (moved[16:] == 255).all()
     assert not image[:5].any() and (image[5:16] == paint(label)[0, 0]).all()
 
@@ -281,7 +281,7 @@ def test_scales_in_the_wrong_order(tmp_path: Path) -> None:
         build_geometry(make_cfg(tmp_path, SCALE_MAX=0.1))
 
 
-def test_recipe_has_rotation_only_where_asked(tmp_path: Path) -> None:
+def test_recipe_has_rotation_only_where_requested(tmp_path: Path) -> None:
     assert not any(isinstance(step, RandomRotation) for step in build_geometry(make_cfg(tmp_path)).steps)
     assert build_geometry(make_cfg(tmp_path, RROTATE=10.0)).steps[-1] == RandomRotation(10.0)
 

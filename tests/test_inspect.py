@@ -41,7 +41,7 @@ def label_of(number: int) -> np.ndarray:
 
 
 def opts(folder: Path, cache: Path, *more: str) -> list[str]:
-    fixed = (f"DATASET.BDD_DIR={folder}", f"DATASET.CACHE_DIR={cache}", "DATASET.CLASS_UNIFORM_TILE=32")
+    fixed = (f"DATASET.BDD_DIR={folder}", f"DATASET.CENTROID_CACHE={cache}", "DATASET.CLASS_UNIFORM_TILE=32")
     return ["--opts", *fixed, "DATASET.NUM_WORKERS=0", "AUGMENT.CROP_SIZE=32", *more]
 
 

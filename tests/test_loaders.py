@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from datasets.domains import load_domains
 from datasets.loaders import (
@@ -21,9 +20,10 @@ from datasets.loaders import (
     build_training_loader,
     choose_workers,
 )
+from datasets.segmentation import StatisticsSample
 from datasets.splits import Split, Splits
 from tests.street_data import ROOTS, blocks, make_cfg, paint, save, write_domain
-from transforms.appearance import NUM_DRAWS
+from transforms.appearance import AppearanceParams
 from utils.errors import UserError, one_line
 
 
@@ -49,13 +49,14 @@ def opened(cfg: Any, name: str, split: str = "val", **options: bool) -> Split:
 
 
 def same(first: TrainingBatch, second: TrainingBatch) -> bool:
-    tensors = zip(first[:3], second[:3], strict=True)
+    tensors = zip((*first[:2], *first.params), (*second[:2], *second.params), strict=True)
     return first.names == second.names and all(torch.equal(a, b) for a, b in tensors)  # type: ignore[arg-type]
 
 
 def join(parts: list[TrainingBatch]) -> TrainingBatch:
-    images, labels, draws = (torch.cat([part[index] for part in parts]) for index in range(3))  # type: ignore[misc]
-    return TrainingBatch(images, labels, draws, [name for part in parts for name in part.names])
+    images, labels = (torch.cat(tensors) for tensors in zip(*(part[:2] for part in parts), strict=True))
+    params = AppearanceParams(*(torch.cat(values) for values in zip(*(part.params for part in parts), strict=True)))
+    return TrainingBatch(images, labels, params, [name for part in parts for name in part.names])
 
 
 @pytest.mark.parametrize("name", list(ROOTS))
@@ -68,7 +69,7 @@ def test_training_on_every_domain(streets: Path, tmp_path: Path, name: str, shar
     for batch in batches:
         assert batch.images.shape == (2, 3, 32, 32) and batch.images.dtype == torch.uint8
         assert batch.labels.shape == (2, 32, 32) and batch.labels.dtype == torch.uint8
-        assert batch.draws.shape == (2, NUM_DRAWS) and len(batch.names) == 2
+        assert [len(values) for values in batch.params] == [2] * 5 and len(batch.names) == 2
         assert set(batch.labels.unique().tolist()) <= {*range(19), 255}
 
 
@@ -258,18 +259,18 @@ def test_statistics_take_whole_images_in_the_order_of_the_trial(streets: Path, t
     cfg = config(streets, tmp_path, STAT_IMAGES=4)
     gtav = opened(cfg, "gtav", "train", need_labels=False)
 
-    def read(trial: int, rank: int = 0, world_size: int = 1) -> list[tuple[Tensor, Tensor]]:
+    def read(trial: int, rank: int = 0, world_size: int = 1) -> list[StatisticsSample]:
         return list(build_statistics_loader(cfg, gtav, trial=trial, rank=rank, world_size=world_size))
 
     first = read(0)
     assert len(first) == 4 and all(image.shape == (3, 66, 120) for image, _ in first)
-    assert all(draws[0] == 1 and draws[9] >= 0.15 for _, draws in first)
-    assert not torch.equal(first[0][1], read(1)[0][1])
+    assert all(params.jitter and params.sigma >= 0.15 for _, params in first)
+    assert not torch.equal(first[0].params.factors, read(1)[0].params.factors)
     for world_size in (2, 3):
         shares = [read(0, rank, world_size) for rank in range(world_size)]
-        for position, (image, draws) in enumerate(first):
+        for position, (image, params) in enumerate(first):
             other = shares[position % world_size][position // world_size]
-            assert torch.equal(other[0], image) and torch.equal(other[1], draws)
+            assert torch.equal(other.image, image) and all(map(torch.equal, other.params, params))
 
 
 def test_statistics_need_no_labels(tmp_path: Path) -> None:
@@ -304,7 +305,7 @@ def test_workers_ranks_and_the_cache_change_nothing(
     monkeypatch.chdir(tmp_path)
     values = {"TRAIN": ["gtav", "synthia"], "CLASS_UNIFORM_PCT": 0.5}
     plain = list(train_on(config(streets, tmp_path, **values)).epoch(0))
-    values |= {"FRAMES_DIR": frames, "NUM_WORKERS": workers}
+    values |= {"FRAME_CACHE": frames, "NUM_WORKERS": workers}
     ranks = [train_on(config(streets, tmp_path, BATCH_SIZE=1, **values), rank=rank, world_size=2) for rank in (0, 1)]
     for _ in range(2):  # filled, then read
         parts = [list(rank.epoch(0)) for rank in ranks]
@@ -315,7 +316,7 @@ def test_workers_ranks_and_the_cache_change_nothing(
 def test_statistics_from_the_cache_are_the_same(streets: Path, tmp_path: Path) -> None:
     statistics = [
         list(build_statistics_loader(cfg, opened(cfg, "gtav", "train"), trial=0, rank=0, world_size=1))
-        for cfg in (config(streets, tmp_path), config(streets, tmp_path, FRAMES_DIR=str(tmp_path / "frames")))
+        for cfg in (config(streets, tmp_path), config(streets, tmp_path, FRAME_CACHE=str(tmp_path / "frames")))
     ]
     assert all(torch.equal(a.image, b.image) for a, b in zip(*statistics, strict=True))
 
@@ -325,7 +326,7 @@ def test_workers_may_start_in_any_way(
     streets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
 ) -> None:
     alone = list(train_on(config(streets, tmp_path, CLASS_UNIFORM_PCT=0.5)).epoch(0))
-    cfg = config(streets, tmp_path, CLASS_UNIFORM_PCT=0.5, NUM_WORKERS=1, FRAMES_DIR=str(tmp_path / "frames"))
+    cfg = config(streets, tmp_path, CLASS_UNIFORM_PCT=0.5, NUM_WORKERS=1, FRAME_CACHE=str(tmp_path / "frames"))
     loader = train_on(cfg)
     loader.loader.multiprocessing_context = start
     assert all(same(*pair) for pair in zip(alone, loader.epoch(0), strict=True))
@@ -369,7 +370,7 @@ def test_the_share_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     def slow() -> Iterator[TrainingBatch]:
         for _ in range(3):
             clock[0] += 3.0
-            yield TrainingBatch(torch.zeros(1), torch.zeros(1), torch.zeros(1), [])
+            yield TrainingBatch(torch.zeros(1), torch.zeros(1), AppearanceParams(*[torch.zeros(1)] * 5), [])
 
     to_device = DeviceBatches(torch.device("cpu"))
     for _ in to_device(slow()):
@@ -386,6 +387,6 @@ def test_the_share_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_advice_names_what_is_left_to_do(streets: Path, tmp_path: Path) -> None:
     few = train_on(config(streets, tmp_path))
-    assert "raise --num_workers above 0" in few.advice() and "--cache DIR" in few.advice()
-    cached = train_on(config(streets, tmp_path, FRAMES_DIR=str(tmp_path / "frames"), NUM_WORKERS=choose_workers(-1)))
-    assert "--num_workers" not in cached.advice() and "--cache" not in cached.advice()
+    assert "raise --num_workers above 0" in few.advice() and "--frame_cache DIR" in few.advice()
+    cached = train_on(config(streets, tmp_path, FRAME_CACHE=str(tmp_path / "frames"), NUM_WORKERS=choose_workers(-1)))
+    assert "--num_workers" not in cached.advice() and "--frame_cache" not in cached.advice()

@@ -10,6 +10,7 @@ import torch
 from loss import build_criterion
 from network.methods import METHODS, method_for, resolve_method
 from tests import reference
+from tests.street_data import make_cfg
 from utils.errors import UserError
 
 
@@ -85,7 +86,7 @@ def test_method_of_a_weight_file() -> None:
 def test_a_batch_of_one_trains(name: str) -> None:
     torch.manual_seed(0)
     network = reference.small_network(name)
-    criterion = build_criterion(reference.options(name), method=network.method, style_channels=network.style_channels)
+    criterion = build_criterion(make_cfg(METHOD=name), method=network.method, style_channels=network.style_channels)
     images, labels, edges = reference.sample(1)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     criterion.total(criterion(network(images), labels, edges, whiten=False)).backward()

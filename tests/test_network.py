@@ -12,33 +12,34 @@ from network import ARCHITECTURES, build_network
 from network.layers import ASPP, ImagePooling
 from scripts.network_summary import summarise
 from tests import reference
+from tests.street_data import make_cfg
 from utils.errors import UserError
 
 
 def on_meta(method: str, **changes: Any) -> Any:
     with torch.device("meta"):
-        return build_network(reference.options(method, **changes))
+        return build_network(make_cfg(METHOD=method, **changes))
 
 
 def test_unknown_architecture_names_the_closest() -> None:
     with pytest.raises(UserError, match=r"did you mean 'network\.deepv3\.DeepR50V3PlusD'"):
-        build_network(reference.options(arch="network.deepv3.DeepR50V3PlusC"))
+        build_network(make_cfg(ARCH="network.deepv3.DeepR50V3PlusC"))
     with pytest.raises(UserError, match="position 1"):
-        build_network(reference.options(codes=[0, 2, 2, 2, 2, 0, 0]))
+        build_network(make_cfg(WT_LAYER=[0, 2, 2, 2, 2, 0, 0]))
 
 
 @pytest.mark.parametrize(("arch", "millions"), [(reference.R50, "51.72 M"), (reference.R101, "70.84 M")])
 def test_description(arch: str, millions: str) -> None:
-    line = on_meta("diia", arch=arch, freeze_bn=True).describe()
+    line = on_meta("diia", ARCH=arch, FREEZE_BN=True).describe()
     title = ARCHITECTURES[arch].backbone.title
     for word in (title, millions, "output stride 16", "DIIA head", "ISW", "stage2=whiten", "statistics frozen"):
         assert word in line
     assert "\n" not in line
-    assert "plain DeepLabV3+ head" in on_meta("ibn", arch=arch).describe()
+    assert "plain DeepLabV3+ head" in on_meta("ibn", ARCH=arch).describe()
 
 
 def test_resnet101_has_three_stem_convolutions_and_captures_there() -> None:
-    network = on_meta("isw", arch=reference.R101, codes=[2, 2, 0, 2, 2, 0, 0])
+    network = on_meta("isw", ARCH=reference.R101, WT_LAYER=[2, 2, 0, 2, 2, 0, 0])
     assert network.style_channels == (64, 64, 256, 512)
     features = network(torch.zeros(2, 3, 64, 64, device="meta"))
     assert [tuple(maps.shape[1:]) for maps in features.style] == [
@@ -49,21 +50,21 @@ def test_resnet101_has_three_stem_convolutions_and_captures_there() -> None:
     ]
     assert features.fused.shape == (2, 19, 64, 64) and features.aux.shape == (2, 19, 4, 4)
     names = network.state_dict()
-    assert names["backbone.stem.convs.2.weight"].shape == (128, 64, 3, 3)
-    assert "backbone.stage3.blocks.22.conv3.weight" in names and "backbone.stage3.blocks.23.conv3.weight" not in names
+    assert names["backbone.conv3.weight"].shape == (128, 64, 3, 3)
+    assert "backbone.layer3.22.conv3.weight" in names and "backbone.layer3.23.conv3.weight" not in names
 
 
 def test_last_stage_is_dilated_instead_of_strided() -> None:
-    stage = on_meta("base").backbone.stage4
-    for block in stage.blocks:
+    stage = on_meta("base").backbone.layer4
+    for block in stage:
         assert (block.conv2.stride, block.conv2.dilation, block.conv2.padding) == ((1, 1), (2, 2), (2, 2))
-    assert stage.blocks[0].shortcut.conv.stride == (1, 1)
+    assert stage[0].downsample[0].stride == (1, 1)
 
 
 def test_initial_values() -> None:
     torch.manual_seed(0)
     network = reference.small_network()
-    conv = network.backbone.stem.convs[0].weight  # fan-out: 64 * 7 * 7
+    conv = network.backbone.conv1.weight  # fan-out: 64 * 7 * 7
     assert conv.std().item() == pytest.approx((2 / (64 * 49)) ** 0.5, rel=0.05)
     conv = network.fused.refine[0].conv.weight  # fan-in: 304 * 3 * 3
     assert conv.std().item() == pytest.approx((2 / (304 * 9)) ** 0.5, rel=0.05)
@@ -77,7 +78,7 @@ def test_initial_values() -> None:
 
 @pytest.mark.parametrize("method", ["sw", "ibn", "diia"])
 def test_summary_counts_what_torch_counts(method: str) -> None:
-    found = summarise(on_meta(method, backbone="resnet18"), size=(64, 96))
+    found = summarise(on_meta(method, BACKBONE="resnet18"), size=(64, 96))
     assert found.multiply_adds == pytest.approx(found.torch_multiply_adds, rel=0.01)
     assert found.shapes["stage1"] == (64, 16, 24) and found.shapes["stage4"] == (512, 4, 6)
 

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from loss import build_criterion
-from loss.masks import MaskStatistics
+from loss.whitening import MaskStatistics
 from network import build_network
 from tests import reference
 from tests.reference import gap
+from tests.street_data import make_cfg
 
 DIMS = (64, 256, 512)
 OUTPUT, LOSS = 3e-5, 1e-5
@@ -31,10 +32,6 @@ STORED = "r50_base r50_irw r50_isw r50_sw r101os8_ibn mobile_base shuffle_ibn r1
 TERMS = ("coarse", "aux", "fused", "layout", "edge_logits", "edge", "whitening")
 # The original's name of an intermediate tensor -> our module.
 MODULES = {
-    "layer1": "backbone.stage1",
-    "layer2": "backbone.stage2",
-    "layer3": "backbone.stage3",
-    "layer4": "backbone.stage4",
     "aspp": "coarse.aspp",
     "bot_aspp": "coarse.reduce",
     "final1": "coarse.refine",
@@ -75,7 +72,7 @@ def build(cfg: Any, names: Iterable[str]) -> tuple[Any, dict[str, str]]:
 
 
 def build_loss(network: Any) -> Any:
-    cfg = reference.options()
+    cfg = make_cfg()
     criterion: Any = build_criterion(cfg, method=network.method, style_channels=network.style_channels)
     if network.method.whitening == "isw":
         for trial in (0, 1):
@@ -141,7 +138,7 @@ class Evaluated:
 
 @pytest.fixture(scope="module")
 def diia() -> Evaluated:
-    network, names = build(reference.options(), reference.carried()["diia_isw"]["names"])
+    network, names = build(make_cfg(), reference.carried()["diia_isw"]["names"])
     network.eval()
     seen: dict[str, Tensor] = {}
     hooks = []
@@ -158,11 +155,13 @@ def diia() -> Evaluated:
         for hook in hooks:
             hook.remove()
         predicted = network.predict(images)
+        stages, _ = network.backbone.outputs(images)
+        seen |= {f"layer{number}": maps for number, maps in enumerate(stages, 1)}
         for index in (0, 1):
             pair = [reference.inputs(f"cov{index}_{kind}", 1, 128, 160)[0] for kind in ("ph", "or")]
             statistics.update(network.style_features(torch.cat(pair)))
     step = train_step(network, names, reference.inputs("a", 2, 128, 256))
-    return Evaluated(output, predicted, seen, statistics, step, network.backbone.sites)
+    return Evaluated(output, predicted, seen, statistics, step, network.backbone.kinds)
 
 
 def test_carried_evaluation(diia: Evaluated) -> None:
@@ -198,8 +197,8 @@ def test_evaluation(diia: Evaluated, golden: Path) -> None:
 
 def test_intermediate_tensors(diia: Evaluated, golden: Path) -> None:
     wanted = np.load(golden / "inter_isw_b.npz")
-    assert set(wanted.files) == {*MODULES, "softmax"}
-    for name in MODULES:
+    assert set(wanted.files) == {*diia.seen, "softmax"}
+    for name in diia.seen:
         found = diia.seen[name]
         assert gap(found[:, :: found.shape[1] // wanted[name].shape[1]], wanted[name]) < OUTPUT, name
     query, key = (diia.seen[f"{name}_conv"].flatten(2) for name in ("query", "key"))
@@ -243,7 +242,7 @@ def test_training_step(diia: Evaluated, golden: Path) -> None:
 
 
 def test_training_step_without_style_sites(golden: Path, test_data: Path) -> None:
-    network, names = build(reference.options(codes=[0] * 7), reference.shapes(test_data, "r50_base"))
+    network, names = build(make_cfg(WT_LAYER=[0] * 7), reference.shapes(test_data, "r50_base"))
     step = train_step(network, names, reference.inputs("a", 2, 128, 256))
     check_whole_step(step, np.load(golden / "train_base_a.npz"), sites={})
 

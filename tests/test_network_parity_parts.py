@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.models import resnet
 
 from loss import build_criterion, covariance, whitening_loss
+from network.backbones import residual_sum
 from network.diia import TripleAggregation, coarse_layout
-from network.resnet import RESNETS, Stage
+from network.style import SITE_KINDS, build_site
 from tests import reference
 from tests.reference import gap
+from tests.street_data import make_cfg
 
 DIMS = (64, 256, 512)
 OUTPUT, LOSS = 3e-5, 1e-5
@@ -24,7 +27,7 @@ OUTPUT, LOSS = 3e-5, 1e-5
 def test_masks_of_two_trials(golden: Path) -> None:
     wanted = np.load(golden / "isw.npz")
     network = reference.small_network("isw")
-    criterion = build_criterion(reference.options("isw"), method=network.method, style_channels=DIMS)
+    criterion = build_criterion(make_cfg(METHOD="isw"), method=network.method, style_channels=DIMS)
     whitening: Any = criterion.whitening
     for trial in (0, 1):
         whitening.intersect_masks(reference.trial_masks(trial))
@@ -93,22 +96,23 @@ def test_attention_alone(golden: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "spec", "channels", "width"), [("bottleneck", "resnet50", 64, 16), ("basic", "resnet18", 32, 32)]
+    ("name", "kind", "channels", "width"),
+    [("bottleneck", resnet.Bottleneck, 64, 16), ("basic", resnet.BasicBlock, 32, 32)],
 )
 @pytest.mark.parametrize("code", range(5))
-def test_block_with_a_style_site(code: int, name: str, spec: str, channels: int, width: int, golden: Path) -> None:
-    wanted = np.load(golden / "parts.npz")
-    kind = {0: None, 1: "whiten", 2: "whiten", 3: "instance", 4: "instance_affine"}[code]
-    stage = Stage(channels, width, spec=RESNETS[spec], num_blocks=1, stride=1, dilation=1, kind=kind).eval()
-    state = OrderedDict(stage.state_dict())
-    for ours, value in state.items():
-        original = ours.replace("blocks.0.", "").replace("norm", "bn").replace("site.", "instance_norm_layer.")
-        state[ours] = reference.fill(f"{name}.iw{code}.{original}", value.shape)
-    stage.load_state_dict(state)
-    values = reference.stream(f"block/{name}").standard_normal((2, channels, 10, 14))
+def test_block_with_a_style_site(
+    code: int, name: str, kind: Callable[..., Any], channels: int, width: int, golden: Path
+) -> None:
+    wanted, block = np.load(golden / "parts.npz"), kind(channels, width)
+    site: Any = build_site(channels, kind=SITE_KINDS[code]) if code else torch.nn.Identity()
+    for module, prefix in ((block, ""), (site, "instance_norm_layer.")):
+        state = module.state_dict()
+        fills = {key: reference.fill(f"{name}.iw{code}.{prefix}{key}", value.shape) for key, value in state.items()}
+        module.load_state_dict(fills)
+    maps = reference.stream(f"block/{name}").standard_normal((2, channels, 10, 14)).astype(np.float32)
     with torch.no_grad():
-        out, captured = stage(torch.from_numpy(values.astype(np.float32)))
-    assert gap(out, wanted[f"{name}_iw{code}"]) < OUTPUT
-    assert len(captured) == wanted[f"{name}_iw{code}_nw"]
-    if captured:
-        assert gap(captured[0], wanted[f"{name}_iw{code}_w"]) < OUTPUT
+        captured = site(residual_sum(block.eval(), torch.from_numpy(maps)))
+        assert gap(captured.relu(), wanted[f"{name}_iw{code}"]) < OUTPUT
+    assert getattr(site, "captured", False) == bool(wanted[f"{name}_iw{code}_nw"])
+    if wanted[f"{name}_iw{code}_nw"]:
+        assert gap(captured, wanted[f"{name}_iw{code}_w"]) < OUTPUT

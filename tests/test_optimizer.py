@@ -3,39 +3,25 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from easydict import EasyDict
 from torch import nn
 
 import config
+from config import Config
 from optimizer import apply_settings, build_average, build_optimizer, build_scheduler, poly, update_average
+from tests.street_data import make_cfg
 from tests.test_borders import NoWaiting
 from utils.errors import UserError
 
-
-def options(**changes: Any) -> EasyDict:
-    optim = {
-        "NAME": "sgd",
-        "EMA_DECAY": 0.0,
-        "LR": 0.01,
-        "LR_SCHEDULE": "poly",
-        "POLY_EXP": 0.9,
-        "RESCALE": 1.0,
-        "REPOLY": 1.5,
-        "RLX_OFF_ITER": -1,
-        "MAX_ITER": 10,
-        "WEIGHT_DECAY": 5e-4,
-        "MOMENTUM": 0.9,
-    }
-    return EasyDict({"OPTIM": {**optim, **changes}})
+options = partial(make_cfg, MAX_ITER=10)
 
 
-def rates(cfg: EasyDict, *, steps: int) -> list[float]:
+def rates(cfg: Config, *, steps: int) -> list[float]:
     optimizer = build_optimizer(cfg, nn.Linear(2, 2))
     scheduler = build_scheduler(cfg, optimizer)
     seen = []

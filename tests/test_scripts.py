@@ -78,7 +78,7 @@ def test_the_flags_of_a_script_parse_and_further_ones_win(name: str, stub: Path)
     launcher, program, flags = started(stub, *run_arguments(name, "--seed", "7", "--val_dataset", "camvid"))
     assert launcher == [] and program == f"{name[:5]}.py"
     cfg = config.parse(flags, program=name[:5])
-    assert cfg.RUN.SEED == 7 and cfg.DATASET.VAL == ("camvid",)
+    assert cfg.RUN.SEED == 7 and cfg.DATASET.VAL == ["camvid"]
 
 
 # The published training scripts: backbone_source_method -> what differs between them. DIIA's README has two scripts of
@@ -86,8 +86,8 @@ def test_the_flags_of_a_script_parse_and_further_ones_win(name: str, stub: Path)
 R50, R101_OS8 = "R50V3PlusD", "R101V3PlusD_OS8"
 MOBILE, SHUFFLE = "MobileNetV3PlusD", "ShuffleNetV3PlusD"
 OTHERS = {
-    "gtav": ("bdd100k", "cityscapes", "synthia", "mapillary"),
-    "cityscapes": ("bdd100k", "gtav", "synthia", "mapillary"),
+    "gtav": ["bdd100k", "cityscapes", "synthia", "mapillary"],
+    "cityscapes": ["bdd100k", "gtav", "synthia", "mapillary"],
 }
 # name: arch, method, codes, images per GPU, GPUs, (weight, relax_denom, clusters) where there is a whitening loss
 PUBLISHED: dict[str, tuple[str, str, str, int, int, tuple[float, float, int] | None]] = {
@@ -149,8 +149,8 @@ def test_training_scripts_hold_the_published_values(name: str, stub: Path) -> No
         assert whitening[2] == white.CLUSTERS
         assert (white.COV_STAT_EPOCH, white.TRIALS, white.STAT_IMAGES, white.DYNAMIC) == (5, 10, 500, False)
 
-    targets = OTHERS[source] if row.head == "plain" else ("cityscapes",) if source == "gtav" else ("bdd100k",)
-    assert ((source,), (source,), targets, "train") == (data.TRAIN, data.COVSTAT, data.VAL, data.CITY_MODE)
+    targets = OTHERS[source] if row.head == "plain" else ["cityscapes"] if source == "gtav" else ["bdd100k"]
+    assert ([source], [source], targets, "train") == (data.TRAIN, data.COVSTAT, data.VAL, data.CITY_MODE)
     tile = 512 if (row.head, source) == ("diia", "cityscapes") else 1024
     assert (0.5, tile, 10000) == (data.CLASS_UNIFORM_PCT, data.CLASS_UNIFORM_TILE, data.MAX_CU_EPOCH)
     schedule = (optim.LR, optim.LR_SCHEDULE, optim.POLY_EXP, optim.MOMENTUM, optim.WEIGHT_DECAY, optim.MAX_ITER)
@@ -187,11 +187,11 @@ def test_validation_scripts_score_the_four_unseen_domains(name: str | None, stub
     flags = started(stub, script, weights.name, "--bs_mult_val", "2")[2]  # named as seen from the caller's folder
     cfg = config.parse(flags, program="valid")
     assert str(weights) == cfg.RUN.SNAPSHOT and cfg.EVAL.BATCH_SIZE == 2
-    assert cfg.DATASET.VAL == ("cityscapes", "synthia", "bdd100k", "mapillary")
+    assert cfg.DATASET.VAL == ["cityscapes", "synthia", "bdd100k", "mapillary"]
     if name:
         arch, codes = PUBLISHED_VALID[name]
         assert f"network.deepv3.Deep{arch}" == cfg.NETWORK.ARCH
-        assert codes == "".join(map(str, cfg.NETWORK.WT_LAYER))
+        assert codes == "".join(map(str, cfg.NETWORK.WT_LAYER or ()))
     for arguments in ([], ["--bs_mult_val", "2"]):
         result = call(stub, script, *arguments)
         assert result.returncode == 2 and "WEIGHTS" in result.stderr and result.stderr.count("\n") == 1

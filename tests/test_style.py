@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from network.methods import resolve_method
-from network.resnet import RESNET50, RESNET101
+from network import BACKBONES, resolve_method
 from network.style import build_site, read_codes
 from network.switch_whitening import SyncSwitchWhiten2d
 from tests import reference
 from utils.errors import UserError
+
+RESNET50, RESNET101 = BACKBONES["resnet50"], BACKBONES["resnet101_deep"]
 
 
 def test_codes_become_sites() -> None:
@@ -88,27 +89,28 @@ def test_captured_maps(method: str, codes: tuple[int, ...] | None, deep: bool, c
 def test_style_features_stop_behind_the_last_site() -> None:
     network = reference.small_network("isw").eval()
     calls: list[str] = []
-    for name in ("stage2", "stage3", "stage4"):
-        network.backbone.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name))
+    for name in ("layer2", "layer3", "layer4"):
+        conv = network.backbone.get_submodule(f"{name}.0.conv1")
+        conv.register_forward_hook(lambda *_, name=name: calls.append(name))
     network.style_features(torch.randn(1, 3, 48, 48))
-    assert calls == ["stage2"]
+    assert calls == ["layer2"]
 
 
 def test_stem_site_replaces_the_batch_norm_and_stage_site_is_added() -> None:
-    assert "stem.norms.0.running_mean" in reference.small_network("base").backbone.state_dict()
+    assert "bn1.running_mean" in reference.small_network("base").backbone.state_dict()
     whitened = reference.small_network("isw").backbone.state_dict()
-    assert not any(name.startswith("stem.norms") or "site" in name for name in whitened)
-    assert "stage1.blocks.0.norm3.weight" in whitened
+    assert not any(name.startswith(("bn1", "sites")) for name in whitened)
+    assert "layer1.0.bn3.weight" in whitened
     affine = reference.small_network("ibn").backbone.state_dict()
-    assert {"stem.norms.0.weight", "stage1.site.bias", "stage2.site.weight"} <= affine.keys()
-    assert "stem.norms.0.running_mean" not in affine
+    assert {"sites.stem1.weight", "sites.stage1.bias", "sites.stage2.weight"} <= affine.keys()
+    assert not {"bn1.running_mean", "sites.stem1.running_mean"} & affine.keys()
     switchable = reference.small_network("sw").backbone
-    for name in ("stem.norms.0", "stage1.site", "stage2.site"):
+    for name in ("sites.stem1", "sites.stage1", "sites.stage2"):
         site = switchable.get_submodule(name)
         assert isinstance(site, SyncSwitchWhiten2d)
         assert (site.group, site.kind, site.iterations, site.momentum) == (16, 2, 5, 0.99)
         assert site.weight is not None and site.sw_var_weight is not None
-    assert "stem.norms.0.running_var" not in switchable.state_dict()
+    assert "bn1.running_var" not in switchable.state_dict()
 
 
 def test_codes_one_two_and_three_compute_the_same() -> None:

@@ -16,9 +16,10 @@ from torch import Tensor
 import config
 import train
 import valid
-from datasets.loaders import TrainingBatch
 from network.layers import SharedDropout2d
+from run import Run, restore
 from tests.runs import build_run, launch, read_weights, run_folder, train_arguments
+from tests.test_loaders import join
 from utils.errors import UserError
 from utils.logs import LossMeter, MetricWriter, read_history
 from utils.runs import Records, Start
@@ -139,8 +140,7 @@ def test_accumulated_batches_give_the_gradients_of_one(full_camvid: Path, tmp_pa
     batches = run.loader.epoch(0)
     first, second = next(batches), next(batches)
     gradients = []
-    images, labels, draws = (torch.cat(pair) for pair in zip(first[:3], second[:3], strict=True))
-    for micro_batches in ([first, second], [TrainingBatch(images, labels, draws, first.names + second.names)]):
+    for micro_batches in ([first, second], [join([first, second])]):
         run.optimizer.param_groups[0]["lr"] = 0.0  # the weights stay
         train.train_step(run, LossMeter(), micro_batches)
         gradients.append([parameter.grad.clone() for parameter in run.network.parameters()])  # type: ignore[union-attr]
@@ -154,7 +154,7 @@ def test_a_resumed_run_takes_the_rate_that_it_is_given(
     more = ("--snapshot", str(straight / "last.pth"), "--restore_optimizer", "--max_iter", "8", "--lr", "0.5")
     start = Start(straight / "last.pth")
     run = build_run(resumable(small_camvid, tmp_path, *more, "--momentum", "0.8"), start)
-    train.restore(run, start)
+    restore(run, start)
     (group,) = run.optimizer.param_groups
     assert group["lr"] == pytest.approx(0.5 * (1 - 4 / 8) ** 0.9)
     assert group["momentum"] == 0.8
@@ -168,7 +168,7 @@ def test_options_that_an_older_checkpoint_lacks_have_not_changed(
     del content["config"]["OPTIM"]["EMA_DECAY"], content["config"]["LOSS"]
     torch.save(content, tmp_path / "older.pth")
     start = Start(tmp_path / "older.pth")
-    train.restore(build_run(resumable(small_camvid, tmp_path, "--lr", "0.02"), start), start)
+    restore(build_run(resumable(small_camvid, tmp_path, "--lr", "0.02"), start), start)
     assert re.findall(r"continuing with another (\S+):", caplog.text) == ["OPTIM.LR"]
 
 
@@ -186,7 +186,7 @@ def test_averaged_weights_are_scored_and_everything_resumes(small_camvid: Path, 
     weight = next(iter(expected["network"]))
     assert not torch.equal(expected["network"][weight], expected["average"][weight])
 
-    def dies(run: train.Run, meter: Any, batches: Any) -> None:
+    def dies(run: Run, meter: Any, batches: Any) -> None:
         if run.progress.step == 2:
             raise Killed
         original(run, meter, batches)
@@ -280,7 +280,7 @@ def test_a_batch_of_one_trains_and_waiting_for_data_is_told(
     log = (run_folder(tmp_path) / "log.txt").read_text()
     shares = [int(share) for share in re.findall(r"; (\d+)% of the time waiting for data", log)]
     assert len(shares) == 2 and all(0 <= share < 100 for share in shares)
-    advice = re.findall(r"waits for data \d+% of the time: raise --num_workers above 0 or .* --cache DIR", log)
+    advice = re.findall(r"waits for data \d+% of the time: raise --num_workers above 0 or .* --frame_cache DIR", log)
     assert len(advice) == log.count("waits for data") == advised
 
 
@@ -294,7 +294,7 @@ def test_other_rows_train_and_are_known_again(method: str, small_camvid: Path, t
     assert f"method {method} (" in about["network"]
     state = network.state_dict()
     if method == "sw":
-        assert state["backbone.stem.norms.0.running_cov"].any()
+        assert state["backbone.sites.stem1.running_cov"].any()
     assert not any(name.startswith("edge.") for name in state)
 
 

@@ -10,8 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loss.masks import MaskStatistics
-from loss.whitening import Whitening, covariance, relaxation, strict_triangle, whitening_loss
+from loss.whitening import MaskStatistics, Whitening, covariance, relaxation, strict_triangle, whitening_loss
 from tests import reference
 
 

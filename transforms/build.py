@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
-from transforms.appearance import Appearance, AppearanceDraws, Normalisation
+from config import Config
+from transforms.appearance import Appearance, AppearanceParams, AppearanceSampler, Normalisation
 from transforms.geometry import Geometry, RandomCrop, RandomFlip, RandomRotation, RandomScale, Resize, Step
 from utils.errors import UserError
 
@@ -20,8 +20,8 @@ JITTER_STRENGTHS: dict[str, tuple[float, float, float, float]] = {
 }
 
 
-def build_geometry(cfg: Any) -> Geometry:
-    """Return scale, crop, flip and (where asked for) rotation of a training sample."""
+def build_geometry(cfg: Config) -> Geometry:
+    """Return scale, crop, flip and, where asked for, rotation of a training sample."""
     augment = cfg.AUGMENT
     if augment.SCALE_MIN > augment.SCALE_MAX:
         raise UserError(
@@ -38,51 +38,38 @@ def build_geometry(cfg: Any) -> Geometry:
     return Geometry(tuple(steps))
 
 
-def build_draws(cfg: Any, *, jitter: str) -> AppearanceDraws:
-    """Return what draws the appearance of a training sample; `jitter` names the strengths (diia, robustnet)."""
+def build_appearance_sampler(cfg: Config, *, jitter: str) -> AppearanceSampler:
+    """Return the sampler of a training image's appearance; `jitter` names the strengths (diia, robustnet)."""
     augment = cfg.AUGMENT
-    return AppearanceDraws(augment.COLOR_AUG, JITTER_STRENGTHS[jitter], augment.GBLUR, augment.BBLUR)
+    return AppearanceSampler(augment.COLOR_AUG, JITTER_STRENGTHS[jitter], augment.GBLUR, augment.BBLUR)
 
 
-def statistics_draws() -> AppearanceDraws:
-    """Return what draws the photometric copy for the covariance statistics: strong jitter and blur, in every recipe."""
-    return AppearanceDraws(1.0, JITTER_STRENGTHS["diia"], blur=True)
+def statistics_sampler() -> AppearanceSampler:
+    """Return the sampler of the augmented views for ISW's statistics: strong jitter and blur, in every recipe."""
+    return AppearanceSampler(1.0, JITTER_STRENGTHS["diia"], blur=True)
 
 
-def build_normalisation(cfg: Any) -> Normalisation:
-    """Return the normalisation of the run's images."""
+def build_normalisation(cfg: Config) -> Normalisation:
     return Normalisation(per_image=cfg.AUGMENT.IMAGE_IN)
 
 
-def build_appearance(cfg: Any) -> Appearance:
-    """Return jitter, blur and normalisation of a batch; their strength is in the draws of each sample."""
+def build_appearance(cfg: Config) -> Appearance:
     return Appearance(build_normalisation(cfg))
 
 
-def statistics_pair(image: Tensor, draws: Tensor, *, appearance: Appearance) -> Tensor:
-    """Return the pair whose covariances are compared: (2, 3, h, w) float, [photometric, original], both normalised.
-
-    Args:
-        image: (3, h, w) uint8 on any device.
-        draws: (D,) on the CPU, from `statistics_draws`.
-    """
-    return torch.stack((appearance(image[None], draws[None])[0], appearance.normalisation(image[None])[0]))
-
-
 @dataclass(frozen=True)
-class FixedCopy:
-    """Makes the photometric copy of an image, with the same draws for every image."""
+class FixedAugmentation:
+    """Makes the photometrically augmented view of an image, with the same parameters for every image."""
 
     appearance: Appearance
-    draws: Tensor  # (D,)
+    params: AppearanceParams
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the copy of (3, h, w) uint8 in its own colours, (3, h, w) uint8, and the pair of `statistics_pair`."""
-        copy = self.appearance.colours(image[None], self.draws[None])[0]
-        return copy, statistics_pair(image, self.draws, appearance=self.appearance)
+        """Return the view of (3, h, w) uint8 in its own colours, (3, h, w) uint8, and the pair of `Appearance.pair`."""
+        view = self.appearance.colours(image[None], default_collate([self.params]))[0]
+        return view, self.appearance.pair(image, self.params)
 
 
-def build_fixed_copy(cfg: Any) -> FixedCopy:
-    """Return what makes photometric copies for pictures, drawn once from the run's seed."""
-    draws = statistics_draws()(np.random.default_rng((cfg.RUN.SEED, 4)))
-    return FixedCopy(build_appearance(cfg), torch.from_numpy(draws))
+def build_fixed_augmentation(cfg: Config) -> FixedAugmentation:
+    """Return the augmentation that pictures show, sampled once from the run's seed."""
+    return FixedAugmentation(build_appearance(cfg), statistics_sampler()(np.random.default_rng((cfg.RUN.SEED, 4))))

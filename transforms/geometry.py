@@ -1,4 +1,4 @@
-"""Geometric steps on a view; each is `step(view, rng) -> View`, draws what it needs and carries the focus."""
+"""Geometric steps on a view; each is `step(view, rng) -> View`, samples what it needs and carries the focus."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from utils.opencv import opencv
 
 @dataclass(frozen=True)
 class RandomScale:
-    """Show the view at a factor drawn from [low, high), on top of bringing its shorter side to `pre_size` (0 = off)."""
+    """Show the view at a factor from [low, high), on top of bringing its shorter side to `pre_size` (0 = off)."""
 
     low: float
     high: float
     pre_size: int = 0
 
     def __call__(self, view: View, rng: Rng) -> View:
-        """Draw one number."""
         factor = rng.uniform(self.low, self.high)
         if self.pre_size:
             factor *= self.pre_size / min(view.size)
@@ -43,7 +42,7 @@ class RandomCrop:
     pad: bool = True
 
     def __call__(self, view: View, rng: Rng) -> View:
-        """Draw x, then y, where there is a choice; a view that has the size already costs no draw."""
+        """Sample x, then y, where there is a choice; nothing where the view has the size already."""
         width, height = view.size
         if (width, height) == (self.size, self.size):
             return view.pixels()
@@ -61,11 +60,11 @@ def _border(length: int, side: int) -> int:
 
 
 def _offset(length: int, side: int, focus: int | None, rng: Rng) -> int:
-    """Draw where a window of `side` starts in 0..length-side, so that it holds the focus."""
+    """Sample where a window of `side` starts in 0..length-side, so that it holds the focus."""
     if focus is None:
         return 0 if length == side else int(rng.integers(0, length - side, endpoint=True))
-    drawn = int(rng.integers(focus - side, focus, endpoint=True))  # Parity: the lowest draw just misses the focus
-    return min(max(drawn, focus - side + 1, 0), length - side)
+    start = int(rng.integers(focus - side, focus, endpoint=True))  # Parity: the lowest just misses the focus
+    return min(max(start, focus - side + 1, 0), length - side)
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,6 @@ class Resize:
     size: int
 
     def __call__(self, view: View, rng: Rng) -> View:
-        """Draw nothing."""
         view = view.pixels()
         if view.size == (self.size, self.size):
             return view
@@ -90,7 +88,6 @@ class RandomFlip:
     """Mirror left and right with probability 1/2."""
 
     def __call__(self, view: View, rng: Rng) -> View:
-        """Draw one number."""
         if rng.random() >= 0.5:
             return view
         view = view.pixels()
@@ -100,12 +97,11 @@ class RandomFlip:
 
 @dataclass(frozen=True)
 class RandomRotation:
-    """Turn about the centre by an angle drawn from [-degrees, degrees); the corners become black, their label 255."""
+    """Turn about the centre by an angle sampled from [-degrees, degrees); the corners become black, their label 255."""
 
     degrees: float
 
     def __call__(self, view: View, rng: Rng) -> View:
-        """Draw one number."""
         view, angle = view.pixels(), rng.uniform(-self.degrees, self.degrees)
         image = Image.fromarray(view.image).rotate(angle, Image.Resampling.BICUBIC, fillcolor=(0, 0, 0))
         label = Image.fromarray(view.label).rotate(angle, Image.Resampling.NEAREST, fillcolor=IGNORE)
@@ -127,7 +123,7 @@ Step = RandomScale | RandomCrop | Resize | RandomFlip | RandomRotation
 
 @dataclass(frozen=True)
 class Geometry:
-    """Steps one after another, in the order of the draws."""
+    """Steps one after another, in the order in which they sample."""
 
     steps: tuple[Step, ...]
 

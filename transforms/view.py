@@ -16,16 +16,11 @@ IGNORE = 255
 
 
 class Rng(Protocol):
-    """The draws that geometry needs; `numpy.random.Generator` has them."""
+    """What transforms sample with; `numpy.random.Generator` has it, with `endpoint` True for low..high."""
 
-    def uniform(self, low: float, high: float, /) -> float:
-        """Draw from [low, high)."""
-
-    def integers(self, low: int, high: int, /, *, endpoint: bool) -> int:
-        """Draw an integer from low..high, both included."""
-
-    def random(self) -> float:
-        """Draw from [0, 1)."""
+    def uniform(self, low: float, high: float, /) -> float: ...
+    def integers(self, low: int, high: int, /, *, endpoint: bool) -> int: ...
+    def random(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -81,7 +76,11 @@ def _size(array: np.ndarray) -> tuple[int, int]:
 
 
 def _resample_image(image: np.ndarray, size: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarray:
-    """Resample columns, then rows, with 8 bits in between, as Pillow does."""
+    """Resample columns, then rows, with 8 bits in between, as Pillow does.
+
+    OpenCV's own resize is faster, but gives other pixels; Pillow's of the region alone (`box=`) is slower. A 768 crop
+    of a GTAV frame on one core, on two machines: OpenCV 2 and 7 ms, this 11 and 17 ms, Pillow 14 and 24 ms.
+    """
     left, top, right, bottom = box
     width, height = _size(image)
     if (width, height) == size:

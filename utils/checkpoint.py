@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from utils.errors import UserError
 from utils.files import atomic_path
 
-SCHEMA = 1
+SCHEMA = 2  # 1: network.weights.upgrade_checkpoint turns it into 2
 KEYS = frozenset(
     "schema kind network average criterion optimizer scheduler scaler progress best config versions world_size".split()
 )
@@ -103,8 +103,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def _check(content: dict[str, Any], *, path: str | Path) -> None:
     """Raise `UserError` unless what was read is a complete checkpoint of this schema."""
-    if content["schema"] != SCHEMA:
-        raise UserError(f"{path}: checkpoint schema {content['schema']}, this program reads schema {SCHEMA}")
+    if content["schema"] not in (1, SCHEMA):
+        raise UserError(f"{path}: checkpoint schema {content['schema']}, this program reads the schemas 1 and {SCHEMA}")
     missing = sorted(KEYS - content.keys())
     if missing:
         raise UserError(f"{path}: not a whole checkpoint, {', '.join(missing)} missing")
@@ -159,7 +159,7 @@ class RunState:
         if not torch.stack([parameter.isfinite().all() for parameter in self.network.parameters()]).all():
             raise UserError(
                 f"step {self.progress.step}: the weights are not finite; {path.name} stays as it was: lower --lr and "
-                "continue with --resume auto"
+                "resume with --resume auto"
             )
         parts = ("network", "criterion", "optimizer", "scheduler", "scaler")
         save(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 
 class UserError(ValueError):
-    """Something the user can mend: the message names the value, the rule and the way out."""
+    """Something that the user can fix: the message names the value, the rule and how to fix it."""
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:

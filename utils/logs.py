@@ -127,12 +127,12 @@ class LossMeter:
             values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
             raise UserError(
                 f"step {step}: the loss is {total.item()} ({values}) on the files {', '.join(names)}; nothing was "
-                "saved since the last checkpoint: look at these files, or lower --lr and continue with --resume auto"
+                "saved since the last checkpoint: look at these files, or lower --lr and resume with --resume auto"
             )
         self._unchecked.clear()
 
     def read(self) -> dict[str, float]:
-        """Return the means over all processes and start anew; waits for the device."""
+        """Return the means over all processes and start over; waits for the device."""
         if not self._sums:
             return {}
         names = list(self._sums)  # the same on every process: terms depend on the method and the epoch alone

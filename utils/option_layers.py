@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -12,8 +13,6 @@ import yaml
 
 from utils.errors import UserError, did_you_mean
 from utils.options import Option, flatten
-
-ENV_PREFIX = "DIIA__"
 
 
 class Setting(NamedTuple):
@@ -25,9 +24,12 @@ class Setting(NamedTuple):
 
 
 def find_option(options: Mapping[str, Option], key: str, source: str) -> Option:
-    """Return the row of a key; an unknown one is refused with the closest match."""
+    """Return the row of a key or of a former key; an unknown one is refused with the closest match."""
     if key in options:
         return options[key]
+    for row in options.values():
+        if key in row.aliases:
+            return row
     name = key.upper().replace("-", "_")
     same_name = [known for known in options if known.partition(".")[2] == name.rpartition(".")[2]]
     hint = f"; did you mean {same_name[0]!r}?" if same_name else did_you_mean(name, options)
@@ -39,9 +41,8 @@ def read_yaml(path: str, options: Mapping[str, Option]) -> list[Setting]:
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"--config {path}: cannot be read ({getattr(error, 'strerror', None) or 'not text'})"
-        ) from error
+        reason = getattr(error, "strerror", None) or "not text"
+        raise UserError(f"--config {path}: cannot be read ({reason})") from error
     except (yaml.YAMLError, ValueError) as error:  # the second of 2026-02-30 and the like
         mark = getattr(error, "problem_mark", None)
         place = f" (line {mark.line + 1})" if mark else ""
@@ -58,18 +59,18 @@ def check_tree(tree: Mapping[Any, Any], options: Mapping[str, Option], *, source
     for key, value in flatten(tree):
         if key in sections and not value and not isinstance(value, (bool, int)):
             continue  # a section without a line below it
-        option = find_option(options, key, source)
-        settings.append(Setting(key, option.check(value, f"{source}: {key}"), source))
+        row = find_option(options, key, source)
+        settings.append(Setting(row.key, row.check(value, f"{source}: {key}"), source))
     return settings
 
 
 def read_environment(environ: Mapping[str, str], options: Mapping[str, Option]) -> list[Setting]:
     """Return the checked settings of the variables DIIA__SECTION__NAME."""
     settings = []
-    for variable in sorted(name for name in environ if name.startswith(ENV_PREFIX)):
-        key = variable.removeprefix(ENV_PREFIX).replace("__", ".")
+    for variable in sorted(name for name in environ if name.startswith("DIIA__")):
         source = f"environment variable {variable}"
-        settings.append(Setting(key, find_option(options, key, source).read(environ[variable], source), source))
+        row = find_option(options, variable.removeprefix("DIIA__").replace("__", "."), source)
+        settings.append(Setting(row.key, row.read(environ[variable], source), source))
     return settings
 
 
@@ -88,95 +89,72 @@ class _Help(argparse.HelpFormatter):
 
 
 class _Record(argparse.Action):
-    """Appends what a flag says to `namespace.settings`, in the order of the command line."""
+    """Appends what `read` makes of a flag's words to `namespace.settings`, in the order of the command line."""
 
-    def __init__(self, *, option: Option, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.option = option
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, flag: str | None = None) -> None:
-        value = self.const if self.nargs == 0 else self.option.read(values, str(flag))
-        namespace.settings.append(Setting(self.option.key, value, str(flag)))
-
-
-class _RecordOpts(argparse.Action):
-    """Appends `KEY=VALUE ...` to `namespace.settings`."""
-
-    def __init__(self, *, options: Mapping[str, Option], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.options = options
+    def __init__(self, *, read: Callable[[Any, str], list[Setting]], **kwargs: Any) -> None:
+        super().__init__(**{**kwargs, "dest": "settings"})
+        self.read = read
 
     def __call__(self, parser: Any, namespace: Any, values: Any, flag: str | None = None) -> None:
-        for pair in values:
-            key, equals, text = pair.partition("=")
-            option = find_option(self.options, key, "--opts")
-            if not equals:
-                raise UserError(f"--opts {pair}: must be KEY=VALUE, for instance --opts {key}={option.default}")
-            namespace.settings.append(Setting(key, option.read(text, f"--opts {key}"), "--opts"))
+        namespace.settings += self.read(values, str(flag))
+
+
+def _read_opts(pairs: Sequence[str], _: str, *, options: Mapping[str, Option]) -> list[Setting]:
+    settings = []
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        row = find_option(options, key, "--opts")
+        if not equals:
+            raise UserError(f"--opts {pair}: must be KEY=VALUE, for instance --opts {key}={row.default}")
+        settings.append(Setting(row.key, row.read(text, f"--opts {key}"), "--opts"))
+    return settings
 
 
 def build_parser(
-    options: Mapping[str, Option],
-    *,
-    prog: str,
-    description: str,
-    groups: Mapping[str, str],
-    shown: Sequence[str],
-    aliases: Mapping[str, str],
-    shorthands: Sequence[Option] = (),
+    options: Mapping[str, Option], *, program: str, groups: Mapping[str, str], version: str, **about: str
 ) -> argparse.ArgumentParser:
-    """Return the parser of all rows with a flag, in groups; only keys that begin like one of `shown` are in --help.
-
-    `shorthands` are further flags for keys that have one.
-    """
-    parser = _Parser(
-        prog=prog, usage="%(prog)s [flags]", description=description, allow_abbrev=False, formatter_class=_Help
-    )
-    top = parser.add_argument_group(
+    """Return the parser of all rows with a flag, in groups; --help shows those of the program."""
+    parser = _Parser(usage="%(prog)s [flags]", allow_abbrev=False, formatter_class=_Help, **about)  # type: ignore[arg-type]
+    parser.add_argument("--version", action="version", version=version)
+    layers = parser.add_argument_group(
         "settings", "config.py < --config < environment DIIA__SECTION__NAME < flags, --opts"
     )
-    top.add_argument(
-        "--config", metavar="FILE.yaml", action="append", help="Read options from a YAML file (repeatable, last wins)."
+    text = "Read options from a YAML file (repeatable, last wins)."
+    layers.add_argument("--config", metavar="FILE.yaml", action="append", help=text)
+    text, read = (
+        "Set any option by its key, for instance DATASET.GTAV_DIR=/data/gtav.",
+        partial(_read_opts, options=options),
     )
-    top.add_argument(
-        "--opts",
-        nargs="+",
-        metavar="KEY=VALUE",
-        action=_RecordOpts,
-        options=options,
-        dest="settings",
-        help="Set any option by its key, for instance DATASET.GTAV_DIR=/data/gtav.",
-    )
+    layers.add_argument("--opts", nargs="+", metavar="KEY=VALUE", action=_Record, read=read, help=text)
     titles = {name: parser.add_argument_group(title) for name, title in groups.items()}
-    for option in (*options.values(), *shorthands):
-        if option.flag:
-            _add_flag(titles[option.group], option, hidden=not option.key.startswith(tuple(shown)), aliases=aliases)
+    for row in options.values():
+        if row.flag:
+            _add_flags(titles[row.group], row, hidden=program not in row.programs)
     return parser
 
 
-def _add_flag(group: Any, option: Option, *, hidden: bool, aliases: Mapping[str, str]) -> None:
-    names = [option.flag, *(alias for alias, flag in aliases.items() if flag == option.flag)]
-    shared: dict[str, Any] = {"action": _Record, "option": option, "dest": "settings"}
-    is_switch = option.base is bool or option.const is not None
-    default = option.default
-    if option.base is bool:
-        default = "on" if default else "off"
-    elif isinstance(default, list):
-        default = " ".join(map(str, default)) or "none"
-    elif default in (None, ""):
-        default = "none"
-    shared["help"] = argparse.SUPPRESS if hidden else f"{option.help} [{default}]".replace("%", "%%")
-    if is_switch:
-        group.add_argument(*names, nargs=0, const=option.const or True, **shared)
-    else:
-        kinds = {int: "N", float: "X", str: "NAME" if option.is_list else option.key.rpartition(".")[2]}
-        metavar = "{" + ",".join(option.choices) + "}" if option.choices else kinds[option.base]
-        nargs = ("+" if option.lengths[0] else "*") if option.is_list else None
-        group.add_argument(*names, nargs=nargs, metavar=metavar, **shared)
-    if option.base is bool and option.default:
-        negative = option.flag.replace("--", "--no_", 1)
-        off = argparse.SUPPRESS if hidden else f"Switch {option.flag} off."
-        group.add_argument(negative, nargs=0, const=False, **{**shared, "help": off})
+def _add_flags(group: Any, row: Option, *, hidden: bool) -> None:
+    def add(names: Sequence[str], sentence: str, read: Callable[[Any, str], Any], **rest: Any) -> None:
+        def record(words: Any, flag: str) -> list[Setting]:
+            return [Setting(row.key, read(words, flag), flag)]
+
+        text = argparse.SUPPRESS if hidden else sentence.replace("%", "%%")
+        group.add_argument(*names, action=_Record, read=record, help=text, **rest)
+
+    names = [row.flag, *(alias for alias in row.aliases if alias.startswith("-"))]
+    if row.base is bool:
+        add(names, f"{row.help} [{'on' if row.default else 'off'}]", lambda *_: True, nargs=0)
+        if row.default:
+            add([row.flag.replace("--", "--no_", 1)], f"Switch {row.flag} off.", lambda *_: False, nargs=0)
+        return
+    kinds = {int: "N", float: "X", str: "NAME" if row.is_list else row.key.partition(".")[2]}
+    metavar = "{" + ",".join(row.choices) + "}" if row.choices else kinds[row.base]
+    nargs = ("+" if row.lengths[0] else "*") if row.is_list else None
+    default = " ".join(map(str, row.default)) if row.is_list and row.default else row.default
+    default = "none" if default in (None, "", []) else default
+    add(names, f"{row.help} [{default}]", row.read, nargs=nargs, metavar=metavar)
+    for value in row.shorthands:
+        add([f"--{value}"], f"The same as {row.flag} {value}.", lambda *_, value=value: value, nargs=0)
 
 
 def read_command_line(
@@ -185,7 +163,7 @@ def read_command_line(
     """Return the files of --config and the checked settings of flags and --opts, in their order.
 
     Raises:
-        UserError: an unknown flag (with the closest one), a refused one (with the way out), a bad value.
+        UserError: an unknown flag (with the closest one), a refused one (with its replacement), a bad value.
     """
     for word in argv:
         name = word.partition("=")[0]

@@ -1,0 +1,159 @@
+"""The parts of a run of train.py: which they are, how they are built from the config, what a checkpoint restores."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import config
+from config import Config
+from datasets.checks import quick_check
+from datasets.domains import get_domain
+from datasets.loaders import (
+    DeviceBatches,
+    EvaluationLoader,
+    TrainingLoader,
+    build_evaluation_loaders,
+    build_training_loader,
+    training_split,
+)
+from datasets.splits import Splits
+from evaluation import Evaluator, build_evaluator
+from evaluation.covariances import whitened_splits
+from loss import Criterion, build_criterion
+from network import Segmentor, build_network, resolve_jitter
+from network.weights import load_pretrained, load_weights, upgrade_checkpoint
+from optimizer import apply_settings, build_average, build_optimizer, build_scheduler
+from transforms.appearance import Appearance
+from transforms.build import build_appearance
+from utils import checkpoint, distributed
+from utils.checkpoint import RunState
+from utils.errors import UserError
+from utils.runs import Start, check_continuation
+
+logger = logging.getLogger("train")
+
+
+@dataclass(kw_only=True)
+class Run(RunState):
+    """The parts of a run: those that change from step to step, which a checkpoint holds, and the others."""
+
+    cfg: Config
+    device: torch.device
+    network: Segmentor
+    model: nn.Module  # the network as the processes share it
+    criterion: Criterion
+    average: Segmentor | None = None  # with the averaged weights (EMA)
+    loader: TrainingLoader
+    to_device: DeviceBatches
+    splits: Splits
+    appearance: Appearance
+    evaluator: Evaluator
+    steps_per_epoch: int
+
+    @property
+    def evaluated_network(self) -> Segmentor:
+        """The averaged weights where there are any."""
+        return self.network if self.average is None else self.average
+
+    @property
+    def last_step(self) -> int:
+        """The step at which --max_iter or --max_epoch ends the run."""
+        optim, progress = self.cfg.OPTIM, self.progress
+        left = (optim.MAX_EPOCH - progress.epoch) * self.steps_per_epoch - progress.step_in_epoch
+        return int(min(optim.MAX_ITER, progress.step + left) if optim.MAX_EPOCH else optim.MAX_ITER)
+
+
+def check_data(cfg: Config, splits: Splits) -> None:
+    """Look at a sample of all splits that the run reads with labels; raise for what would stop it, log the rest."""
+    needed = [(name, training_split(cfg, name)) for name in cfg.DATASET.TRAIN]
+    needed += [(name, "val") for name in evaluated_domains(cfg)]
+    domains_with_splits = [(get_domain(splits.domains, name), split) for name, split in needed]
+    for fault in quick_check(domains_with_splits, list_one=splits.listing):
+        if fault.severity == "fatal":
+            raise UserError(fault.sentence())
+        logger.warning(fault.sentence())
+
+
+def build_run(cfg: Config, splits: Splits, *, device: torch.device, start: Start) -> Run:
+    """Build everything with the weights that the run starts from; nothing is trained or written yet."""
+    network, world_size = build_network(cfg), distributed.world_size()
+    share = {"rank": distributed.rank(), "world_size": world_size}
+    loader = build_training_loader(cfg, splits, jitter=resolve_jitter(cfg), **share)
+    evaluation_loaders(cfg, splits), whitened_splits(cfg, network.method, splits)  # what is missing shows now
+    if start.checkpoint is None and cfg.RUN.SNAPSHOT:
+        load_weights(network, checkpoint.read(cfg.RUN.SNAPSHOT), path=cfg.RUN.SNAPSHOT)
+    elif start.checkpoint is None:
+        load_pretrained(network, cfg.NETWORK.PRETRAINED)
+    criterion = build_criterion(cfg, method=network.method, style_channels=network.style_channels).to(device)
+    if cfg.NETWORK.SYNCBN and device.type == "cuda" and world_size > 1:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[assignment]
+    network.to(device)
+    average, optimizer = build_average(cfg, network), build_optimizer(cfg, network)
+    model: nn.Module = network
+    if world_size > 1:
+        model = DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+    dtype = distributed.autocast_dtype(device, wanted=cfg.OPTIM.FP16)
+    return Run(
+        cfg=cfg,
+        device=device,
+        network=network,
+        model=model,
+        criterion=criterion,
+        optimizer=optimizer,
+        scheduler=build_scheduler(cfg, optimizer),
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        average=average,
+        loader=loader,
+        to_device=DeviceBatches(device),
+        splits=splits,
+        appearance=build_appearance(cfg),
+        evaluator=build_evaluator(cfg, average or network, recipe=cfg, whitening=criterion.whitening, device=device),
+        steps_per_epoch=min(loader.steps_per_epoch, 2) if cfg.RUN.TEST_MODE else loader.steps_per_epoch,
+    )
+
+
+def restore(run: Run, start: Start) -> None:
+    """Take over the state of the checkpoint that the run resumes from, if there is one."""
+    cfg, path = run.cfg, start.checkpoint
+    if path is None:
+        return
+    content = checkpoint.read_checkpoint(path)
+    saved, now = (config.to_dict(tree) for tree in (config.from_dict(content["config"], source=str(path)), cfg))
+    batch = run.loader.batches.global_batch
+    check_continuation(content, saved, now, path=path, steps_per_epoch=run.steps_per_epoch, global_batch=batch)
+    run.load(upgrade_checkpoint(content, run.network), path=path)
+    apply_settings(cfg, run.optimizer, run.scheduler)
+
+
+def evaluation_loaders(cfg: Config, splits: Splits, *, all_images: bool = False) -> list[EvaluationLoader]:
+    """Return the val splits of sources and targets, of which --val_limit images are taken."""
+    share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    limit = 0 if all_images else cfg.EVAL.LIMIT
+    return build_evaluation_loaders(cfg, splits, evaluated_domains(cfg), split="val", limit=limit, **share)
+
+
+def evaluated_domains(cfg: Config) -> list[str]:
+    return [*(cfg.DATASET.TRAIN if cfg.EVAL.SOURCE else []), *cfg.DATASET.VAL]
+
+
+def log_start(run: Run, start: Start) -> None:
+    """Log what was built and what the run starts from."""
+    cfg, batches, progress, method = run.cfg, run.loader.batches, run.progress, run.network.method
+    weights = f"weights: {cfg.RUN.SNAPSHOT or cfg.NETWORK.PRETRAINED}"
+    if start.checkpoint is not None:
+        weights = f"resuming {start.checkpoint} at epoch {progress.epoch}, step {progress.step}"
+    size = f"{batches.batch_size} x {batches.accumulate} images each: {batches.global_batch} per step"
+    processes = f"{batches.world_size} process(es) on {run.device.type}"
+    logger.info("built %s", run.network.describe())
+    logger.info("source: %s", run.loader.text)
+    logger.info("%s", weights)
+    logger.info("%s, %s, %d steps per epoch", processes, size, run.steps_per_epoch)
+    published = method.recipe_batch(cfg.DATASET.TRAIN)
+    if batches.global_batch != published:
+        text = "%d images per step, the published recipe of %s has %d: change --accumulate or expect other numbers"
+        logger.warning(text, batches.global_batch, method.name, published)
