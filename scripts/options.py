@@ -23,8 +23,8 @@ class _Help(argparse.HelpFormatter):
 
 def make_parser(name: str, description: str, *, details: str = "") -> argparse.ArgumentParser:
     """Return the parser of `python -m scripts.NAME`: one sentence of what it does, details below the flags."""
-    about: dict[str, Any] = {"prog": f"python -m scripts.{name}", "description": description, "epilog": details}
-    parser = argparse.ArgumentParser(**about, formatter_class=_Help, allow_abbrev=False)
+    parser = argparse.ArgumentParser(f"python -m scripts.{name}", formatter_class=_Help, allow_abbrev=False)
+    parser.description, parser.epilog = description, details
     parser.add_argument("--version", action="version", version=f"DIIA {version()}")
     return parser
 

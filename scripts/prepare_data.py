@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import io
 import os
-import re
 import shlex
 import shutil
-import stat
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from functools import cache
 from glob import glob
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from datasets.domains import BUILTIN, PUBLISHED, Domain
-from datasets.files import DamagedArchiveError, glob_regex, members, open_member, stamp
 from datasets.splits import SPLIT_DATA, read_lists, split_of_stems
 from scripts.options import make_parser
+from scripts.provided import File, kinds, list_files, place
 from utils.errors import UserError, did_you_mean, run_entry_point
-from utils.files import atomic_path, make_folder, write_text
+from utils.files import make_folder, write_text
 from utils.tables import format_table
 
 NAMES = ("gtav", "synthia", "cityscapes", "bdd100k", "mapillary")
@@ -37,116 +31,18 @@ UNEQUAL = (
     "size, which training here skips with a count"
 )
 SYNTHIA_IMAGES, SYNTHIA_TRAIN, SYNTHIA_SEED = 9_400, 6_580, 304
-# another file system, a file of somebody else, a file with too many names, a file system without hard links
-NO_HARD_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-REFUSED = {  # members that could be written outside the target
-    r"^(/|[A-Za-z]:)": "is an absolute path",
-    r"\\": "has a backslash",
-    r"(^|/)\.\.(/|$)": "leads out of the target folder",
-}
 MODES = {
     "link": "unpacked files: hard links, which take no space and stay good when the source is moved or removed; "
     "symbolic links where those are impossible, as between two disks (the default)",
     "copy": "unpacked files: copies",
     "move": "unpacked files: moved, unless the target exists. Archives are unpacked in each mode and never removed",
 }
-
-
-class File(NamedTuple):
-    """A file that a source holds: a member of an archive, or (`archive` is "") a file with its whole path as `name`."""
-
-    archive: str
-    name: str
-    size: int  # bytes, unpacked
-    kind: str  # image, label, colour; mat for the ids of GTAV's splits
-    folder: str  # of its split, or ""
-    stem: str  # as `Domain.paths` takes it
-
-    def __str__(self) -> str:
-        return f"{self.archive}:{self.name}" if self.archive else self.name
-
-    def open(self) -> AbstractContextManager[IO[bytes]]:
-        return open_member(self.archive, self.name) if self.archive else open(self.name, "rb")
-
-
 Jobs = dict[str, tuple[str, File]]  # target, relative to the target folder -> split and file
 
 
-def _kinds(name: str, image: str, label: str) -> dict[str, str]:
-    """Return the paths of a frame, or their patterns, by kind."""
-    colour = {"colour": label.replace("LABELS", "COLOR")} if name == "synthia" else {}
-    return {"image": image, "label": label, **colour}
-
-
-@cache
-def _rules(name: str) -> list[tuple[str, re.Pattern[str]]]:
-    """Return (kind, end of a path in a source) of what is needed, from the layouts of a row."""
-    domain, rules = BUILTIN[name], []
-    folders = "|".join(folder for _, names in domain.splits for folder in names)
-    for layout in domain.layouts:
-        for kind, source in _kinds(name, *layout.patterns("{split}")).items():
-            source = source.replace("/*", "/**/*") if layout.listed else source  # parts, each unpacked into a folder
-            end = glob_regex(source).replace(re.escape("{split}"), f"(?P<split>{folders})")
-            rules.append((kind, re.compile(f"(?:^|/){end}$")))
-    return rules
-
-
-def needed(name: str, path: str) -> tuple[str, str, str] | None:
-    """Return kind, folder of the split (or "") and stem of a file, or None where it is not needed.
-
-    Any folders may lie above; of several rules the nearest folder and the longest ending decide.
-    """
-    if name == "gtav" and PurePosixPath(path).name == "split.mat":
-        return "mat", "", ""
-    hits = [(hit, kind) for kind, end in _rules(name) if (hit := end.search(path))]
-    if not hits:
-        return None
-    hit, kind = max(hits, key=lambda entry: (entry[0].start(), len(entry[0].re.pattern)))
-    *folders, stem = (part for index, part in enumerate(hit.groups(), 1) if index != hit.re.groupindex.get("split"))
-    if name == "gtav":  # the provider's ten parts of 2,500 frames
-        folders = [f"{(int(stem) - 1) // 2500 + 1:02d}" if stem.isdigit() else "00"]
-    return kind, hit.groupdict().get("split") or "", "/".join([*(folders if name != "synthia" else ()), stem])
-
-
-def list_files(source: Path, name: str, *, leave_out: Path | None) -> list[File]:
-    """Return what a data set needs of an archive, of a folder and the zip archives in it, or a .mat file; in order.
-
-    The folder `leave_out` is not looked into.
-
-    Raises:
-        UserError: no such source, no readable zip archive, or a member that would leave the target.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); fix that or leave it out") from error
-
-    if not source.exists():
-        raise UserError(f"{source}: no such file or folder; check the path")
-    paths, files = [] if source.is_dir() else [source], list[File]()
-    for folder, folders, names in os.walk(source, onerror=refuse) if source.is_dir() else ():
-        folders[:] = sorted(name for name in folders if os.path.join(folder, name) != str(leave_out))
-        paths += [Path(folder, name) for name in sorted(names)]
-    for path in paths:
-        suffix = path.suffix.lower()
-        if suffix == ".zip" or (path == source and suffix != ".mat"):
-            files += _list_archive(path, name)
-        elif about := needed(name, path.as_posix()):
-            files.append(File("", str(path), stamp(str(path))[0], *about))
-    return files
-
-
-def _list_archive(path: Path, name: str) -> list[File]:
-    infos = members(str(path)).values()
-    for info in infos:
-        reasons = [reason for part, reason in REFUSED.items() if re.search(part, info.orig_filename)]
-        if reasons or stat.S_ISLNK(info.external_attr >> 16):
-            reason = (*reasons, "is a symbolic link")[0]
-            raise UserError(f"{path}: refused, its member {info.orig_filename!r} {reason}; get the provider's own file")
-    wanted = ((info, about) for info in infos if (about := needed(name, info.filename)))
-    return [File(str(path), info.filename, info.file_size, *about) for info, about in wanted]
-
-
-def make_lists(domain: Domain, folder: Path, files: Sequence[File]) -> tuple[dict[str, str], dict[Path, str]]:
+def make_lists(
+    domain: Domain, folder: Path, files: Sequence[File], notes: list[str]
+) -> tuple[dict[str, str], dict[Path, str]]:
     """Return the split of every listed file by its name without suffix, and the lists (file -> text) to be written.
 
     A list in the folder is taken as it is. One that is missing is made: GTAV's from the provider's split.mat (the
@@ -160,6 +56,7 @@ def make_lists(domain: Domain, folder: Path, files: Sequence[File]) -> tuple[dic
     if len(lists) < len(domain.splits) and (mat or domain.name == "synthia"):
         made = gtav_lists(mat) if mat else synthia_lists()
         made = {split: names for split, names in made.items() if split not in lists}
+        notes += [f"the lists are made from {mat}; {UNEQUAL}"] if mat else []
     if not lists | made:
         raise UserError(
             f"{domain.name}: no source holds split.mat and {folder} has no {domain.name}_split_train.txt; give the "
@@ -195,13 +92,12 @@ def make_jobs(domain: Domain, files: Sequence[File], split_of: Mapping[str, str]
     """Return one job per target; of equal files in two sources the first is taken."""
     jobs, unlisted = Jobs(), list[File]()
     split_of_folder = {folder: split for split, folders in domain.splits for folder in folders}
-    for file in files:
-        stem = PurePosixPath(file.stem).name
-        split = split_of_folder[file.folder] if split_of is None else split_of.get(stem)
-        if split is None or file.kind == "mat":
+    for file in (file for file in files if file.kind != "mat"):
+        split = split_of_folder[file.folder] if split_of is None else split_of.get(PurePosixPath(file.stem).name)
+        if split is None:
             unlisted += [file] if file.kind == "image" else []
             continue
-        target = _kinds(domain.name, *domain.paths(split, file.stem))[file.kind]
+        target = kinds(domain.name, *domain.paths(split, file.stem))[file.kind]
         _, first = jobs.setdefault(target, (split, file))
         if first.size != file.size:
             raise UserError(f"{first} and {file} are different files for {target}; leave one of them out")
@@ -259,57 +155,12 @@ def _is_done(target: Path, file: File) -> bool:
     return True
 
 
-def place(file: File, target: Path, mode: str) -> None:
-    """Put a file at its target, which appears whole or not at all.
-
-    Members of archives are unpacked whatever the mode. Files are linked ("link"), copied ("copy") or moved ("move"): a
-    move is a hard link, or else a copy, before the old name goes.
+def arrange(domain: Domain, jobs: Jobs, todo: Jobs, out: Path, args: argparse.Namespace, notes: list[str]) -> str:
+    """Put every file of `todo` at its target, or say what would be done; return what to print.
 
     Raises:
-        UserError: the target has appeared meanwhile, an archive is damaged, or the disk refuses.
+        UserError: there is too little space, or as `place` raises it.
     """
-    make_folder(target.parent)
-    try:
-        # of a link of the user's own its file, not the link
-        source = file if file.archive else file._replace(name=os.path.realpath(file.name))
-        if file.archive or mode == "copy" or not _linked(source.name, target, mode):
-            with atomic_path(target) as temporary:
-                with source.open() as reader, open(temporary, "wb") as writer:
-                    shutil.copyfileobj(reader, writer, 1 << 20)
-                if os.path.lexists(target):
-                    raise FileExistsError(target)
-        if mode == "move" and not file.archive:
-            os.unlink(file.name)
-    except FileExistsError as error:
-        raise UserError(f"{target}: has appeared meanwhile and is not overwritten; remove it") from error
-    except DamagedArchiveError as error:
-        raise UserError(f"{file}: cannot be unpacked ({error.strerror}); download the archive again") from error
-    except OSError as error:
-        raise UserError(
-            f"{target}: cannot be made from {file} ({error.strerror or error}); fix that and run the command again, "
-            "it resumes from here"
-        ) from error
-
-
-def _linked(source: str, target: Path, mode: str) -> bool:
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno not in NO_HARD_LINK:
-            raise
-        if mode == "move":
-            return False
-        os.symlink(source, target)
-    return True
-
-
-def arrange(domain: Domain, jobs: Jobs, out: Path, args: argparse.Namespace, notes: list[str]) -> str:
-    """Put every file at its target, or say what would be done; return what to print, the counts of the splits last.
-
-    Raises:
-        UserError: a target is occupied, there is too little space, or as `place` raises it.
-    """
-    todo = {target: (split, file) for target, (split, file) in jobs.items() if not _is_done(out / target, file)}
     folder, lines = next(path for path in (out, *out.parents) if path.is_dir()), []
     device, free, size = folder.stat().st_dev, shutil.disk_usage(folder).free, 0
     for _, file in todo.values():
@@ -326,8 +177,9 @@ def arrange(domain: Domain, jobs: Jobs, out: Path, args: argparse.Namespace, not
     if size > free:
         raise UserError(f"{out}: {needed}; make room or choose another --out")
     make_folder(out)
-    for path in [path for folder in {(out / target).parent for target in todo} for path in folder.glob(".*.tmp")]:
-        path.unlink(missing_ok=True)  # what a killed run may leave
+    for folder in {(out / target).parent for target in todo}:
+        for path in folder.glob(".*.[0-9]*.????????.tmp"):  # what a killed run may leave
+            path.unlink(missing_ok=True)
     for target, (_, file) in tqdm(todo.items(), desc=domain.name, unit="file", disable=None):
         place(file, out / target, args.mode)
     if symbolic := sum((out / target).is_symlink() for target in todo):
@@ -387,7 +239,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     split_data, *sources = (Path(os.path.abspath(path.expanduser())) for path in (args.split_data, *args.sources))
     out = Path(os.path.abspath(args.out.expanduser())) if args.out else None
-    files, split_of, lists, lines, notes = list[File](), None, dict[Path, str](), list[str](), list[str]()
+    files, split_of, lists, jobs, todo = list[File](), None, dict[Path, str](), Jobs(), Jobs()
+    lines, notes = list[str](), list[str]()
     for source in sources:
         held = list_files(source, name, leave_out=out)
         if not held and out is not None:
@@ -396,19 +249,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{source}: holds nothing of {name}, no file such as {examples}; leave it out")
         files += held
     if name in LISTED:
-        split_of, lists = make_lists(domain, split_data, files)
-    if name == "gtav" and lists:
-        notes.append(f"the lists are made from the provider's split.mat; {UNEQUAL}")
+        split_of, lists = make_lists(domain, split_data, files, notes)
     if out is not None:
         jobs = make_jobs(domain, files, split_of, notes)
         if split_of is not None:
             compare_with_lists(domain, jobs, split_of, out=out, lists=split_data, notes=notes)
         need_labels(domain, jobs, out)
-        lines.append(arrange(domain, jobs, out, args, notes))
+        todo = {target: (split, file) for target, (split, file) in jobs.items() if not _is_done(out / target, file)}
     for path, text in lists.items():
         lines.append(f"{'would write the list' if args.dry_run else 'list:'} {path}")
         if not args.dry_run:
             write_text(path, text)
+    if out is not None:
+        lines.append(arrange(domain, jobs, todo, out, args, notes))
     lines += [f"note: {note}" for note in notes]
     if not args.dry_run:
         root = out or next((path for path in sources if path.is_dir()), "FOLDER")
