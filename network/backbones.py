@@ -65,7 +65,8 @@ class ResNetSpec(BackboneSpec):
         from torchvision.models import resnet  # slow to import
 
         layers: dict[str, nn.Module] = {}
-        block, before, stem = getattr(resnet, self.block), 3, list[str]()
+        stem: list[str] = []
+        block, before = getattr(resnet, self.block), 3
         for i, (kernel, width, stride) in enumerate(self.stem, 1):
             layers[f"conv{i}"] = nn.Conv2d(before, width, kernel, stride=stride, padding=kernel // 2, bias=False)
             layers[f"bn{i}"], before = nn.BatchNorm2d(width), width
@@ -159,7 +160,9 @@ class Backbone(nn.Module):
 
     def outputs(self, images: Tensor, *, num_stages: int = 4) -> tuple[list[Tensor], Captured]:
         """Map images (B, 3, H, W) to the outputs of the first stages and the maps captured up to there."""
-        maps, outputs, style = images, list[Tensor](), Captured()
+        maps = images
+        outputs: list[Tensor] = []
+        style: Captured = ()
         for part in PARTS[: 1 + num_stages]:
             for name in self.parts[part]:
                 layer = self.get_submodule(name)

@@ -172,7 +172,8 @@ def convert_published(state: Mapping[str, Any], network: Segmentor, *, path: str
     """
     modules, wanted = _head_modules(detect_head(state)), network.state_dict()
     converted: dict[str, Any] = {}
-    unknown, unused = list[str](), list[str]()
+    unknown: list[str] = []
+    unused: list[str] = []
     for name, value in state.items():
         module, _, leaf = name.rpartition(".")
         ours = _backbone_name(name, network.backbone)
