@@ -159,7 +159,9 @@ class Backbone(nn.Module):
 
     def outputs(self, images: Tensor, *, num_stages: int = 4) -> tuple[list[Tensor], Captured]:
         """Map images (B, 3, H, W) to the outputs of the first stages and the maps captured up to there."""
-        maps, outputs, style = images, list[Tensor](), Captured()
+        maps = images
+        outputs: list[Tensor] = []  # literals: torch 2.6 cannot compile the call list[Tensor]()
+        style: Captured = ()
         for part in PARTS[: 1 + num_stages]:
             for name in self.parts[part]:
                 layer = self.get_submodule(name)
