@@ -17,6 +17,7 @@ from PIL import Image
 import train
 from scripts import plot_structure as structure
 from tests.runs import run_folder, train_arguments
+from tests.test_layering import FILES
 from tests.test_scripts import PAGES, ROOT
 
 FOLDERS = sorted(path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] != ".")
@@ -61,6 +62,12 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert version and citation["version"] == version[1]
     assert f"## {version[1]}\n" in (ROOT / "CHANGELOG.md").read_text()
     assert citation["preferred-citation"]["journal"] == "Neurocomputing" and "RobustNet" in str(citation["references"])
+
+
+def test_the_page_of_parity_names_every_file_with_a_mark() -> None:
+    marked = {str(path.relative_to(ROOT)) for path in FILES if "# Parity:" in path.read_text(encoding="utf-8")}
+    page = (ROOT / "docs" / "parity.md").read_text(encoding="utf-8")
+    assert len(marked) > 5 and not [name for name in marked if f"`{name}`" not in page]
 
 
 def test_the_picture_of_the_structure_is_that_of_the_code() -> None:
