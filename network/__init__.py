@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from config import Config
-from network.architectures import ARCHITECTURES, BACKBONES, Architecture, resolve_architecture
-from network.backbones import Backbone
+from network.backbones import ARCHITECTURES, BACKBONES, Architecture, Backbone, resolve_architecture
 from network.deeplab import PlainSegmentor, Segmentor
 from network.diia import Confidence, DIIASegmentor
 from network.methods import METHODS, Method, method_for, resolve_jitter, resolve_method
@@ -38,11 +37,7 @@ def architecture_of(cfg: Config) -> Architecture:
 
 
 def build_network(cfg: Config, *, method: Method | None = None) -> Segmentor:
-    """Build the network of `cfg.NETWORK` and the layout's thresholds of `cfg.LOSS`, freshly initialised.
-
-    Args:
-        cfg: the configuration.
-        method: in place of the one that `cfg.NETWORK` names.
+    """Build the network of `cfg.NETWORK`, freshly initialised, with `method` in place of the one that it names.
 
     Raises:
         UserError: an unknown architecture or method, or style codes that do not fit.

@@ -1,22 +1,26 @@
-"""Backbones: torchvision's layers under torchvision's names, run as a stem and four stages with style sites."""
+"""Backbones: torchvision's layers under torchvision's names, run as a stem and four stages with style sites.
+
+Also their table, and what the published names of `--arch` stand for.
+"""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from network.outputs import Features
-from network.style import StyleSite, build_site
-from utils.errors import UserError
+from network.style import build_site
+from utils.errors import UserError, did_you_mean
 
-Captured = tuple[Tensor, ...]
 Parts = dict[str, tuple[str, ...]]  # stem, stage1 .. stage4 -> the layers that it runs, by name and in order
+Dilations = Mapping[int, Mapping[int, int]]  # output stride -> {stage that is dilated instead of strided: dilation}
 PARTS = ("stem", "stage1", "stage2", "stage3", "stage4")
+_STAGES = {3: "stage1", 4: "stage2", 5: "stage3", 6: "stage4"}
 
 
 def _default(value: Any) -> Any:
@@ -32,8 +36,8 @@ class BackboneSpec(abc.ABC):
     model: str | None  # torchvision's name, None for the deep stem, which its ImageNet weights do not fit
     positions: Mapping[int, str]  # position of a --wt_layer code -> site name
     replaced: Mapping[str, str] = _default({})  # site -> batch norm whose place it takes
-    dilations: Mapping[int, Mapping[int, int]]  # output stride -> {stage that is dilated instead of strided: dilation}
-    low_stride: int  # stride of the first stage, where the skip starts
+    dilations: ClassVar[Dilations]
+    low_stride: ClassVar[int]  # of the first stage, where the skip starts
 
     @abc.abstractmethod
     def build(self) -> tuple[dict[str, nn.Module], Parts, tuple[int, ...]]:
@@ -55,11 +59,11 @@ class ResNetSpec(BackboneSpec):
     block: str = "Bottleneck"  # class of torchvision.models.resnet
     groups: int = 1  # of the 3x3 convolutions
     base_width: int = 64  # channels per group of the first stage
-    low_stride: int = 4
-    positions: Mapping[int, str] = _default({2: "stem1", 3: "stage1", 4: "stage2", 5: "stage3", 6: "stage4"})
-    replaced: Mapping[str, str] = _default({"stem1": "bn1", "stem2": "bn2", "stem3": "bn3"})
-    dilations: Mapping[int, Mapping[int, int]] = _default({32: {}, 16: {4: 2}, 8: {3: 2, 4: 4}, 4: {2: 2, 3: 4, 4: 8}})
     stem: tuple[tuple[int, int, int], ...] = ((7, 64, 2),)  # (kernel, out channels, stride) of each convolution
+    positions: Mapping[int, str] = _default({2: "stem1", **_STAGES})
+    replaced: Mapping[str, str] = _default({"stem1": "bn1", "stem2": "bn2", "stem3": "bn3"})
+    dilations: ClassVar[Dilations] = {32: {}, 16: {4: 2}, 8: {3: 2, 4: 4}, 4: {2: 2, 3: 4, 4: 8}}
+    low_stride = 4
 
     def build(self) -> tuple[dict[str, nn.Module], Parts, tuple[int, ...]]:
         from torchvision.models import resnet  # slow to import
@@ -81,7 +85,7 @@ class ResNetSpec(BackboneSpec):
                 shortcut = nn.Sequential(conv, nn.BatchNorm2d(after))
             first = block(before, width, stride, shortcut, **shape)
             layers[f"layer{i}"] = nn.Sequential(first, *(block(after, width, **shape) for _ in range(count - 1)))
-            parts[f"stage{i}"], before = tuple(f"layer{i}.{index}" for index in range(count)), after
+            parts[f"stage{i}"], before = _numbered(f"layer{i}", 0, count), after
             channels.append(after)
         return layers, parts, tuple(channels)
 
@@ -93,8 +97,8 @@ class SmallSpec(BackboneSpec):
     model: str
     parts: Parts
     channels: tuple[int, int, int, int, int]  # of stem and stages
-    low_stride: int = 8
-    dilations: Mapping[int, Mapping[int, int]] = _default({32: {}, 16: {3: 2}, 8: {2: 2, 3: 4}})
+    dilations: ClassVar[Dilations] = {32: {}, 16: {3: 2}, 8: {2: 2, 3: 4}}
+    low_stride = 8
 
     def build(self) -> tuple[dict[str, nn.Module], Parts, tuple[int, ...]]:
         from torchvision.models import get_model  # slow to import
@@ -104,80 +108,78 @@ class SmallSpec(BackboneSpec):
         return {name: getattr(model, name) for name in names}, dict(self.parts), self.channels
 
 
-class Backbone(nn.Module):
-    """A stem and four stages.
+def _numbered(name: str, start: int, stop: int) -> tuple[str, ...]:
+    return tuple(f"{name}.{index}" for index in range(start, stop))
 
-    Args:
-        spec: its row.
-        sites: site name -> kind (network.style).
-        output_stride: one that the row has.
-    """
+
+class Backbone(nn.Module):
+    """A stem and four stages; `sites` is site name -> kind (network.style)."""
 
     def __init__(self, spec: BackboneSpec, *, sites: Mapping[str, str], output_stride: int = 16) -> None:
         super().__init__()
-        known, dilations = set(spec.positions.values()), spec.dilations_at(output_stride)
-        assert set(sites) <= known, f"unknown style sites {set(sites) - known}"
+        unknown = set(sites) - set(spec.positions.values())
+        assert not unknown, f"unknown style sites {unknown}"
         self.spec, self.output_stride, self.kinds = spec, output_stride, dict(sites)
         layers, self.parts, self.channels = spec.build()
         self.blocks = dict(self.parts)  # without the sites
         self.replaced: dict[str, str] = {}  # batch norm -> site that has taken its place
         for name, layer in layers.items():
             self.add_module(name, layer)
-        for number, dilation in dilations.items():
+        for number, dilation in spec.dilations_at(output_stride).items():
             stage = map(self.get_submodule, self.parts[f"stage{number}"])
             _dilate(stage, dilation, whole=isinstance(spec, ResNetSpec))
         self.sites = nn.ModuleDict()
         self.relu_after_site = nn.ReLU()  # not in place: the whitening loss reads what the site returned
         self.before_relu: set[str] = set()  # ResNet blocks whose last ReLU comes behind a site
-        for site, kind in sites.items():
-            self._place(site, kind=kind)
-        captured = {
-            name: [site for site in map(self.get_submodule, layers) if isinstance(site, StyleSite) and site.captured]
-            for name, layers in self.parts.items()
-        }
-        self.style_channels = tuple(site.num_features for part in captured.values() for site in part)
-        self._last_captured = max((number for number, part in enumerate(captured.values()) if part), default=0)
+        channels = {site: self._place(site, kind=kind) for site, kind in sites.items()}
+        self.style_names = tuple(site for site, kind in sites.items() if kind == "whiten")  # of the captured maps
+        self.style_channels = tuple(channels[site] for site in self.style_names)
+        self._last_captured = max((PARTS.index(site) for site in self.style_names if site in PARTS), default=0)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
-    def _place(self, site: str, *, kind: str) -> None:
-        """Put a site behind a stage, or in front of a ReLU: where a batch norm was, behind a ResNet's last sum."""
+    def _place(self, site: str, *, kind: str) -> int:
+        """Put a site behind a stage, or in front of a ReLU: where a batch norm was, behind a ResNet's last sum.
+
+        Returns:
+            Its channels.
+        """
         part = site if site in self.parts else "stem"
         layers, norm, name = self.parts[part], self.spec.replaced.get(site), f"sites.{site}"
-        channels = self.channels[PARTS.index(part)]
+        channels, at, added = self.channels[PARTS.index(part)], len(layers), (name, "relu_after_site")
         if norm is not None:
             channels, at = self.get_submodule(norm).num_features, layers.index(norm)  # type: ignore[assignment]
             self.set_submodule(norm, nn.Identity())
             self.replaced[norm] = name
-            self.parts[part] = (*layers[:at], name, "relu_after_site", *layers[at + 2 :])
         elif isinstance(self.spec, ResNetSpec):
             self.before_relu.add(layers[-1])
-            self.parts[part] = (*layers, name, "relu_after_site")
         else:
-            self.parts[part] = (*layers, name)
+            added = added[:1]
+        self.parts[part] = (*layers[:at], *added, *layers[at + 2 :])
         self.sites[site] = build_site(channels, kind=kind)
+        return channels
 
-    def outputs(self, images: Tensor, *, num_stages: int = 4) -> tuple[list[Tensor], Captured]:
+    def outputs(self, images: Tensor, *, num_stages: int = 4) -> tuple[list[Tensor], tuple[Tensor, ...]]:
         """Map images (B, 3, H, W) to the outputs of the first stages and the maps captured up to there."""
         maps = images
-        outputs: list[Tensor] = []
-        style: Captured = ()
+        outputs: list[Tensor] = []  # torch.compile knows literals, not the call list[Tensor]()
+        style: list[Tensor] = []
         for part in PARTS[: 1 + num_stages]:
             for name in self.parts[part]:
                 layer = self.get_submodule(name)
                 maps = residual_sum(layer, maps) if name in self.before_relu else layer(maps)
-                if getattr(layer, "captured", False):
-                    style += (maps,)
+                if name.removeprefix("sites.") in self.style_names:
+                    style.append(maps)
             outputs.append(maps)
-        return outputs[1:], style
+        return outputs[1:], tuple(style)
 
     def forward(self, images: Tensor) -> Features:
         """Map images (B, 3, H, W) to the outputs of stages 1, 3 and 4 and the captured maps."""
         (low_level, _, aux, top), style = self.outputs(images)
         return Features(low_level=low_level, aux=aux, top=top, style=style)
 
-    def style_features(self, images: Tensor) -> Captured:
+    def style_features(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the captured maps alone, running no stage behind the last of them."""
         return self.outputs(images, num_stages=self._last_captured)[1]
 
@@ -198,3 +200,121 @@ def _dilate(stage: Iterable[nn.Module], dilation: int, *, whole: bool) -> None:
             conv.dilation = (dilation, dilation)
             conv.padding = tuple(dilation * (size // 2) for size in conv.kernel_size)
         conv.stride = (1, 1)
+
+
+_DEEP: dict[str, Any] = {
+    "stem": ((3, 64, 2), (3, 64, 1), (3, 128, 1)),
+    "positions": {0: "stem1", 1: "stem2", 2: "stem3", **_STAGES},
+}
+# name, title, torchvision's name, blocks, what differs from a plain bottleneck network
+_RESNETS: tuple[tuple[str, str, str | None, tuple[int, int, int, int], dict[str, Any]], ...] = (
+    ("resnet18", "ResNet-18", "resnet18", (2, 2, 2, 2), {"block": "BasicBlock"}),
+    ("resnet34", "ResNet-34", "resnet34", (3, 4, 6, 3), {"block": "BasicBlock"}),
+    ("resnet50", "ResNet-50", "resnet50", (3, 4, 6, 3), {}),
+    ("resnet101", "ResNet-101", "resnet101", (3, 4, 23, 3), {}),
+    ("resnet101_deep", "ResNet-101 with three stem convolutions", None, (3, 4, 23, 3), _DEEP),
+    ("resnet152", "ResNet-152", "resnet152", (3, 8, 36, 3), {}),
+    ("resnext50", "ResNeXt-50 32x4d", "resnext50_32x4d", (3, 4, 6, 3), {"groups": 32, "base_width": 4}),
+    ("resnext101", "ResNeXt-101 32x8d", "resnext101_32x8d", (3, 4, 23, 3), {"groups": 32, "base_width": 8}),
+    ("wide_resnet50", "Wide ResNet-50-2", "wide_resnet50_2", (3, 4, 6, 3), {"base_width": 128}),
+    ("wide_resnet101", "Wide ResNet-101-2", "wide_resnet101_2", (3, 4, 23, 3), {"base_width": 128}),
+)
+
+
+def _sequential(name: str, *bounds: int) -> dict[str, Any]:
+    """Cut one list of layers into stem and stages; `bounds` are the first layer of each, and the end."""
+    parts = {part: _numbered(name, *ends) for part, *ends in zip(PARTS, bounds, bounds[1:], strict=False)}
+    # The last stage is a 1x1 convolution: the original names a site there, but never runs it.
+    return {"parts": parts, "positions": {2: "stem", 3: "stage1", 4: "stage2", 5: "stage3"}}
+
+
+_MOBILENET = _sequential("features", 0, 2, 7, 11, 18, 19)
+_MNASNET = _sequential("layers", 0, 8, 10, 11, 14, 17)  # the published one never ran: cut where MobileNetV2 strides
+_SHUFFLENET = {
+    "parts": {
+        "stem": ("conv1.0", "conv1.1", "conv1.2", "maxpool"),
+        **{f"stage{i}": _numbered(f"stage{i + 1}", 0, count) for i, count in ((1, 4), (2, 8), (3, 4))},
+        "stage4": ("conv5.0", "conv5.1", "conv5.2"),
+    },
+    "positions": {2: "stem", **_STAGES},
+    "replaced": {"stem": "conv1.1", "stage4": "conv5.1"},
+}
+# name, title, torchvision's name, channels of stem and stages, the rest
+_SMALL: tuple[tuple[str, str, str, tuple[int, int, int, int, int], dict[str, Any]], ...] = (
+    ("mobilenet_v2", "MobileNetV2 1.0", "mobilenet_v2", (16, 32, 64, 320, 1280), _MOBILENET),
+    ("shufflenet_v2", "ShuffleNetV2 1.0", "shufflenet_v2_x1_0", (24, 116, 232, 464, 1024), _SHUFFLENET),
+    ("mnasnet_05", "MNASNet 0.5", "mnasnet0_5", (8, 24, 40, 160, 1280), _MNASNET),
+    ("mnasnet_10", "MNASNet 1.0", "mnasnet1_0", (16, 40, 80, 320, 1280), _MNASNET),
+)
+BACKBONES: dict[str, BackboneSpec] = {
+    **{n: ResNetSpec(name=n, title=t, model=m, blocks=b, **rest) for n, t, m, b, rest in _RESNETS},
+    **{n: SmallSpec(name=n, title=t, model=m, channels=c, **rest) for n, t, m, c, rest in _SMALL},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A backbone at an output stride; the head comes from the method."""
+
+    backbone: BackboneSpec
+    output_stride: int
+
+    def __str__(self) -> str:
+        return f"{self.backbone.title}, output stride {self.output_stride}"
+
+
+_PUBLISHED = (  # X of network.deepv3.DeepXV3PlusD, backbone, ending of the name -> output stride
+    ("R18", "resnet18", {"": 32}),
+    ("R50", "resnet50", {"": 16, "_OS8": 8}),
+    ("R101", "resnet101_deep", {"": 16, "_OS8": 8}),
+    ("R152", "resnet152", {"_OS8": 8}),
+    ("ResNext50", "resnext50", {"": 16}),
+    ("ResNext101", "resnext101", {"": 16, "_OS8": 8, "_OS4": 4}),
+    ("WideResNet50", "wide_resnet50", {"": 16, "_OS8": 8}),
+    ("WideResNet101", "wide_resnet101", {"": 16, "_OS8": 8}),
+    ("MobileNet", "mobilenet_v2", {"": 16, "_OS8": 8}),
+    ("ShuffleNet", "shufflenet_v2", {"": 16, "_OS8": 8, "_OS32": 32}),
+    ("MNASNet05", "mnasnet_05", {"": 16}),
+    ("MNASNet10", "mnasnet_10", {"": 16}),
+)
+ARCHITECTURES: dict[str, Architecture] = {
+    f"network.deepv3.Deep{infix}V3PlusD{ending}": Architecture(BACKBONES[backbone], output_stride)
+    for infix, backbone, strides in _PUBLISHED
+    for ending, output_stride in strides.items()
+}
+DEFAULT_ARCH = "network.deepv3.DeepR50V3PlusD"
+DEFAULT_STRIDE = 16  # of --backbone
+
+
+def resolve_architecture(arch: str, *, backbone: str = "", output_stride: int = 0) -> Architecture:
+    """Return what `--arch`, `--backbone` and `--output_stride` name together.
+
+    Args:
+        arch: a published name, in any case; its default gives way to `backbone`.
+        backbone: a plain name, or nothing: that of `arch`.
+        output_stride: 0 for that of `arch`, or 16 with `backbone`.
+
+    Raises:
+        UserError: an unknown name, a stride that the backbone lacks, two names that differ.
+    """
+    named = _find("--arch", arch)
+    if backbone:
+        spec = _find("--backbone", backbone)
+        if arch != DEFAULT_ARCH and named.backbone != spec:
+            raise UserError(f"--arch {arch} is {named.backbone.title}, --backbone {backbone} is not; give one of them")
+        named = Architecture(spec, named.output_stride if arch != DEFAULT_ARCH else DEFAULT_STRIDE)
+    if output_stride:
+        named = dataclasses.replace(named, output_stride=output_stride)
+    named.backbone.dilations_at(named.output_stride)
+    return named
+
+
+def _find(flag: str, name: str) -> Any:
+    tables: dict[str, Mapping[str, Any]] = {"--arch": ARCHITECTURES, "--backbone": BACKBONES}
+    table = tables.pop(flag)
+    same = {key.lower(): key for key in table}
+    if name.lower() in same:
+        return table[same[name.lower()]]
+    ((other_flag, other),) = tables.items()
+    near = f"; did you mean {other_flag} {name}?" if name in other else did_you_mean(name, table)
+    raise UserError(f"{flag} {name}: not available; one of {', '.join(table)}{near}")

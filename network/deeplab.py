@@ -1,17 +1,158 @@
-"""What every segmentation network shares, and DeepLabV3+ with the ordinary head (RobustNet's network)."""
+"""The blocks of every head, what every network shares, and DeepLabV3+ with the ordinary head (RobustNet's network).
+
+B batch, C channels, h x w feature size, H x W input size.
+"""
 
 from __future__ import annotations
 
 import abc
+from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from network.backbones import Backbone
-from network.layers import AuxHead, SkipHead, initialise_head, resize
 from network.methods import Method
 from network.outputs import SegmentorOutput
+from utils import distributed
+
+
+def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Resample maps (B, C, h, w) bilinearly with aligned corners, as every up-sampling of the original does."""
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=True)
+
+
+def conv_norm_relu(
+    in_channels: int, out_channels: int, *, kernel: int = 1, stride: int = 1, dilation: int = 1, bias: bool = False
+) -> nn.Sequential:
+    """Build a convolution that keeps the size at stride 1, batch norm, ReLU; children `conv`, `norm`, `relu`."""
+    padding = dilation * (kernel // 2)
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=padding, dilation=dilation, bias=bias)
+    norm = nn.BatchNorm2d(out_channels)
+    return nn.Sequential(OrderedDict(conv=conv, norm=norm, relu=nn.ReLU(inplace=True)))
+
+
+def split_stride(stride: int, *, layers: int) -> tuple[list[int], list[nn.Module]]:
+    """Spread a stride (a power of two) over layers, the first ones first.
+
+    Returns:
+        The stride of each layer, 2 or 1, and max poolings for what the layers cannot carry.
+    """
+    number = stride.bit_length() - 1
+    poolings: list[nn.Module] = [nn.MaxPool2d(3, stride=2, padding=1) for _ in range(number - layers)]
+    return [2 if layer < number else 1 for layer in range(layers)], poolings
+
+
+class ImagePooling(nn.Module):
+    """Global average -> 1x1 convolution -> batch norm -> ReLU, spread back: (B, C, h, w) -> (B, out, h, w)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        pooled, norm = self.conv(F.adaptive_avg_pool2d(maps, 1)), self.norm  # (B, out, 1, 1)
+        over_ranks = isinstance(norm, nn.SyncBatchNorm) and distributed.world_size() > 1
+        if not norm.training or len(pooled) > 1 or over_ranks:
+            pooled = norm(pooled)
+        else:  # one value per channel has no variance: the running statistics stand in for it
+            pooled = F.batch_norm(pooled, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        return F.relu(pooled).expand(-1, -1, *maps.shape[2:])
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: image pooling, a 1x1 and three dilated 3x3 branches, joined in this order.
+
+    The rates, 6, 12 and 18 at output stride 16, reach equally far in the image at every output stride.
+    """
+
+    def __init__(self, in_channels: int, *, output_stride: int, channels: int = 256) -> None:
+        super().__init__()
+        self.pool = ImagePooling(in_channels, channels)
+        self.branches = nn.ModuleList([conv_norm_relu(in_channels, channels)])
+        for rate in (6, 12, 18):
+            dilation = rate * 16 // output_stride
+            self.branches.append(conv_norm_relu(in_channels, channels, kernel=3, dilation=dilation))
+        self.out_channels = channels * 5
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map (B, C, h, w) to (B, out_channels, h, w)."""
+        return torch.cat([self.pool(maps), *(branch(maps) for branch in self.branches)], dim=1)
+
+
+class Refined(nn.Module):
+    """What ends in two 3x3 layers and a classifier."""
+
+    def _add_classifier(self, num_classes: int, *, in_channels: int = 256) -> None:
+        first, second = (conv_norm_relu(channels, 256, kernel=3) for channels in (in_channels, 256))
+        self.refine = nn.Sequential(first, second)
+        self.classify = nn.Conv2d(256, num_classes, 1)
+
+    def decode(self, features: Tensor) -> Tensor:
+        """Map features (B, C, h, w) to logits (B, classes, h, w)."""
+        return self.classify(self.refine(features))
+
+
+class Decoder(Refined):
+    """DeepLabV3+ decoder: ASPP, with `low_channels` a thin skip from the first stage, two 3x3 layers, a classifier."""
+
+    def __init__(self, in_channels: int, *, output_stride: int, num_classes: int, low_channels: int = 0) -> None:
+        super().__init__()
+        self.aspp = ASPP(in_channels, output_stride=output_stride)
+        self.reduce = conv_norm_relu(self.aspp.out_channels, 256)
+        if low_channels:
+            self.skip = conv_norm_relu(low_channels, 48)
+        self._add_classifier(num_classes, in_channels=256 + 48 * bool(low_channels))
+
+    def forward(self, top: Tensor, low_level: Tensor | None = None) -> Tensor:
+        """Map (B, C, h, w), and for a skip (B, C1, h1, w1), to logits of the size of the latter."""
+        context = self.reduce(self.aspp(top))
+        if low_level is not None:
+            context = resize(context, low_level.shape[2:])
+            context = torch.cat([self.skip(low_level), context], dim=1)
+        return self.decode(context)
+
+
+class SharedDropout2d(nn.Dropout2d):
+    """Dropout of whole channels whose mask does not depend on how many processes share the batch.
+
+    Every process samples the mask of the whole batch and takes its rows, so that processes that were seeded alike do
+    together what one would do with all the images.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return maps
+        batch, ranks = len(maps), distributed.world_size()
+        kept = torch.empty(ranks * batch, maps.shape[1], 1, 1, device=maps.device).bernoulli_(1 - self.p)
+        return maps * (kept.split(batch)[distributed.rank()] / (1 - self.p)).to(maps.dtype)
+
+
+class AuxHead(nn.Module):
+    """Classifier on the third stage, for training only: (B, C, h, w) -> logits (B, classes, h, w)."""
+
+    def __init__(self, in_channels: int, *, num_classes: int) -> None:
+        super().__init__()
+        self.reduce = conv_norm_relu(in_channels, 512, kernel=3, bias=True)
+        self.dropout = SharedDropout2d(0.1)
+        self.classify = nn.Conv2d(512, num_classes, 1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.classify(self.dropout(self.reduce(maps)))
+
+
+def initialise_heads(*heads: nn.Module | None) -> None:
+    """Fill convolutions from Kaiming's normal law over fan-in with zero biases; batch norms are created as wanted."""
+    for layer in (layer for head in heads if head is not None for layer in head.modules()):
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 class Segmentor(nn.Module, abc.ABC):
@@ -21,9 +162,8 @@ class Segmentor(nn.Module, abc.ABC):
 
     def __init__(self, backbone: Backbone, *, method: Method, freeze_bn: bool = False) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.method = method
-        self.freeze_bn = freeze_bn
+        self.backbone, self.method, self.freeze_bn = backbone, method, freeze_bn
+        self.style_names, self.style_channels = backbone.style_names, backbone.style_channels  # of the captured maps
 
     @abc.abstractmethod
     def forward(self, images: Tensor) -> SegmentorOutput:
@@ -37,23 +177,12 @@ class Segmentor(nn.Module, abc.ABC):
         """Return the captured standardised maps, running the backbone only as far as they need it."""
         return self.backbone.style_features(images)
 
-    @property
-    def style_channels(self) -> tuple[int, ...]:
-        """Channels of each captured map."""
-        return self.backbone.style_channels
-
-    @property
-    def style_names(self) -> tuple[str, ...]:
-        """Site of each captured map."""
-        return tuple(site for site, kind in self.backbone.kinds.items() if kind == "whiten")
-
     def train(self, mode: bool = True) -> Any:
         """Switch the mode; frozen batch norms keep using their running statistics."""
         super().train(mode)
-        if mode and self.freeze_bn:
-            for layer in self.modules():
-                if isinstance(layer, _BatchNorm):
-                    layer.eval()
+        for layer in self.modules():
+            if self.freeze_bn and isinstance(layer, _BatchNorm):
+                layer.eval()
         return self
 
     def describe(self) -> str:
@@ -71,13 +200,12 @@ class Segmentor(nn.Module, abc.ABC):
 class PlainSegmentor(Segmentor):
     """Backbone, one decoder with a skip, an auxiliary head."""
 
-    def __init__(self, backbone: Backbone, *, method: Method, num_classes: int, freeze_bn: bool = False) -> None:
-        super().__init__(backbone, method=method, freeze_bn=freeze_bn)
+    def __init__(self, backbone: Backbone, *, num_classes: int, **shared: Any) -> None:
+        super().__init__(backbone, **shared)
         _, low, _, third, top = backbone.channels
-        self.head = SkipHead(top, low_channels=low, output_stride=backbone.output_stride, num_classes=num_classes)
+        self.head = Decoder(top, low_channels=low, output_stride=backbone.output_stride, num_classes=num_classes)
         self.aux = AuxHead(third, num_classes=num_classes)
-        initialise_head(self.head)
-        initialise_head(self.aux)
+        initialise_heads(self.head, self.aux)
 
     def forward(self, images: Tensor) -> SegmentorOutput:
         features = self.backbone(images)

@@ -17,16 +17,14 @@ What is left where a method leaves a part out (`Method.parts`); every other modu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from network.backbones import Backbone
-from network.deeplab import Segmentor
-from network.layers import ASPP, AuxHead, SkipHead, conv_norm_relu, initialise_head, refinement, resize, split_stride
-from network.methods import Method
+from network.deeplab import AuxHead, Decoder, Refined, Segmentor, conv_norm_relu, initialise_heads, resize, split_stride
 from network.outputs import Features, SegmentorOutput
 
 IGNORE = 255
@@ -63,22 +61,7 @@ def coarse_layout(logits: Tensor, *, confidence: Confidence = "logits") -> Tenso
     return torch.where(values < thresholds[labels], IGNORE, labels)
 
 
-class CoarseHead(nn.Module):
-    """ASPP and classifier without a skip: the prediction that the layout is read from."""
-
-    def __init__(self, in_channels: int, *, output_stride: int, num_classes: int) -> None:
-        super().__init__()
-        self.aspp = ASPP(in_channels, output_stride=output_stride)
-        self.reduce = conv_norm_relu(self.aspp.out_channels, 256)
-        self.refine = refinement(256)
-        self.classify = nn.Conv2d(256, num_classes, 1)
-
-    def forward(self, top: Tensor) -> Tensor:
-        """Map (B, C, h, w) to logits (B, classes, h, w)."""
-        return self.classify(self.refine(self.reduce(self.aspp(top))))
-
-
-class LayoutBranch(nn.Module):
+class LayoutBranch(Refined):
     """SLRM: the coarse layout as a picture -> features -> logits that must reproduce the layout."""
 
     def __init__(self, *, output_stride: int, num_classes: int) -> None:
@@ -91,20 +74,15 @@ class LayoutBranch(nn.Module):
             nn.Conv2d(128, 256, 3, stride=strides[3], padding=1),
             *poolings,
         )
-        self.refine = refinement(256)
-        self.classify = nn.Conv2d(256, num_classes, 1)
+        self._add_classifier(num_classes)
 
     def encode(self, layout: Tensor, *, dtype: torch.dtype) -> Tensor:
         """Map a layout (B, H, W) to features (B, 256, h, w)."""
         # Parity: class numbers go in as they are, 255 included.
         return self.encoder(layout.unsqueeze(1).to(dtype))
 
-    def decode(self, features: Tensor) -> Tensor:
-        """Map features (B, 256, h, w) to logits (B, classes, h, w)."""
-        return self.classify(self.refine(features))
 
-
-class EdgeBranch(nn.Module):
+class EdgeBranch(Refined):
     """ERM: low-level features -> edge maps; their mean must reproduce the Sobel target, their decoding the labels."""
 
     def __init__(self, low_channels: int, *, stride: int, num_classes: int) -> None:
@@ -116,17 +94,12 @@ class EdgeBranch(nn.Module):
             nn.Conv2d(256, 256, 3, stride=strides[1], padding=1),
             *poolings,
         )
-        self.refine = refinement(256)
-        self.classify = nn.Conv2d(256, num_classes, 1)
+        self._add_classifier(num_classes)
 
     def encode(self, low_level: Tensor) -> tuple[Tensor, Tensor]:
         """Map (B, C1, h1, w1) to edge maps (B, 64, h1, w1) and features (B, 256, h, w)."""
         maps = self.encoder(low_level)
         return maps, self.decoder(maps)
-
-    def decode(self, features: Tensor) -> Tensor:
-        """Map features (B, 256, h, w) to logits (B, classes, h, w)."""
-        return self.classify(self.refine(features))
 
 
 class TripleAggregation(nn.Module):
@@ -145,9 +118,8 @@ class TripleAggregation(nn.Module):
             self.query = nn.Conv2d(feature_channels, self.out_channels, 1)
             self.key = nn.Conv2d(feature_channels, self.out_channels, 1)
             self.value = nn.Conv2d(top_channels, self.out_channels, 1)
-        self.up = nn.Conv2d(top_channels, self.out_channels, 1)
-        if attends:
             self.gamma = nn.Parameter(torch.zeros(1))
+        self.up = nn.Conv2d(top_channels, self.out_channels, 1)
         for conv in self.children():
             assert isinstance(conv, nn.Conv2d)
             nn.init.normal_(conv.weight, std=0.01)  # biases keep PyTorch's default, as in the original
@@ -187,16 +159,8 @@ class TripleAggregation(nn.Module):
         return self.query(query), self.key(key)  # (B, 128, h, w) each
 
 
-class _Shared(NamedTuple):
-    """What `forward` and `predict` share; None where it is left out."""
-
-    features: Features
-    coarse: Tensor  # (B, classes, H, W)
-    fused: Tensor | None  # (B, classes, H, W)
-    layout: Tensor | None  # (B, H, W)
-    layout_features: Tensor | None  # (B, 256, h, w)
-    edge_maps: Tensor | None  # (B, 64, h1, w1)
-    edge_features: Tensor | None  # (B, 256, h, w)
+# (B, 256, h, w) of layout and edges, (B, 64, h1, w1) edge maps
+_Branches: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class DIIASegmentor(Segmentor):
@@ -208,39 +172,29 @@ class DIIASegmentor(Segmentor):
     layout: LayoutBranch | None
     edge: EdgeBranch | None
     aggregate: TripleAggregation | None
-    fused: SkipHead | None
+    fused: Decoder | None
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        *,
-        method: Method,
-        num_classes: int,
-        freeze_bn: bool = False,
-        layout_confidence: Confidence = "logits",
-    ) -> None:
-        super().__init__(backbone, method=method, freeze_bn=freeze_bn)
+    def __init__(self, backbone: Backbone, *, num_classes: int, layout_confidence: Confidence, **shared: Any) -> None:
+        super().__init__(backbone, **shared)
         _, low, _, third, top = backbone.channels
-        parts, width = method.parts, TripleAggregation.out_channels
+        parts, width = self.method.parts, TripleAggregation.out_channels
         self.attends = "aggregation" in parts
         self.layout_confidence: Confidence = layout_confidence
         stride, shape = backbone.output_stride, {"output_stride": backbone.output_stride, "num_classes": num_classes}
         shrinks = stride // backbone.spec.low_stride
-        self.coarse = CoarseHead(top, **shape)
+        self.coarse = Decoder(top, **shape)
         self.layout = LayoutBranch(**shape) if "layout" in parts else None
         self.edge = EdgeBranch(low, stride=shrinks, num_classes=num_classes) if "edge" in parts else None
         self.aggregate = TripleAggregation(top, attends=self.attends) if "fused" in parts else None
-        self.fused = SkipHead(width, low_channels=low, **shape) if "fused" in parts else None
+        self.fused = Decoder(width, low_channels=low, **shape) if "fused" in parts else None
         self.aux = AuxHead(third, num_classes=num_classes)
-        for head in (self.coarse, self.layout, self.edge, self.fused, self.aux):
-            if head is not None:
-                initialise_head(head)
+        initialise_heads(self.coarse, self.layout, self.edge, self.fused, self.aux)
 
-    def _shared(self, images: Tensor, *, branches: bool) -> _Shared:
-        size = images.shape[2:]
-        features = self.backbone(images)
-        coarse = resize(self.coarse(features.top), size)
-        fused = layout = layout_features = edge_maps = edge_features = None
+    def _run(self, images: Tensor, *, branches: bool = True) -> tuple[SegmentorOutput, Features, _Branches]:
+        """Return the output so far, what it comes from, and what the branches encoded, None where one is left out."""
+        size, features = images.shape[2:], self.backbone(images)
+        fused = coarse = resize(self.coarse(features.top), size)
+        layout = layout_features = edge_maps = edge_features = None
         if branches and self.layout is not None:
             layout = coarse_layout(coarse, confidence=self.layout_confidence)
             layout_features = self.layout.encode(layout, dtype=images.dtype)
@@ -249,29 +203,22 @@ class DIIASegmentor(Segmentor):
         if self.aggregate is not None and self.fused is not None:
             aggregated = self.aggregate(features.top, layout_features, edge_features)
             fused = resize(self.fused(aggregated, features.low_level), size)
-        return _Shared(features, coarse, fused, layout, layout_features, edge_maps, edge_features)
+        output = SegmentorOutput(fused, coarse=None if fused is coarse else coarse, layout=layout, style=features.style)
+        return output, features, (layout_features, edge_features, edge_maps)
 
     def forward(self, images: Tensor) -> SegmentorOutput:
-        size = images.shape[2:]
-        shared = self._shared(images, branches=True)
-        coarse, fused = shared.coarse, shared.fused
-        output = SegmentorOutput(
-            fused=coarse if fused is None else fused,
-            aux=self.aux(shared.features.aux),
-            coarse=None if fused is None else coarse,
-            style=shared.features.style,
-        )
-        if self.layout is not None and shared.layout_features is not None:
-            logits = resize(self.layout.decode(shared.layout_features), size)
-            output = output._replace(layout=shared.layout, layout_logits=logits)
-        if self.edge is not None and shared.edge_maps is not None and shared.edge_features is not None:
-            edge = resize(shared.edge_maps.mean(1, keepdim=True), size)
-            output = output._replace(edge=edge, edge_logits=resize(self.edge.decode(shared.edge_features), size))
+        output, features, (layout_features, edge_features, edge_maps) = self._run(images)
+        size, output = images.shape[2:], output._replace(aux=self.aux(features.aux))
+        if self.layout is not None and layout_features is not None:
+            output = output._replace(layout_logits=resize(self.layout.decode(layout_features), size))
+        if self.edge is not None and edge_maps is not None and edge_features is not None:
+            edge = resize(edge_maps.mean(1, keepdim=True), size)
+            output = output._replace(edge=edge, edge_logits=resize(self.edge.decode(edge_features), size))
         return output
 
     def predict(self, images: Tensor) -> Tensor:
-        shared = self._shared(images, branches=self.attends)
-        return shared.coarse if shared.fused is None else 0.5 * shared.coarse + shared.fused
+        output, _, _ = self._run(images, branches=self.attends)
+        return output.fused if output.coarse is None else 0.5 * output.coarse + output.fused
 
     def attention_of(self, images: Tensor, pixels: Sequence[tuple[int, int]]) -> Tensor:
         """Return how the cells at some pixels weigh all cells in the aggregation.
@@ -284,11 +231,10 @@ class DIIASegmentor(Segmentor):
             (B, N, h, w) float32, each map sums to one; the corners of map and image coincide.
         """
         assert self.aggregate is not None and self.attends, "this method has no attention"
-        shared = self._shared(images, branches=True)
-        (height, width), (rows, columns) = images.shape[2:], shared.features.top.shape[2:]
+        _, features, (layout_features, edge_features, _) = self._run(images)
+        (height, width), (rows, columns) = images.shape[2:], features.top.shape[2:]
         cells = [
             round(y * (rows - 1) / max(height - 1, 1)) * columns + round(x * (columns - 1) / max(width - 1, 1))
             for x, y in pixels
         ]
-        chosen = torch.tensor(cells, device=images.device)
-        return self.aggregate.attention_of(chosen, shared.layout_features, shared.edge_features)
+        return self.aggregate.attention_of(torch.tensor(cells, device=images.device), layout_features, edge_features)

@@ -87,16 +87,14 @@ def resolve_method(name: str, wt_layer: Sequence[int] | None = None) -> Method:
     codes = tuple(int(code) for code in wt_layer)
     check_codes(codes)
     whitening: Whitening | None = "isw" if 2 in codes else "irw" if 1 in codes else None
+    flags, code = f"--method {name} with --wt_layer {' '.join(map(str, codes))}", max(row.codes)
     if row.head == "diia" and row.whitening is None and {1, 2, 5} & set(codes):
-        raise UserError(f"--method {name} with --wt_layer {' '.join(map(str, codes))}: these whiten; use --method diia")
-    if row.head == "plain":
-        code = max(row.codes)
-        if whitening != row.whitening or not (code in codes if code else not any(codes)):
-            better = method_for(head="plain", codes=codes).name
-            raise UserError(
-                f"--method {name} with --wt_layer {' '.join(map(str, codes))}: these codes are not {name}'s "
-                f"(its own are {' '.join(map(str, row.codes))}); leave --wt_layer out or use --method {better}"
-            )
+        raise UserError(f"{flags}: these whiten; use --method diia")
+    if row.head == "plain" and (whitening != row.whitening or not (code in codes if code else not any(codes))):
+        raise UserError(
+            f"{flags}: these codes are not {name}'s (its own are {' '.join(map(str, row.codes))}); "
+            f"leave --wt_layer out or use --method {method_for(head='plain', codes=codes).name}"
+        )
     return dataclasses.replace(row, codes=codes, whitening=whitening)
 
 
@@ -109,9 +107,6 @@ def resolve_jitter(cfg: Config) -> str:
 
 def method_for(*, head: Head, codes: Sequence[int]) -> Method:
     """Return the method of a weight file without a config, from its head and its style codes."""
-    if head == "diia":
-        return resolve_method("diia", codes)
     check_codes(codes)
     names = ((2, "isw"), (1, "irw"), (5, "sw"), (4, "ibn"), (3, "is"), (0, "base"))
-    name = next(name for code, name in names if code in codes)
-    return resolve_method(name, codes)
+    return resolve_method("diia" if head == "diia" else next(name for code, name in names if code in codes), codes)

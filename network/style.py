@@ -1,53 +1,32 @@
-"""Where and how a backbone normalises style: the one reader of the old `--wt_layer` codes, and the layer at a site."""
+"""Where and how a backbone normalises style: the one reader of the old `--wt_layer` codes, and the layer at a site.
+
+Switchable whitening: Pan et al., ICCV 2019, whitening by a learned mixture of batch, instance and layer statistics.
+B batch, G groups of c consecutive channels, h x w size of a map, n = h w.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from network.switch_whitening import SyncSwitchWhiten2d
+from utils import distributed
 from utils.errors import UserError
 
-NUM_POSITIONS = 7  # three stem convolutions and four stages
 SITE_KINDS = {1: "whiten", 2: "whiten", 3: "instance", 4: "instance_affine", 5: "switchable"}
-SWITCH_GROUP = 16  # channels that switchable whitening whitens together
 POSITION_NAMES = ("stem1", "stem2", "stem3", "stage1", "stage2", "stage3", "stage4")
-
-
-class StyleSite(nn.InstanceNorm2d):
-    """Instance normalisation at one place of a backbone; `captured` outputs also go to the whitening loss."""
-
-    def __init__(self, channels: int, *, kind: str) -> None:
-        super().__init__(channels, eps=1e-5, affine=kind == "instance_affine")
-        self.captured = kind == "whiten"
-
-
-def build_site(channels: int, *, kind: str) -> StyleSite | SyncSwitchWhiten2d:
-    """Build the layer of a style site.
-
-    Raises:
-        UserError: switchable whitening where the channels do not fall into whole groups.
-    """
-    if kind not in SITE_KINDS.values():
-        raise ValueError(f"style site kind {kind!r}: one of {', '.join(sorted(set(SITE_KINDS.values())))}")
-    if kind != "switchable":
-        return StyleSite(channels, kind=kind)
-    if channels % SWITCH_GROUP:
-        raise UserError(
-            f"--wt_layer: code 5 (switchable whitening) needs a multiple of {SWITCH_GROUP} channels, not {channels}; "
-            "put another code there"
-        )
-    return SyncSwitchWhiten2d(channels, group=SWITCH_GROUP)
+# Type of switchable whitening -> how many statistics are mixed: batch and instance whitening; layer norm too; batch and
+# instance norm too. Of type 4 the published code has no forward.
+NUM_MIXED = {2: 2, 3: 3, 5: 5}
 
 
 def read_codes(codes: Sequence[int], *, positions: Mapping[int, str]) -> dict[str, str]:
     """Turn seven codes into a table of style sites.
 
-    0 none, 1 and 2 whitened, 3 instance norm, 4 affine instance norm, 5 switchable whitening.
-
     Args:
-        codes: the numbers of `--wt_layer`.
+        codes: of `--wt_layer`; 0 none, 1 and 2 whitened, 3 instance norm, 4 affine instance norm, 5 switchable
+            whitening.
         positions: position of a code -> site name, for the positions that the backbone has.
 
     Raises:
@@ -56,13 +35,12 @@ def read_codes(codes: Sequence[int], *, positions: Mapping[int, str]) -> dict[st
     check_codes(codes)
     sites: dict[str, str] = {}
     for position, code in enumerate(codes):
-        if code == 0:
+        if not code:
             continue
         if position not in positions:
-            usable = ", ".join(str(p) for p in sorted(positions))
             raise UserError(
                 f"--wt_layer {' '.join(map(str, codes))}: position {position} ({POSITION_NAMES[position]}) does not "
-                f"exist in this backbone, which has positions {usable}; put 0 there"
+                f"exist in this backbone, which has positions {', '.join(map(str, sorted(positions)))}; put 0 there"
             )
         sites[positions[position]] = SITE_KINDS[code]
     return sites
@@ -71,10 +49,130 @@ def read_codes(codes: Sequence[int], *, positions: Mapping[int, str]) -> dict[st
 def check_codes(codes: Sequence[int]) -> None:
     """Raise `UserError` unless these are seven known codes of which 1 and 2 are not mixed."""
     text = f"--wt_layer {' '.join(map(str, codes))}"
-    if len(codes) != NUM_POSITIONS:
-        raise UserError(f"{text}: {len(codes)} codes given, {NUM_POSITIONS} needed (3 stem convolutions, 4 stages)")
+    if len(codes) != len(POSITION_NAMES):
+        raise UserError(f"{text}: {len(codes)} codes given, 7 needed (3 stem convolutions, 4 stages)")
     unknown = [str(code) for code in codes if code not in (0, *SITE_KINDS)]
     if unknown:
         raise UserError(f"{text}: unknown code {', '.join(unknown)}; use 0 none, 1 IW/IRW, 2 ISW, 3 IN, 4 IBN, 5 SW")
     if 1 in codes and 2 in codes:
         raise UserError(f"{text}: codes 1 (IW/IRW) and 2 (ISW) cannot be mixed; use one of them at every whitened site")
+
+
+def build_site(channels: int, *, kind: str) -> nn.InstanceNorm2d | SyncSwitchWhiten2d:
+    """Build the layer of a style site; raises `UserError` where switchable whitening does not fit the channels."""
+    if kind not in SITE_KINDS.values():
+        raise ValueError(f"style site kind {kind!r}: one of {', '.join(sorted(set(SITE_KINDS.values())))}")
+    if kind == "switchable":
+        return SyncSwitchWhiten2d(channels)
+    return nn.InstanceNorm2d(channels, affine=kind == "instance_affine")
+
+
+def inverse_root(covariances: Tensor, *, iterations: int) -> Tensor:
+    """Approximate the inverse square roots of matrices (..., c, c) by Newton's iteration, each scaled by its trace."""
+    trace = covariances.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    scaled = covariances / trace
+    root = torch.eye(covariances.shape[-1], dtype=covariances.dtype, device=covariances.device)
+    for _ in range(iterations):
+        root = 1.5 * root - 0.5 * (root @ root @ root @ scaled)
+    return root / trace.sqrt()
+
+
+class SyncSwitchWhiten2d(nn.Module):
+    """Whitens groups of channels; in training the batch statistics are those of all processes together.
+
+    The running statistics start at zero, so a fresh layer in evaluation whitens by the instance part alone.
+    Half precision is computed in float32.
+
+    Args:
+        num_features: channels, a multiple of `group`.
+        group: channels that are whitened together.
+        kind: number of mixed statistics, see `NUM_MIXED`.
+        iterations: Newton steps.
+        tied: mix the covariances with the weights of the means.
+        affine: whether every channel has a scale and a shift.
+    """
+
+    running_mean: Tensor
+    running_cov: Tensor
+    eps, momentum = 1e-5, 0.99  # momentum: share of the running statistics that is kept, the opposite of PyTorch's
+
+    def __init__(
+        self,
+        num_features: int,
+        group: int = 16,
+        *,
+        kind: int = 2,
+        iterations: int = 5,
+        tied: bool = False,
+        affine: bool = True,
+    ) -> None:
+        super().__init__()
+        if kind not in NUM_MIXED:
+            raise ValueError(f"switchable whitening of type {kind}: one of {', '.join(map(str, NUM_MIXED))}")
+        if num_features % group:
+            raise UserError(
+                f"--wt_layer: code 5 (switchable whitening) needs a multiple of {group} channels, not {num_features}; "
+                "put another code there"
+            )
+        self.num_features, self.group, self.kind, self.iterations = num_features, group, kind, iterations
+        self.sw_mean_weight = nn.Parameter(torch.ones(NUM_MIXED[kind]))
+        self.sw_var_weight = None if tied else nn.Parameter(torch.ones(NUM_MIXED[kind]))
+        self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
+        groups = num_features // group
+        self.register_buffer("running_mean", torch.zeros(groups, group, 1))
+        self.register_buffer("running_cov", torch.zeros(groups, group, group))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map (B, C, h, w) to the same shape."""
+        device = maps.device.type  # the meta device has no autocast to switch off
+        with torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False):
+            values = maps.to(torch.promote_types(maps.dtype, torch.float32))
+            values = values.unflatten(1, (-1, self.group)).flatten(3)  # (B, G, c, n)
+            own_mean = values.mean(3, keepdim=True)  # (B, G, c, 1)
+            centred = (values - own_mean).flatten(0, 1)  # (BG, c, n)
+            own_cov = (centred @ centred.mT / values.shape[3]).unflatten(0, own_mean.shape[:2])  # (B, G, c, c)
+            mean, cov = self._mix(*self._batch_statistics(own_mean, own_cov), own_mean, own_cov, n=values.shape[3])
+            whiten = inverse_root(cov, iterations=self.iterations)
+            if self.weight is not None:
+                whiten = self.weight.view(-1, self.group, 1) * whiten
+            shift = whiten @ (own_mean - mean)  # (B, G, c, 1): the maps are centred by their own mean already
+            if self.bias is not None:
+                shift = shift + self.bias.view(-1, self.group, 1)
+            out = torch.baddbmm(shift.flatten(0, 1), whiten.flatten(0, 1), centred)
+        return out.view(maps.shape).to(maps.dtype)
+
+    def _batch_statistics(self, own_mean: Tensor, own_cov: Tensor) -> tuple[Tensor, Tensor]:
+        """Return means (G, c, 1) and biased covariances (G, c, c) over the whole batch, or the running ones."""
+        if not self.training:
+            return self.running_mean, self.running_cov
+        mean = distributed.all_reduce_mean(own_mean.mean(0))
+        centred = own_mean - mean
+        cov = distributed.all_reduce_mean((own_cov + centred @ centred.mT).mean(0))
+        with torch.no_grad():
+            for running, batch in ((self.running_mean, mean), (self.running_cov, cov)):
+                running.mul_(self.momentum).add_(batch, alpha=1 - self.momentum)
+        return mean, cov
+
+    def _mix(
+        self, batch_mean: Tensor, batch_cov: Tensor, own_mean: Tensor, own_cov: Tensor, *, n: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mixed means (B, G, c, 1) and covariances (B, G, c, c)."""
+        m = self.sw_mean_weight.softmax(0)
+        v = m if self.sw_var_weight is None else self.sw_var_weight.softmax(0)
+        own_variance = own_cov.diagonal(dim1=-2, dim2=-1)[..., None]  # (B, G, c, 1)
+        batch_share, own_share = m[0], m[1]
+        if self.kind == 5:
+            batch_share, own_share = m[0] + m[2], m[1] + m[3]
+            # Parity: the variances of batch and instance norm are mixed by v[0] and v[1]; v[2] and v[3] do nothing.
+            own_cov = own_cov + own_variance.squeeze(-1).diag_embed()
+            batch_cov = batch_cov + batch_cov.diagonal(dim1=-2, dim2=-1).diag_embed()
+        unit = torch.eye(self.group, dtype=own_cov.dtype, device=own_cov.device)
+        mean = batch_share * batch_mean + own_share * own_mean
+        cov = v[0] * batch_cov + v[1] * own_cov + self.eps * unit
+        if self.kind != 2:
+            layer_mean = own_mean.mean((1, 2), keepdim=True)  # (B, 1, 1, 1)
+            count = self.num_features * n
+            spread = (own_variance + (own_mean - layer_mean) ** 2).mean((1, 2), keepdim=True) * (count / (count - 1))
+            mean, cov = mean + m[-1] * layer_mean, cov + v[-1] * spread * unit
+        return mean, cov

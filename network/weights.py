@@ -26,10 +26,7 @@ log = logging.getLogger(__name__)
 
 def unwrap_state(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the names and tensors of a read file: out of its `state_dict` (or `model`) entry, without `module.`."""
-    for key in ("state_dict", "model"):
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
+    content = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), content)
     return {str(name).removeprefix("module."): value for name, value in content.items()}
 
 
@@ -65,7 +62,7 @@ def load_pretrained(network: Segmentor, source: str) -> None:
         return
     backbone, origin = network.backbone, f"--pretrained {source}"
     if source != "torchvision" and not Path(source).is_file():
-        raise UserError(f"{origin}: there is no such file; {_hint(backbone.spec)}")
+        raise _no_weights(origin, backbone.spec, "there is no such file")
     content = _download(_weights_url(backbone.spec)) if source == "torchvision" else checkpoint.read(source)
     checkpoint.load_strictly(backbone, _of_backbone(unwrap_state(content), backbone, origin=origin), path=origin)
     log.info("backbone: ImageNet weights from %s", source)
@@ -75,7 +72,7 @@ def _of_backbone(state: Mapping[str, Any], backbone: Backbone, *, origin: str) -
     """Leave the classifier and the batch norms out whose place a site has taken; what no file has stays as it is."""
     spec, first = backbone.spec, state.get("conv1.weight")
     if isinstance(spec, ResNetSpec) and isinstance(first, Tensor) and first.shape[-1] != spec.stem[0][0]:
-        raise UserError(_other_stem(spec, origin))
+        raise _no_weights(origin, spec)
     wanted = backbone.state_dict()
     loaded = {name: value for name, value in wanted.items() if name.startswith("sites.")}
     for name, value in state.items():
@@ -94,23 +91,21 @@ def _weights_url(spec: BackboneSpec) -> str:
     from torchvision.models import get_model_weights  # slow to import
 
     if spec.model is None:
-        raise UserError(_other_stem(spec, "--pretrained torchvision"))
+        raise _no_weights("--pretrained torchvision", spec)
     return get_model_weights(spec.model)["IMAGENET1K_V1"].url
 
 
-def _other_stem(spec: BackboneSpec, origin: str) -> str:
+def _no_weights(origin: str, spec: BackboneSpec, why: str = "") -> UserError:
+    """Return the error that says how to get weights, without `why` that these are for the other stem."""
     convs, deep = ("one 7x7 convolution", "three 3x3 convolutions"), spec.model is None
-    return (
-        f"{origin}: these weights have a stem of {convs[not deep]}, but {spec.title} has {convs[deep]}; {_hint(spec)}"
-    )
-
-
-def _hint(spec: BackboneSpec) -> str:
+    why = why or f"these weights have a stem of {convs[not deep]}, but {spec.title} has {convs[deep]}"
     file, other = "torchvision's weights", ""
-    if spec.model is None:
+    if deep:
         file = "MIT CSAIL's resnet101-imagenet.pth"
         other = " (or take --backbone resnet101 in place of --arch, which has torchvision's)"
-    return f"give {file} for {spec.title} by --pretrained FILE{other}, or use --pretrained none"
+    return UserError(
+        f"{origin}: {why}; give {file} for {spec.title} by --pretrained FILE{other}, or use --pretrained none"
+    )
 
 
 def _download(url: str) -> dict[str, Any]:
@@ -131,8 +126,10 @@ def _download(url: str) -> dict[str, Any]:
 def build_published(cfg: Config, content: dict[str, Any], *, path: str) -> Segmentor:
     """Build the network that `cfg.NETWORK` and the names in a published file say together, and load the file.
 
+    The default of --method gives way to the method that the file's head and --wt_layer stand for.
+
     Args:
-        cfg: the default of --method gives way to the method that the file's head and --wt_layer stand for.
+        cfg: the configuration.
         content: what `checkpoint.read` gave.
         path: the file to name in errors.
 
@@ -146,9 +143,7 @@ def build_published(cfg: Config, content: dict[str, Any], *, path: str) -> Segme
     elif name != DEFAULT_METHOD:
         raise UserError(f"{path}: has the {head} head, which --method {name} does not")
     elif codes is None:
-        raise UserError(
-            f"{path}: has the {head} head and no config; give --method or --wt_layer as it was trained with"
-        )
+        raise UserError(f"{path}: has the {head} head and no config; give the --method or --wt_layer of its training")
     else:
         method = method_for(head=head, codes=codes)
     network = build_network(cfg, method=method)
@@ -198,11 +193,9 @@ _UNUSED = re.compile(r"layer0\.layer\.0\.1\..+|layer4\.layer\.1\..+|layer4\.0\.i
 
 def _head_modules(head: Head) -> dict[str, str]:
     """Return the original's names of a head's layers -> ours; both heads have the same parts, at different places."""
-    modules = {"dsn.4": "aux.classify"}
+    modules, places = {"dsn.4": "aux.classify"}, {"": "head"}
     pairs = {"dsn.0": "aux.reduce"}  # a convolution, whose batch norm has the next number -> the two
-    if head == "plain":
-        places = {"": "head"}
-    else:
+    if head == "diia":
         places = {"": "coarse", "_sg": "fused", "_struct": "layout", "_boundary": "edge"}
         modules |= {f"{part}_conv": f"aggregate.{part}" for part in ("query", "key", "value", "up")}
         modules |= {"": "aggregate", "encoder_struct.7": "layout.encoder.3"}  # gamma has no other name
@@ -241,28 +234,21 @@ def _backbone_name(name: str, backbone: Backbone) -> str | None:
 _SCHEMA_1: tuple[tuple[str, str], ...] = (
     (r"^stage(\d)\.blocks\.", r"layer\1."),
     (r"^stem\.blocks\.", "layer0."),
-    *((rf"^stem\.convs\.{i}\.", f"layer0.{3 * i}.") for i in (0, 1, 2)),
-    *((rf"^stem\.norms\.{i}\.", f"layer0.{3 * i + 1}.") for i in (0, 1, 2)),
+    *((rf"^stem\.{name}s\.{i}\.", f"layer0.{3 * i + j}.") for i in range(3) for j, name in ((0, "conv"), (1, "norm"))),
     (r"\.norm([123])\.", r".bn\1."),
     (r"\.shortcut\.conv\.", ".downsample.0."),
     (r"\.shortcut\.norm\.", ".downsample.1."),
     (r"^stage(\d)\.site\.", r"layer\1.instance_norm_layer."),
     (r"^stem\.site\.", "layer0.instance_norm_layer."),
-    (r"^stem\.conv\.", "layer0.layer.0.0."),
-    (r"^stem\.norm\.", "layer0.layer.0.1."),
-    (r"^stage4\.conv\.", "layer4.layer.0."),
-    (r"^stage4\.norm\.", "layer4.layer.1."),
+    *((rf"^stem\.{name}\.", f"layer0.layer.0.{i}.") for i, name in enumerate(("conv", "norm"))),
+    *((rf"^stage4\.{name}\.", f"layer4.layer.{i}.") for i, name in enumerate(("conv", "norm"))),
 )
 
 
 def upgrade_checkpoint(content: dict[str, Any], network: Segmentor) -> dict[str, Any]:
-    """Return the content of a checkpoint of ours in today's schema; one that has it already comes back as it is.
+    """Return the content of a checkpoint in today's schema, to be loaded into `network`.
 
     Schema 1 had names of its own under `backbone.`, and the optimizer's state, which goes by number, in their order.
-
-    Args:
-        content: what `checkpoint.read` or `read_checkpoint` gave.
-        network: the one that it is to be loaded into, which then shows whether it fits.
     """
     if content["schema"] == checkpoint.SCHEMA:
         return content

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from network import ARCHITECTURES, Segmentor, assemble, resolve_architecture, resolve_method
-from network.architectures import DEFAULT_ARCH
+from network.backbones import DEFAULT_ARCH
 from network.diia import TripleAggregation
-from network.switch_whitening import SyncSwitchWhiten2d
+from network.style import SyncSwitchWhiten2d
 from scripts.options import make_parser
 from utils.errors import UserError, run_entry_point
 from utils.logs import write_line

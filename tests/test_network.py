@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from network import ARCHITECTURES, build_network
-from network.layers import ASPP, ImagePooling
+from network.deeplab import ASPP, ImagePooling
 from scripts.network_summary import summarise
 from tests import reference
 from tests.street_data import make_cfg

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from network import BACKBONES, resolve_method
-from network.style import build_site, read_codes
-from network.switch_whitening import SyncSwitchWhiten2d
+from network.style import SyncSwitchWhiten2d, build_site, read_codes
 from tests import reference
 from utils.errors import UserError
 

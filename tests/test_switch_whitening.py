@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from network.switch_whitening import SyncSwitchWhiten2d, inverse_root
+from network.style import SyncSwitchWhiten2d, inverse_root
 from tests import reference
 from tests.reference import gap
 

@@ -16,7 +16,7 @@ from torch import Tensor
 import config
 import train
 import valid
-from network.layers import SharedDropout2d
+from network.deeplab import SharedDropout2d
 from run import Run, restore
 from tests.runs import build_run, launch, read_weights, run_folder, train_arguments
 from tests.test_loaders import join
