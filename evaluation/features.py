@@ -24,7 +24,7 @@ from transforms.appearance import Appearance
 from transforms.build import FixedAugmentation
 from transforms.edges import edge_target
 from utils.errors import UserError
-from utils.opencv import opencv
+from utils.parallel import opencv
 from utils.pictures import (
     Array,
     class_legend,
