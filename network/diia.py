@@ -255,19 +255,22 @@ class DIIASegmentor(Segmentor):
         size = images.shape[2:]
         shared = self._shared(images, branches=True)
         coarse, fused = shared.coarse, shared.fused
-        output = SegmentorOutput(
+        layout_logits = edge = edge_logits = None
+        if self.layout is not None and shared.layout_features is not None:
+            layout_logits = resize(self.layout.decode(shared.layout_features), size)
+        if self.edge is not None and shared.edge_maps is not None and shared.edge_features is not None:
+            edge = resize(shared.edge_maps.mean(1, keepdim=True), size)
+            edge_logits = resize(self.edge.decode(shared.edge_features), size)
+        return SegmentorOutput(
             fused=coarse if fused is None else fused,
             aux=self.aux(shared.features.aux),
             coarse=None if fused is None else coarse,
+            layout=shared.layout,
+            layout_logits=layout_logits,
+            edge=edge,
+            edge_logits=edge_logits,
             style=shared.features.style,
         )
-        if self.layout is not None and shared.layout_features is not None:
-            logits = resize(self.layout.decode(shared.layout_features), size)
-            output = output._replace(layout=shared.layout, layout_logits=logits)
-        if self.edge is not None and shared.edge_maps is not None and shared.edge_features is not None:
-            edge = resize(shared.edge_maps.mean(1, keepdim=True), size)
-            output = output._replace(edge=edge, edge_logits=resize(self.edge.decode(shared.edge_features), size))
-        return output
 
     def predict(self, images: Tensor) -> Tensor:
         shared = self._shared(images, branches=self.attends)
