@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
 
 from config import Config
 from datasets.domains import Domain, get_domain, load_domains
