@@ -147,7 +147,8 @@ class Backbone(nn.Module):
         """
         part = site if site in self.parts else "stem"
         layers, norm, name = self.parts[part], self.spec.replaced.get(site), f"sites.{site}"
-        channels, at, added = self.channels[PARTS.index(part)], len(layers), (name, "relu_after_site")
+        channels, at = self.channels[PARTS.index(part)], len(layers)
+        added: tuple[str, ...] = (name, "relu_after_site")
         if norm is not None:
             channels, at = self.get_submodule(norm).num_features, layers.index(norm)  # type: ignore[assignment]
             self.set_submodule(norm, nn.Identity())

@@ -208,13 +208,16 @@ class DIIASegmentor(Segmentor):
 
     def forward(self, images: Tensor) -> SegmentorOutput:
         output, features, (layout_features, edge_features, edge_maps) = self._run(images)
-        size, output = images.shape[2:], output._replace(aux=self.aux(features.aux))
+        size, layout_logits, edge, edge_logits = images.shape[2:], None, None, None
         if self.layout is not None and layout_features is not None:
-            output = output._replace(layout_logits=resize(self.layout.decode(layout_features), size))
+            layout_logits = resize(self.layout.decode(layout_features), size)
         if self.edge is not None and edge_maps is not None and edge_features is not None:
             edge = resize(edge_maps.mean(1, keepdim=True), size)
-            output = output._replace(edge=edge, edge_logits=resize(self.edge.decode(edge_features), size))
-        return output
+            edge_logits = resize(self.edge.decode(edge_features), size)
+        aux = self.aux(features.aux)
+        return SegmentorOutput(
+            output.fused, aux, output.coarse, output.layout, layout_logits, edge, edge_logits, output.style
+        )
 
     def predict(self, images: Tensor) -> Tensor:
         output, _, _ = self._run(images, branches=self.attends)

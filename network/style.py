@@ -125,8 +125,8 @@ class SyncSwitchWhiten2d(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (B, C, h, w) to the same shape."""
-        device = maps.device.type  # the meta device has no autocast to switch off
-        with torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False):
+        device = maps.device.type
+        with torch.autocast("cpu" if device == "meta" else device, enabled=False):  # meta tensors have no autocast
             values = maps.to(torch.promote_types(maps.dtype, torch.float32))
             values = values.unflatten(1, (-1, self.group)).flatten(3)  # (B, G, c, n)
             own_mean = values.mean(3, keepdim=True)  # (B, G, c, 1)
