@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from config import Config
-from loss.borders import ImageTargets
 from loss.criterion import CLASS_WEIGHTS, Criterion
+from loss.terms import ImageTargets
 from loss.whitening import MaskStatistics, Whitening, collect_masks, covariance, whitening_loss
 
 __all__ = ["Criterion", "MaskStatistics", "build_criterion", "collect_masks", "covariance", "whitening_loss"]

@@ -35,9 +35,9 @@ def covariance(maps: Tensor) -> Tensor:
     return products + 1e-5 * torch.eye(flat.shape[1], device=maps.device)
 
 
-def strict_triangle(channels: int, *, device: torch.device | None = None) -> Tensor:
+def strict_triangle(channels: int) -> Tensor:
     """Return a boolean (C, C) matrix, true above the diagonal."""
-    return torch.ones(channels, channels, dtype=torch.bool, device=device).triu(1)
+    return torch.ones(channels, channels, dtype=torch.bool).triu(1)
 
 
 def relaxation(channels: int, relax_denom: float) -> float:
@@ -70,9 +70,7 @@ class Whitening(nn.Module):
         super().__init__()
         if kind not in ("irw", "isw"):
             raise ValueError(f"whitening {kind!r}: irw or isw")
-        self.selective = kind == "isw"
-        self.relax_denom = relax_denom
-        self.channels = tuple(channels)
+        self.selective, self.relax_denom, self.channels = kind == "isw", relax_denom, tuple(channels)
         # ISW's relaxation chooses the masks (MaskStatistics); its loss has no margin.
         self.margins = [0.0 if self.selective else relaxation(width, relax_denom) for width in channels]
         for index, width in enumerate(channels):
@@ -91,7 +89,6 @@ class Whitening(nn.Module):
         return [self.get_buffer(f"mask{index}") for index in range(len(self.channels))]
 
     def reset_masks(self) -> None:
-        """Forget ISW's masks."""
         assert self.selective, "only ISW chooses masks"
         for mask in self.masks:
             mask.zero_()
@@ -110,7 +107,6 @@ class Whitening(nn.Module):
         self.has_masks = True
 
     def num_sensitive(self) -> list[int]:
-        """Count the entries in each mask."""
         return [int(mask.sum()) for mask in self.masks]
 
     def forward(self, style: Sequence[Tensor]) -> Tensor:
@@ -118,8 +114,7 @@ class Whitening(nn.Module):
         assert self.has_masks, "ISW has no masks yet: call collect_masks first"
         assert len(style) == len(self.channels), f"{len(style)} captured maps, {len(self.channels)} expected"
         rows = zip(style, self.masks, self.margins, strict=True)
-        losses = [whitening_loss(maps, mask=mask, margin=margin) for maps, mask, margin in rows]
-        return torch.stack(losses).mean()
+        return torch.stack([whitening_loss(maps, mask=mask, margin=margin) for maps, mask, margin in rows]).mean()
 
 
 class MaskStatistics:
@@ -172,10 +167,9 @@ def _num_outside_lowest_cluster(values: np.ndarray, *, clusters: int) -> int:
 
     if not math.isfinite(values.sum()):
         raise UserError(
-            "ISW: a covariance is not finite; the network has diverged: lower --lr, or collect masks earlier"
+            "ISW: a covariance is not finite; the network has diverged: lower --lr or collect masks earlier"
         )
-    labels, _ = kmeans1d.cluster(values, clusters)
-    return int(np.count_nonzero(labels))
+    return int(np.count_nonzero(kmeans1d.cluster(values, clusters)[0]))
 
 
 def collect_masks(

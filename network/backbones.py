@@ -146,7 +146,7 @@ class Backbone(nn.Module):
         """
         part = site if site in self.parts else "stem"
         layers, norm, name = self.parts[part], self.spec.replaced.get(site), f"sites.{site}"
-        channels, at, added = self.channels[PARTS.index(part)], len(layers), (name, "relu_after_site")
+        channels, at, added = self.channels[PARTS.index(part)], len(layers), [name, "relu_after_site"]
         if norm is not None:
             channels, at = self.get_submodule(norm).num_features, layers.index(norm)  # type: ignore[assignment]
             self.set_submodule(norm, nn.Identity())
@@ -154,7 +154,7 @@ class Backbone(nn.Module):
         elif isinstance(self.spec, ResNetSpec):
             self.before_relu.add(layers[-1])
         else:
-            added = added[:1]
+            added = [name]
         self.parts[part] = (*layers[:at], *added, *layers[at + 2 :])
         self.sites[site] = build_site(channels, kind=kind)
         return channels

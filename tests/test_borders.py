@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
-from loss.borders import ImageTargets, neighbour_classes
 from loss.criterion import Criterion
-from loss.terms import cross_entropy, relaxed_cross_entropy
+from loss.terms import ImageTargets, cross_entropy, neighbour_classes, relaxed_cross_entropy
 from tests.runs import train_arguments
 from tests.test_criterion import build, made_up_output, some_labels
 
