@@ -93,13 +93,9 @@ class Criterion(nn.Module):
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Return the weighted sum of named terms; a name without a weight raises KeyError."""
-        unknown = [name for name in terms if name not in self.weights]
-        if unknown:
+        if unknown := [name for name in terms if name not in self.weights]:
             raise KeyError(f"no weight for the loss term {', '.join(unknown)}; known: {', '.join(self.weights)}")
-        parts = []
-        for name, value in terms.items():
-            if name == "layout":
-                # Parity: the original damps this term as long as it is large.
-                value = torch.where(value.detach() > LAYOUT_LIMIT, LAYOUT_DAMPING, 1.0) * value
-            parts.append(self.weights[name] * value)
-        return torch.stack(parts).sum()
+        values = dict(terms)
+        if (layout := terms.get("layout")) is not None:  # Parity: the original damps this term as long as it is large.
+            values["layout"] = torch.where(layout.detach() > LAYOUT_LIMIT, LAYOUT_DAMPING, 1.0) * layout
+        return torch.stack([self.weights[name] * value for name, value in values.items()]).sum()

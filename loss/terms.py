@@ -29,21 +29,22 @@ class ClassSets(NamedTuple):
 Truth: TypeAlias = Tensor | ClassSets  # labels, or sets of classes
 
 
-def cross_entropy(logits: Tensor, labels: Truth, *, weight: Tensor | None = None) -> Tensor:
+def cross_entropy(logits: Tensor, truth: Truth, *, weight: Tensor | None = None) -> Tensor:
     """Return the mean cross entropy over the pixels that are not ignored; zero, never NaN, where all are.
 
     Args:
         logits: (B, classes, H, W).
-        labels: (B, H, W), or sets of classes, whose own weights are the only ones.
-        weight: (classes,) weights; the mean is then a weighted one.
+        truth: labels (B, H, W), or sets: the mean of -log(probability of any class of a pixel's set) by their weights.
+        weight: (classes,) weights of labels; the mean is then a weighted one.
     """
-    if isinstance(labels, ClassSets):
-        return relaxed_cross_entropy(logits, labels)
-    total = F.cross_entropy(logits.float(), labels, weight=weight, ignore_index=IGNORE, reduction="sum")
-    valid = labels != IGNORE
-    if weight is None:
-        return total / valid.sum().clamp(min=1)
-    share = (weight[labels.where(valid, 0)] * valid).sum()
+    logits = logits.float()
+    if isinstance(truth, ClassSets):  # a difference of logarithms of sums, so no probability can vanish
+        inside = logits.masked_fill(truth.outside, -torch.inf).logsumexp(1)  # (B, H, W)
+        total, share = ((logits.logsumexp(1) - inside) * truth.weight).sum(), truth.weight.sum()
+    else:
+        total = F.cross_entropy(logits, truth, weight=weight, ignore_index=IGNORE, reduction="sum")
+        valid = truth != IGNORE
+        share = valid.sum() if weight is None else (weight[truth.where(valid, 0)] * valid).sum()
     return total / share.where(share > 0, 1.0)
 
 
@@ -134,15 +135,3 @@ class ImageTargets:
         bits = 1 << torch.arange(num_classes, dtype=torch.int32, device=sets.device)
         outside = ((sets[:, None] & bits[:, None, None]) == 0) & (size > 0)[:, None]
         return ClassSets(outside, weight / size.clamp(min=1))
-
-
-def relaxed_cross_entropy(logits: Tensor, target: ClassSets) -> Tensor:
-    """Return the weighted mean of -log(probability of any class of a pixel's set); zero where all pixels are ignored.
-
-    It is a difference of logarithms of sums, so no probability can vanish. Logits (B, classes, H, W).
-    """
-    logits = logits.float()
-    inside = logits.masked_fill(target.outside, -torch.inf).logsumexp(1)  # (B, H, W)
-    total = ((logits.logsumexp(1) - inside) * target.weight).sum()
-    share = target.weight.sum()
-    return total / share.where(share > 0, 1.0)

@@ -6,7 +6,6 @@ B batch, C channels, h x w size of a map. RobustNet (Choi et al., CVPR 2021): IW
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -149,27 +148,22 @@ class MaskStatistics:
 
     def masks(self) -> list[Tensor]:
         """Return the (C, C) boolean masks of the covariances that appearance changes most."""
+        import kmeans1d  # only ISW needs it
+
         masks = []
         for variance in self.variances():
             values, channels = variance.flatten(), len(variance)  # Parity: the zeros on and below the diagonal too
             if self.relax_denom:
                 count = channels * (channels - 1) // 2 - int(relaxation(channels, self.relax_denom))
-            else:
-                count = _num_outside_lowest_cluster(values.numpy(), clusters=self.clusters)
+            elif not values.sum().isfinite():
+                hint = "the network has diverged: lower --lr, or collect masks earlier"
+                raise UserError(f"ISW: a covariance is not finite; {hint}")
+            else:  # all but the lowest cluster
+                count = int(np.count_nonzero(kmeans1d.cluster(values.numpy(), self.clusters)[0]))
             mask = torch.zeros_like(values, dtype=torch.bool)
             mask[values.topk(count).indices] = True
             masks.append(mask.view_as(variance))
         return masks
-
-
-def _num_outside_lowest_cluster(values: np.ndarray, *, clusters: int) -> int:
-    import kmeans1d  # only ISW needs it
-
-    if not math.isfinite(values.sum()):
-        raise UserError(
-            "ISW: a covariance is not finite; the network has diverged: lower --lr or collect masks earlier"
-        )
-    return int(np.count_nonzero(kmeans1d.cluster(values, clusters)[0]))
 
 
 def collect_masks(
@@ -192,9 +186,8 @@ def collect_masks(
     whitening.reset_masks()
     network.eval()
     for pairs in passes:
-        statistics = MaskStatistics(
-            network.style_channels, clusters=clusters, relax_denom=whitening.relax_denom, device=device
-        )
+        widths, relax_denom = network.style_channels, whitening.relax_denom
+        statistics = MaskStatistics(widths, clusters=clusters, relax_denom=relax_denom, device=device)
         with torch.inference_mode():
             for pair in pairs:
                 statistics.update(network.style_features(pair))

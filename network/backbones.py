@@ -139,11 +139,7 @@ class Backbone(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
     def _place(self, site: str, *, kind: str) -> int:
-        """Put a site behind a stage, or in front of a ReLU: where a batch norm was, behind a ResNet's last sum.
-
-        Returns:
-            Its channels.
-        """
+        """Put a site where a batch norm was, before the ReLU of a ResNet's last sum, or behind a stage; its width."""
         part = site if site in self.parts else "stem"
         layers, norm, name = self.parts[part], self.spec.replaced.get(site), f"sites.{site}"
         channels, at, added = self.channels[PARTS.index(part)], len(layers), [name, "relu_after_site"]

@@ -186,7 +186,7 @@ class Segmentor(nn.Module, abc.ABC):
         return self
 
     def describe(self) -> str:
-        """Return one line for the log: backbone, stride, method, head, style sites, parameters."""
+        """Return one line for the log."""
         backbone = self.backbone
         sites = ", ".join(f"{site}={kind}" for site, kind in backbone.kinds.items()) or "none"
         millions = sum(parameter.numel() for parameter in self.parameters()) / 1e6

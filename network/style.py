@@ -78,10 +78,9 @@ def inverse_root(covariances: Tensor, *, iterations: int) -> Tensor:
 
 
 class SyncSwitchWhiten2d(nn.Module):
-    """Whitens groups of channels; in training the batch statistics are those of all processes together.
+    """Whitens groups of channels, in float32 at least; in training by the batch statistics of all processes together.
 
     The running statistics start at zero, so a fresh layer in evaluation whitens by the instance part alone.
-    Half precision is computed in float32.
 
     Args:
         num_features: channels, a multiple of `group`.
@@ -99,8 +98,8 @@ class SyncSwitchWhiten2d(nn.Module):
     def __init__(
         self,
         num_features: int,
-        group: int = 16,
         *,
+        group: int = 16,
         kind: int = 2,
         iterations: int = 5,
         tied: bool = False,

@@ -58,15 +58,11 @@ class View:
         inner = (max(left, 0), max(top, 0), min(right, self.size[0]), min(bottom, self.size[1]))
         assert inner[0] < inner[2] and inner[1] < inner[3], f"the box {box} misses the image of size {self.size}"
         image, label = _resample_image(self.image, self.size, inner), _resample_label(self.label, self.size, inner)
-        size, border = (
-            (right - left, bottom - top),
-            ((inner[1] - top, bottom - inner[3]), (inner[0] - left, right - inner[2])),
-        )
         if inner != box:
-            image = np.pad(image, (*border, (0, 0)))
-            label = np.pad(label, border, constant_values=IGNORE)
+            border = ((inner[1] - top, bottom - inner[3]), (inner[0] - left, right - inner[2]))
+            image, label = np.pad(image, (*border, (0, 0))), np.pad(label, border, constant_values=IGNORE)
         focus = None if self.focus is None else (self.focus[0] - left, self.focus[1] - top)
-        return View(image, label, size, focus)
+        return View(image, label, (right - left, bottom - top), focus)
 
     def pixels(self) -> View:
         """Resample to `size` where that has not been done."""
