@@ -17,10 +17,9 @@ from typing import Any, Literal, get_type_hints
 import yaml
 from easydict import EasyDict
 
+from utils import options, version
 from utils.errors import UserError
-from utils.option_layers import Setting, build_parser, check_tree, read_command_line, read_environment, read_yaml
-from utils.options import Section, build_tree, check_needs, declared, flatten, option, shared
-from utils.version import version
+from utils.options import Section, Setting, option, shared
 
 __C: Config = EasyDict()
 cfg = __C  # defaults, which may be changed until the first `parse`; from then on a copy of what the last one returned
@@ -58,10 +57,8 @@ class Data(Section):
     CITY_MODE: Literal["train", "trainval"] = option("train", "--city_mode", "Cityscapes split to train on.")
     CLASS_UNIFORM_PCT: float = option(0.0, "--class_uniform_pct",
         "Share of an epoch that is sampled around class centroids, the same number for every class.", low=0, high=1)
-    CLASS_UNIFORM_TILE: int = option(1024, "--class_uniform_tile",
-        "Side in pixels of the tiles in which class centroids are searched.", low=1)
-    MAX_CU_EPOCH: int = option(100000, "--max_cu_epoch",
-        "Number of epochs with class-uniform sampling; later ones sample plainly.", low=0)
+    CLASS_UNIFORM_TILE: int = option(1024, "--class_uniform_tile", "Side in pixels of a class centroid's tile.", low=1)
+    MAX_CU_EPOCH: int = option(100000, "--max_cu_epoch", "Epochs with class-uniform sampling; then plain ones.", low=0)
     CENTROID_CACHE: str = option("./cache", "--centroid_cache", "Folder of the class centroids.",
         aliases=("--cache_dir", "DATASET.CACHE_DIR"))
     FRAME_CACHE: str = option("", "--frame_cache",
@@ -103,8 +100,7 @@ class Loss(Section):
     IMAGE_WEIGHTS: bool = option(False, "--img_wt_loss",
         "Weigh the cross entropy by image: a class weighs 1 + wt_bound * (1 - its share of the image).")
     BATCH_WEIGHTS: bool = option(False, "--batch_weighting",
-        "Take the shares of --img_wt_loss and --jointwtborder over a process's batch instead of each image.",
-        needs=BY_IMAGE)
+        "Take the shares of --img_wt_loss and --jointwtborder over a process's batch, not per image.", needs=BY_IMAGE)
     WEIGHT_BOUND: float = option(1.0, "--wt_bound",
         "Largest extra weight of a rare class in --img_wt_loss and --jointwtborder, 0 for equal weights.", low=0,
         aliases=("-wb",), needs=BY_IMAGE)
@@ -209,47 +205,40 @@ class Config(Section):
 # fmt: on
 
 
-KEYS = declared(Config)
-cfg.update(build_tree({key: row.default for key, row in KEYS.items()} | dict(flatten(cfg))))
+KEYS = options.declared(Config)
+cfg.update(options.build_tree({key: row.default for key, row in KEYS.items()} | dict(options.flatten(cfg))))
 GROUPS = {section: fields.__name__.lower() for section, fields in get_type_hints(Config).items()}
 PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {  # program -> what --help says, defaults of its own
     "train": ("Train a network on source domains and evaluate it on unseen ones.", {}),
     "valid": ("Evaluate a weight file on target domains; flags of train.py fit too.", {"DATASET.VAL": ["bdd100k"]}),
 }
 _NEVER = "did nothing in the original program and does not exist here: leave it out"
-_LATER = "is not available:"
 REFUSED = {
     **dict.fromkeys(("--freeze_trunk", "--hardnm", "--scf"), _NEVER),
     **dict.fromkeys(("--adam", "--amsgrad"), f"{_NEVER}, or use --optimizer adamw"),
     "--trunk": "did nothing in the original program and does not exist here: --arch names the backbone",
-    **dict.fromkeys(
-        ("--use_wtloss", "--use_isw"), "does not exist here: whitening follows from --method or --wt_layer"
-    ),
+    **dict.fromkeys(("--use_wtloss", "--use_isw"), "does not exist here: --method or --wt_layer choose the whitening"),
     "--start_epoch": "does not exist here: --resume and --restore_optimizer take the epoch from the checkpoint",
-    "--cv": f"{_LATER} the splits of the folders are used as they are; leave it out for the published split 0",
-    "--maxSkip": f"{_LATER} video frames cannot be added; --coarse_boost_classes adds coarsely labelled ones",
+    "--cv": "is not available: the splits of the folders are used as they are; leave it out for the published split 0",
+    "--maxSkip": "is not available: video frames cannot be added; --coarse_boost_classes adds coarsely labelled ones",
 }
 
 
 def parse(argv: Sequence[str] | None = None, *, program: str) -> Config:
-    """Return the configuration of a run, an EasyDict; the global `cfg` is filled with the same values.
-
-    Args:
-        argv: command line without the program's name; None takes the process's own.
-        program: train or valid.
+    """Return the configuration of a run of train or valid, an EasyDict; the global `cfg` gets the same values.
 
     Raises:
         UserError: an unknown or refused flag or key, a value of a wrong type or out of range, values that contradict.
     """
     words = sys.argv[1:] if argv is None else argv
-    files, command_line = read_command_line(make_parser(program=program), words, refused=REFUSED)
+    files, command_line = options.read_command_line(make_parser(program=program), words, refused=REFUSED)
     for setting in command_line:
         if program == "train" and "train" not in KEYS[setting.key].programs:  # files and variables may serve both
             raise UserError(f"{setting.source}: {setting.key} belongs to valid.py; leave it out")
     edited = {key for key, value in _file_values().items() if value != KEYS[key].default}
     own = [Setting(key, value, program) for key, value in PROGRAMS[program][1].items() if key not in edited]
-    layers = [setting for file in files for setting in read_yaml(file, KEYS)]
-    tree = _resolve([*own, *layers, *read_environment(os.environ, KEYS), *command_line])
+    from_files = [setting for file in files for setting in options.read_yaml(file, KEYS)]
+    tree = _resolve([*own, *from_files, *options.read_environment(os.environ, KEYS), *command_line])
     cfg.update(deepcopy(tree))
     return tree
 
@@ -262,10 +251,9 @@ def to_dict(tree: Mapping[str, Any]) -> dict[str, Any]:
 def from_dict(tree: Mapping[str, Any], *, source: str = "configuration") -> Config:
     """Return the configuration of what `to_dict` gave; keys that it lacks get their defaults, former keys count.
 
-    Raises:
-        UserError: a key that no option has, or a value of a wrong type; the message starts with `source`.
+    Raises UserError at an unknown key or a value of a wrong type; the message starts with `source`.
     """
-    return _resolve(check_tree(tree, KEYS, source=source))
+    return _resolve(options.check_tree(tree, KEYS, source=source))
 
 
 def to_yaml(tree: Mapping[str, Any]) -> str:
@@ -274,39 +262,31 @@ def to_yaml(tree: Mapping[str, Any]) -> str:
 
 
 def make_parser(*, program: str) -> argparse.ArgumentParser:
-    """Return the parser of train's or valid's command line."""
-    description, defaults = PROGRAMS[program]
-    rows = {key: replace(row, default=defaults.get(key, row.default)) for key, row in KEYS.items()}
-    about = {"prog": f"python {program}.py", "description": description}
-    return build_parser(rows, program=program, groups=GROUPS, version=f"diia {version()}", **about)
+    description, own = PROGRAMS[program]
+    rows = {key: replace(row, default=own.get(key, row.default)) for key, row in KEYS.items()}
+    about = {"prog": f"python {program}.py", "description": description, "version": f"diia {version()}"}
+    return options.build_parser(rows, program=program, groups=GROUPS, **about)
 
 
 @cache
 def _file_values() -> dict[str, Any]:
-    """Return the defaults by dotted key: this file's, also where a line was edited or a value set from outside."""
-    return {setting.key: setting.value for setting in check_tree(cfg, KEYS, source="config.py")}
+    """Return the defaults by dotted key: this file's, with edited lines and values set from outside."""
+    return {setting.key: setting.value for setting in options.check_tree(cfg, KEYS, source="config.py")}
 
 
 def _resolve(layers: Iterable[Setting]) -> Config:
     """Return the tree of the defaults and all layers, the weakest first; values that contradict are refused."""
     values = _file_values() | {setting.key: setting.value for setting in layers}
-    check_needs(values, KEYS)
-    tree: Config = build_tree(values)
-    _check_together(tree)
-    return tree
-
-
-def _check_together(tree: Config) -> None:
-    if tree.AUGMENT.SCALE_MIN > tree.AUGMENT.SCALE_MAX:
-        low, high = tree.AUGMENT.SCALE_MIN, tree.AUGMENT.SCALE_MAX
+    options.check_needs(values, KEYS)
+    tree: Config = options.build_tree(values)
+    low, high = tree.AUGMENT.SCALE_MIN, tree.AUGMENT.SCALE_MAX
+    if low > high:
         raise UserError(f"--scale_min {low:g} is above --scale_max {high:g}; swap or change one")
     start, end = tree.OPTIM.RLX_OFF_ITER, tree.OPTIM.MAX_ITER
     if tree.OPTIM.LR_SCHEDULE == "scl-poly" and not 0 <= start < end:
         raise UserError(f"--lr_schedule scl-poly needs --rlx_off_iter from 0 to {end - 1} (--max_iter), got {start}")
     if tree.RUN.RESTORE_OPTIMIZER and not (tree.RUN.SNAPSHOT or tree.RUN.RESUME):
-        raise UserError(
-            "--restore_optimizer needs the checkpoint to resume from: give --snapshot FILE or --resume auto"
-        )
+        raise UserError("--restore_optimizer needs the checkpoint to resume: give --snapshot FILE or --resume auto")
     ways = {"CLASS_WEIGHTS": "--cls_wt_loss", "IMAGE_WEIGHTS": "--img_wt_loss", "RELAX_BORDERS": "--jointwtborder"}
     weights = [flag for name, flag in ways.items() if tree.LOSS[name]]
     if len(weights) > 1:
@@ -317,3 +297,4 @@ def _check_together(tree: Config) -> None:
         raise UserError("--visualize_feature plots the images of --pictures, which is 0; give at least 1")
     if (count := len(tree.EVAL.ATTENTION_PIXELS)) % 2:
         raise UserError(f"--attention_pixels takes x and y of each pixel, got {count} numbers; give one more")
+    return tree

@@ -17,15 +17,14 @@ from datasets.loaders import (
     DeviceBatches,
     EvaluationLoader,
     TrainingLoader,
-    build_evaluation_loaders,
+    build_evaluation_loader,
     build_training_loader,
     training_split,
 )
-from datasets.splits import Splits
+from datasets.splits import Split, Splits
 from evaluation import Evaluator, build_evaluator
-from evaluation.covariances import whitened_splits
 from loss import Criterion, build_criterion
-from network import Segmentor, build_network, resolve_jitter
+from network import Method, Segmentor, build_network, resolve_jitter
 from network.weights import load_pretrained, load_weights, upgrade_checkpoint
 from optimizer import apply_settings, build_average, build_optimizer, build_scheduler
 from transforms.appearance import Appearance
@@ -117,6 +116,23 @@ def build_run(cfg: Config, splits: Splits, *, device: torch.device, start: Start
     )
 
 
+def whitened_splits(cfg: Config, method: Method, splits: Splits) -> list[Split]:
+    """Return the splits whose covariances give ISW's masks, none for other methods.
+
+    Raises:
+        UserError: settings with which no mask can be chosen, or a missing folder.
+    """
+    if method.whitening != "isw":
+        return []
+    settings = cfg.WHITENING
+    if settings.TRIALS < 1 or (settings.CLUSTERS < 2 and not settings.RELAX_DENOM):
+        raise UserError(
+            f"ISW needs --trials of at least 1 and --clusters of at least 2, not {settings.TRIALS}, {settings.CLUSTERS}"
+        )
+    names = cfg.DATASET.COVSTAT or cfg.DATASET.TRAIN
+    return [splits.open(name, training_split(cfg, name), need_labels=False) for name in names]
+
+
 def restore(run: Run, start: Start) -> None:
     """Take over the state of the checkpoint that the run resumes from, if there is one."""
     cfg, path = run.cfg, start.checkpoint
@@ -134,7 +150,8 @@ def evaluation_loaders(cfg: Config, splits: Splits, *, all_images: bool = False)
     """Return the val splits of sources and targets, of which --val_limit images are taken."""
     share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     limit = 0 if all_images else cfg.EVAL.LIMIT
-    return build_evaluation_loaders(cfg, splits, evaluated_domains(cfg), split="val", limit=limit, **share)
+    opened = [splits.open(name, "val") for name in dict.fromkeys(evaluated_domains(cfg))]
+    return [build_evaluation_loader(cfg, split, limit=limit, **share) for split in opened]
 
 
 def evaluated_domains(cfg: Config) -> list[str]:

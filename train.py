@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,16 +22,15 @@ from tqdm import tqdm
 import config
 from config import Config
 from datasets.domains import load_domains
-from datasets.loaders import (
-    TrainingBatch,
-)
-from datasets.splits import Splits
+from datasets.loaders import TrainingBatch, build_statistics_loader
+from datasets.splits import Split, Splits
 from evaluation import Report
-from evaluation.covariances import update_masks, whitened_splits
+from evaluation.evaluator import cudnn_benchmark_off
 from evaluation.features import plot_batch
 from evaluation.report import describe_weights, selection_scores
+from loss import collect_masks
 from optimizer import update_average
-from run import Run, build_run, check_data, evaluation_loaders, log_start, restore
+from run import Run, build_run, check_data, evaluation_loaders, log_start, restore, whitened_splits
 from transforms.appearance import edge_target
 from utils import distributed, logs, pictures
 from utils.errors import run_entry_point
@@ -121,7 +120,7 @@ def train_step(run: Run, meter: logs.LossMeter, micro_batches: Sequence[Training
     if whitening is not None and whitening.selective:  # ISW waits for its masks
         whiten = whitening.has_masks and run.progress.epoch > run.cfg.WHITENING.COV_STAT_EPOCH
     for index, batch in enumerate(micro_batches):
-        # dropout is a function of (seed, step): nothing random needs to be saved, and every process draws the same
+        # dropout is a function of (seed, step): nothing random needs to be saved, and every process has the same
         torch.manual_seed(_stream(run.cfg.RUN.SEED, step, index))
         images, labels = batch.images, batch.labels.long()  # (B,3,H,W) uint8, (B,H,W)
         edges = edge_target(images) if run.network.method.head == "diia" else None  # (B,H,W)
@@ -157,7 +156,7 @@ def end_epoch(run: Run, records: Records) -> None:
     if cfg.WHITENING.DYNAMIC:
         due = (progress.epoch + 1) % (cfg.WHITENING.COV_STAT_EPOCH + 1) == 0
     if due and run.network.method.whitening == "isw":
-        collect_masks(run, records)
+        update_masks(run, records)
     if cfg.EVAL.INTERVAL and (progress.epoch + 1) % cfg.EVAL.INTERVAL == 0:
         evaluate(run, records)
     progress.epoch += 1
@@ -165,18 +164,29 @@ def end_epoch(run: Run, records: Records) -> None:
     save(run, records, "last")
 
 
-def collect_masks(run: Run, records: Records) -> None:
-    """Choose ISW's masks from the whitened domains, and log and plot them."""
-    step, whitening, plotter = run.progress.step, run.criterion.whitening, run.evaluator.plotter
+def update_masks(run: Run, records: Records) -> None:
+    """Give ISW new masks: the covariances that change most when only the appearance of an image does."""
+    cfg, step, whitening, plotter = run.cfg, run.progress.step, run.criterion.whitening, run.evaluator.plotter
     assert whitening is not None
-    splits = whitened_splits(run.cfg, run.network.method, run.splits)
-    variances = update_masks(run.cfg, whitening, run.network, splits, run.appearance, device=run.device)
+    splits, trials = whitened_splits(cfg, run.network.method, run.splits), range(cfg.WHITENING.TRIALS)
+    passes = (statistics_pairs(run, split, trial) for trial in trials for split in splits)
+    variances = collect_masks(whitening, run.network, passes, clusters=cfg.WHITENING.CLUSTERS, device=run.device)
     sensitive = whitening.num_sensitive()
     logger.info("epoch %d: whitening masks keep %s entries", run.progress.epoch, sensitive)
     records.writer.scalars({f"whitening/sensitive_{i}": float(n) for i, n in enumerate(sensitive)}, step)
     if plotter is not None and distributed.is_main():
         image = plotter.plot_masks(variances)
         records.show([pictures.Picture("whitening/masks", "features/masks.png", image)], step)
+
+
+def statistics_pairs(run: Run, split: Split, trial: int) -> Iterator[Tensor]:
+    """Yield the augmented view and the original (2, 3, H, W) of this process's share of the images."""
+    share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    loader = build_statistics_loader(run.cfg, split, trial=trial, **share)
+    title = f"covariances of {split.domain.name}, trial {trial + 1}/{run.cfg.WHITENING.TRIALS}"
+    bar = tqdm(loader, desc=title, unit="image", leave=False, disable=not distributed.is_main())
+    for image, params in cudnn_benchmark_off(bar):
+        yield run.appearance.pair(image.to(run.device), params)
 
 
 def evaluate(run: Run, records: Records, *, all_images: bool = False, keep_best: bool = True) -> None:
@@ -232,7 +242,7 @@ def save(run: Run, records: Records, kind: str) -> None:
 
 
 def _stream(seed: int, step: int, micro_batch: int) -> int:
-    return int(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)[0]) >> 1
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch
 import config
 from config import Config
 from datasets.domains import load_domains
-from datasets.loaders import build_evaluation_loaders
+from datasets.loaders import build_evaluation_loader
 from datasets.splits import Splits
 from evaluation import Report, build_evaluator
 from evaluation.report import describe_weights
@@ -53,7 +53,8 @@ def evaluate(cfg: Config, device: torch.device) -> Report:
     network, saved, weights = load_network(cfg, content)
     share = {"rank": distributed.rank(), "world_size": distributed.world_size(), "limit": cfg.EVAL.LIMIT}
     splits = Splits(load_domains(cfg))
-    loaders = build_evaluation_loaders(cfg, splits, cfg.DATASET.VAL, split=cfg.DATASET.SPLIT, **share)
+    opened = [splits.open(name, cfg.DATASET.SPLIT) for name in dict.fromkeys(cfg.DATASET.VAL)]
+    loaders = [build_evaluation_loader(cfg, split, **share) for split in opened]
     network.to(device)
     logger.info("built %s", weights["network"])
     whitening = load_whitening(saved, network, content, path=cfg.RUN.SNAPSHOT) if cfg.EVAL.VISUALIZE else None

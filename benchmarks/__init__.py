@@ -1,1 +1,87 @@
-"""Timings: `python -m benchmarks.data` of the data path, `python -m benchmarks.parts` of a step and its parts."""
+"""What the benchmarks share: flags, works that take turns, medians in a Markdown table, the name of the machine."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import resource
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import fmean, median
+from typing import NamedTuple
+
+import torch
+
+from utils.logs import write_line
+from utils.tables import format_table
+
+Work = Callable[[], object]
+
+
+class Row(NamedTuple):
+    """What is timed: set-ups of our work and of a straightforward one, the original's figure, the goal."""
+
+    ours: Callable[[], Work]
+    plain: Callable[[], Work] | None = None
+    original: str = "-"
+    goal: str = "-"
+
+
+def make_parser(program: str, description: str, *, runs: int, threads: int) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(f"python -m benchmarks.{program}", description=description)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="beginnings of the rows' names; all by default")
+    parser.add_argument("--runs", type=int, default=runs, help="counted runs of each work (%(default)s)")
+    parser.add_argument("--threads", type=int, default=threads, help="threads of torch (%(default)s)")
+    parser.add_argument("--cpu", action="store_true", help="count processor time: for a machine that others use too")
+    return parser
+
+
+def report(rows: Mapping[str, Row], args: argparse.Namespace, *, device: torch.device | None = None) -> None:
+    """Time the rows that the arguments name and print the machine and a Markdown table."""
+    torch.set_num_threads(args.threads)
+    is_gpu = device is not None and device.type == "cuda"
+
+    def clock() -> float:
+        if is_gpu:
+            torch.cuda.synchronize()
+        return processor_time() if args.cpu else time.perf_counter()
+
+    table = [["work", "straightforward", "ours", "mean of ours", "slowest", "ratio", "original", "goal"]]
+    for name, row in rows.items():
+        if args.rows and not name.startswith(tuple(args.rows)):
+            continue
+        ours, *plain = measure([setup() for setup in (row.ours, row.plain) if setup], runs=args.runs, clock=clock)
+        figures = [f"{value:.1f} ms" for value in (median(ours), fmean(ours), max(ours))]
+        reference = [f"{median(plain[0]):.1f} ms", f"{median(plain[0]) / median(ours):.1f}"] if plain else ["-", "-"]
+        table.append([name, reference[0], *figures, reference[1], row.original, row.goal])
+    name = torch.cuda.get_device_name(device) if is_gpu else processor()
+    write_line(f"{name}, torch {torch.__version__}, {args.threads} thread(s), median of {args.runs} runs\n")
+    filled = [column for column in zip(*table, strict=True) if set(column[1:]) != {"-"}]
+    write_line(format_table([list(cells) for cells in zip(*filled, strict=True)], "markdown"))
+
+
+def measure(works: list[Work], *, runs: int, clock: Callable[[], float] = time.perf_counter) -> list[list[float]]:
+    """Return the milliseconds of each work, run by run; they take turns, and two runs come before those that count."""
+    taken: list[list[float]] = [[] for _ in works]
+    for run in range(runs + 2):
+        for work, milliseconds in zip(works, taken, strict=True):
+            start = clock()
+            work()
+            if run >= 2:
+                milliseconds.append(1000 * (clock() - start))
+    return taken
+
+
+def processor_time() -> float:
+    """Return the seconds that cores have spent on this process and on its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(part.ru_utime + part.ru_stime for part in used)
+
+
+def processor() -> str:
+    """Return the processor's name and the vector instructions that torch uses on it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()} ({torch.backends.cpu.get_cpu_capability()})"

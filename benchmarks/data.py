@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from itertools import count
@@ -26,8 +27,7 @@ from torch.utils.data import default_collate
 from torchvision.io import ImageReadMode, decode_image, read_file
 
 import config
-from benchmarks import straightforward
-from benchmarks.timing import Row, Work, make_parser, report
+from benchmarks import Row, Work, make_parser, report, straightforward
 from datasets.codec import DECODERS, ENCODINGS, decode_label, read_image
 from datasets.domains import BUILTIN
 from datasets.frames import FrameCache
@@ -39,7 +39,7 @@ from evaluation.metrics import argmax_classes, confusion_matrix
 from loss.terms import neighbour_classes
 from transforms.appearance import edge_target
 from transforms.build import build_appearance, build_appearance_sampler, build_geometry
-from utils.opencv import opencv
+from utils.parallel import opencv
 
 CROP = straightforward.CROP
 WIDTH, HEIGHT = 1914, 1052
@@ -69,10 +69,16 @@ def sample_rows(pairs: list[Pair], root: Path) -> dict[str, Row]:
     """Return the rows of the worker's part, from PNG and from decoded frames, and of the device's part."""
     cfg = config.parse(["--crop_size", str(CROP), "--gblur", "--color_aug", "0.5"], program="train")
     sampler, appearance = build_appearance_sampler(cfg, jitter="diia"), build_appearance(cfg)
-    source, frame = Split(BUILTIN["gtav"], "train", tuple(pairs)), read_image(pairs[0].image)[:CROP, :CROP]
-    batch, image = torch.from_numpy(frame).permute(2, 0, 1)[None].contiguous(), Image.fromarray(frame)
+    frame, cache, archive = read_image(pairs[0].image)[:CROP, :CROP], FrameCache(root / "frames"), root / "frames.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in (path for pair in pairs for path in pair[:2]):
+            file.write(path, Path(path).relative_to(root))
+    parts = [[path.replace(str(root), str(archive)) for path in pair[:2]] for pair in pairs]
+    zipped = [Pair(image, label, Path(image).name) for image, label in parts]
+    batch, crop = torch.from_numpy(frame).permute(2, 0, 1)[None].contiguous(), Image.fromarray(frame)
 
-    def dataset(cache: FrameCache | None) -> Work:
+    def dataset(read: list[Pair], cache: FrameCache | None) -> Work:
+        source = Split(BUILTIN["gtav"], "train", tuple(read))
         data = TrainingSet([source], geometry=build_geometry(cfg), sampler=sampler, seed=0, cache=cache)
         for item in range(FRAMES if cache else 0):
             data[Pick(item, item)]  # writes the frame
@@ -85,11 +91,12 @@ def sample_rows(pairs: list[Pair], root: Path) -> dict[str, Row]:
         return edge_target(batch), appearance(batch, default_collate([sampler(sample_rng(1, number))]))
 
     def plainly(number: int) -> object:
-        return straightforward.appearance(image, sampler(sample_rng(1, number)))
+        return straightforward.appearance(crop, sampler(sample_rng(1, number)))
 
     return {
-        "worker: sample from PNG": Row(partial(dataset, None), partial(numbered, plain)),
-        "worker: sample from the cache": Row(partial(dataset, FrameCache(root / "frames")), partial(numbered, plain)),
+        "worker: sample from PNG": Row(partial(dataset, pairs, None), partial(numbered, plain)),
+        "worker: sample from PNG in a zip archive": Row(partial(dataset, zipped, None), partial(numbered, plain)),
+        "worker: sample from the cache": Row(partial(dataset, pairs, cache), partial(numbered, plain)),
         "device: appearance and edges of one crop": Row(partial(numbered, on_device), partial(numbered, plainly)),
     }
 
@@ -157,7 +164,7 @@ train.main(sys.argv[1:])
 
 
 def first_batch(root: Path, pair: Pair, *, images: int = 12_000) -> Work:
-    """Run train.py itself on a folder of links to one pair, from the command to the first batch."""
+    """Run train.py itself on a folder of links to one pair, from the command to the first batch at the network."""
     for kind, source in (("images", pair.image), ("labels", pair.label)):
         for split, number in (("train", images), ("valid", 1)):
             folder = root / "gtav" / kind / split / "01"

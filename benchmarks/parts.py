@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import default_collate
 
 import config
-from benchmarks.timing import Row, Work, make_parser, report
+from benchmarks import Row, Work, make_parser, report
 from datasets.sampling import sample_rng
 from evaluation.metrics import argmax_classes, confusion_matrix
 from loss import MaskStatistics, build_criterion

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 
-from datasets.codec import Encoding
 from datasets.domains import BUILTIN, PUBLISHED, Domain
 from datasets.labels import CLASS_NAMES, NUM_CLASSES
 from datasets.scan import FEW_COLOURS, LABEL_IDS, LOSSY, SAMPLE, Finding, discriminative_classes, find_shared, scan
@@ -20,9 +20,10 @@ EXAMPLES = 3  # files that a fault names
 MANY = 8  # labels that must all lack the discriminative classes before their absence says anything
 MOST = 0.5  # share of the labels that are ignored altogether, or of pairs of unequal size, which is a fault
 UNIQUE_NAMES = ("cityscapes", "bdd100k", "gtav", "synthia", "mapillary")  # one name in two splits is one frame
+DAMAGED = "damaged, cut off or not an image; unpack or download them again"
 
-Row = tuple[str, str, Sequence[str], str]  # name, severity and advice of a fault, and (third) the files that show it
 ListSplit = Callable[[Domain, str], Listing | None]
+MakeFault = Callable[[str, str, Sequence[str], str], "Fault"]  # of a split: name, severity, files, advice
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,14 @@ def check_domain(
     findings = iter(scan(pairs, encoding=domain.encoding, workers=workers, processes=not quick, title=domain.name))
     reports = []
     for split, listing in listings.items():
-        report, of_split = _check_split(domain, split, listing, list(islice(findings, len(samples[split]))))
-        reports.append(report)
-        faults += of_split
+        of_split, fault = list(islice(findings, len(samples[split]))), partial(_fault, domain, split)
+        orphans = orphan_labels(domain, listing)
+        reports.append(_report(domain, split, listing, orphans, of_split))
+        faults += _check_partners(domain, reports[-1], listing, orphans, fault)
+        faults += _check_pairs(domain, of_split, fault)
+        faults += _check_values(domain, split, of_split, fault)
     faults += _check_duplicates(domain, listings, quick=quick)
-    return DomainReport(domain.name, domain.root, quick, tuple(reports), tuple(faults))
+    return DomainReport(domain.name, domain.root, quick, tuple(reports), tuple(row for row in faults if row.count))
 
 
 def quick_check(domains_with_splits: Iterable[tuple[Domain, str]], *, list_one: ListSplit = list_split) -> list[Fault]:
@@ -122,30 +126,22 @@ def quick_check(domains_with_splits: Iterable[tuple[Domain, str]], *, list_one: 
     splits = defaultdict[Domain, dict[str, None]](dict)
     for domain, split in domains_with_splits:
         splits[domain].update(dict.fromkeys(("train", "val") if split == "trainval" else (split,)))
-    reports = [
+    reports = (
         check_domain(domain, quick=True, workers=cores(), splits=list(names), list_one=list_one)
         for domain, names in splits.items()
-    ]
+    )
     return [fault for report in reports for fault in report.faults if fault.severity != "note"]
 
 
-def _faults(domain: Domain, split: str, rows: Iterable[Row]) -> list[Fault]:
-    """Return the faults that files show, which are named relative to the domain's root."""
-    return [
-        Fault(
-            *(domain.name, split, name, severity, len(files)),
-            examples=tuple(text.removeprefix(f"{domain.root}/") for text in files[:EXAMPLES]),
-            advice=advice,
-            root=domain.root,
-        )
-        for name, severity, files, advice in rows
-        if files
-    ]
+def _fault(domain: Domain, split: str, name: str, severity: str, files: Sequence[str], advice: str) -> Fault:
+    """Return what files show, which are named relative to the domain's root; without files it is none."""
+    examples = tuple(text.removeprefix(f"{domain.root}/") for text in files[:EXAMPLES])
+    return Fault(domain.name, split, name, severity, len(files), examples, advice, domain.root)
 
 
 def _list(domain: Domain, splits: Sequence[str], list_one: ListSplit) -> tuple[dict[str, Listing], list[Fault]]:
     """List the splits, and say which do not exist."""
-    listings, faults = dict[str, Listing | None](), list[Fault]()
+    listings = dict[str, Listing | None]()
     for split in splits or [name for name, _ in domain.splits]:
         try:
             listings[split] = list_one(domain, split)
@@ -153,14 +149,15 @@ def _list(domain: Domain, splits: Sequence[str], list_one: ListSplit) -> tuple[d
             if split not in dict(domain.splits):
                 raise
             advice = str(error).partition(": ")[2]  # without the domain's name
-            return {}, _faults(domain, "", [("no-folder", "fatal", [domain.root or domain.root_key], advice)])
+            return {}, [_fault(domain, "", "no-folder", "fatal", [domain.root or domain.root_key], advice)]
     # What was asked for or declared by the user must exist; of a published data set a part is fine.
     existing = {split: listing for split, listing in listings.items() if listing is not None}
     needed = bool(splits) or domain.name not in BUILTIN or not existing
-    for split in [split for split in listings if split not in existing and (needed or split != "test")]:
-        row = ("no-images", "fatal" if needed else "note", [domain.root], no_images(domain, split))
-        faults += _faults(domain, split, [row])
-    return existing, faults
+    severity = "fatal" if needed else "note"
+    missing = [split for split in listings if split not in existing and (needed or split != "test")]
+    return existing, [
+        _fault(domain, split, "no-images", severity, [domain.root], no_images(domain, split)) for split in missing
+    ]
 
 
 def _sample(pairs: Sequence[Pair]) -> list[Pair]:
@@ -169,28 +166,18 @@ def _sample(pairs: Sequence[Pair]) -> list[Pair]:
     return [pairs[index * (len(pairs) - 1) // max(1, count - 1)] for index in range(count)]
 
 
-def _check_split(
-    domain: Domain, split: str, listing: Listing, findings: Sequence[Finding]
-) -> tuple[SplitReport, list[Fault]]:
-    orphans, published = orphan_labels(domain, listing), PUBLISHED.get(domain.name, {}).get(split, ())
-    faults, images = [], len(listing.pairs)
-    if published and images not in published:
-        known = " or ".join(f"{number:,}" for number in published)
-        advice = f"the published split has {known} images; a part of it is fine where it is meant"
-        faults.append(Fault(domain.name, split, "count", "note", images, (), advice, domain.root))
-    faults += _faults(domain, split, _check_partners(domain, split, listing, orphans))
-    faults += _faults(domain, split, _check_files(domain, findings))
-    faults += _faults(domain, split, _check_values(domain, split, findings))
+def _report(
+    domain: Domain, split: str, listing: Listing, orphans: Sequence[str], findings: Sequence[Finding]
+) -> SplitReport:
     pixels = [sum(column) for column in zip(*(finding.pixels for finding in findings if finding.pixels), strict=True)]
-    report = SplitReport(
+    return SplitReport(
         *(split, *listing.layout.patterns(listing.folder)),
-        images=images,
+        images=len(listing.pairs),
         labels=len(listing.labelled) + len(orphans),
-        published=published,
+        published=PUBLISHED.get(domain.name, {}).get(split, ()),
         decoded=len(findings),
         shares={name: count / sum(pixels) for name, count in zip((*CLASS_NAMES, "ignored"), pixels, strict=False)},
     )
-    return report, faults
 
 
 def orphan_labels(domain: Domain, listing: Listing) -> list[str]:
@@ -201,61 +188,64 @@ def orphan_labels(domain: Domain, listing: Listing) -> list[str]:
     return [name for name in listing.labels if name not in known and all(part in name for part in parts)]
 
 
-def _check_partners(domain: Domain, split: str, listing: Listing, orphans: Sequence[str]) -> Iterator[Row]:
-    """Check that every image has a label and every label an image."""
+def _check_partners(
+    domain: Domain, report: SplitReport, listing: Listing, orphans: Sequence[str], fault: MakeFault
+) -> Iterator[Fault]:
+    """Check that there are as many images as published, that every image has a label and every label an image."""
+    if report.published and report.images not in report.published:
+        known = " or ".join(f"{number:,}" for number in report.published)
+        advice = f"the published split has {known} images; a part of it is fine where it is meant"
+        yield replace(fault("count", "note", [], advice), count=report.images)
     labelled = set(listing.labelled)
     missing = [pair for pair in listing.pairs if pair not in labelled]
     name, severity, advice = "missing-label", "fatal", "unpack the labels again, or remove the images that have none"
     if not labelled:
         advice = "no label of this split is where it is expected; unpack the labels there"
-        if split == "test":
+        if report.split == "test":
             name, severity = "no-labels", "note"
             advice = "test images often come without labels; they cannot be evaluated"
-    yield name, severity, [f"{p.name} without {p.label.removeprefix(f'{domain.root}/')}" for p in missing], advice
+    files = [f"{pair.name} without {pair.label.removeprefix(f'{domain.root}/')}" for pair in missing]
+    yield fault(name, severity, files, advice)
     advice = "their images are missing or named otherwise; unpack the images again, or remove the labels"
-    yield "label-without-image", "fault", orphans, advice
+    yield fault("label-without-image", "fault", orphans, advice)
 
 
-def _check_files(domain: Domain, findings: Sequence[Finding]) -> Iterator[Row]:
-    """Check that every file decodes, and that image and label have one size; the transposed ones by themselves."""
-    advice = "damaged, cut off or not an image; unpack or download them again"
-    images = [f"{finding.pair.name}: {finding.image_error}" for finding in findings if finding.image_error]
-    yield "undecodable-image", "fatal", images, advice
-    labels = [f"{f.pair.label}: {f.label_error}" for f in findings if f.label_error and not f.label_cause]
-    yield "undecodable-label", "fatal", labels, advice
+def _check_pairs(domain: Domain, findings: Sequence[Finding], fault: MakeFault) -> Iterator[Fault]:
+    """Check each pair by itself: both files decode, have one size, and the label's values are of its encoding."""
+    files = defaultdict[tuple[str, str], list[str]](list)  # name and advice -> files
+    for pair, image_size, image_error, label_size, label_error, cause, _, _, unknown in findings:
+        if image_error:
+            files["undecodable-image", DAMAGED].append(f"{pair.name}: {image_error}")
+        if label_error:
+            key = ("unexpected-values", cause) if cause else ("undecodable-label", DAMAGED)
+            files[key].append(f"{pair.label}: {label_error}")
+        elif image_size and label_size and image_size != label_size:
+            advice = "image and label are not of one frame, or only one of them was resized"
+            if image_size == label_size[::-1]:
+                advice = "height and width of the label are swapped (a transposed mask); transpose it"
+            sizes = "image {}x{}, label {}x{}".format(*image_size, *label_size)
+            files["unequal-size", advice].append(f"{pair.name}: {sizes}")
+        if unknown > FEW_COLOURS:
+            key = "unknown-colours", f"colours between those of {domain.encoding.name}; {LOSSY}"
+            files[key].append(f"{pair.label}: {'over 256' if unknown > 256 else unknown} unknown colours")
+    unequal = sum(len(paths) for (name, _), paths in files.items() if name == "unequal-size")
+    skipped = domain.skip_unequal and unequal < MOST * sum(bool(f.image_size and f.label_size) for f in findings)
+    for (name, advice), paths in files.items():
+        if name == "unequal-size":
+            fix = "the loaders leave these pairs out" if skipped else "unpack both again, or remove them"
+            yield fault(name, "note" if skipped else "fatal", paths, f"{advice}; {fix}")
+        elif name == "unknown-colours":
+            yield fault("unexpected-values", "fault", paths, advice)
+        else:
+            yield fault(name, "fatal", paths, advice)
 
-    sized = [finding for finding in findings if finding.image_size and finding.label_size]
-    unequal = defaultdict(list)
-    for finding in sized:
-        (width, height), label = finding.image_size or (0, 0), finding.label_size or (0, 0)
-        if label != (width, height):
-            text = f"{finding.pair.name}: image {width}x{height}, label {label[0]}x{label[1]}"
-            unequal[label == (height, width)].append(text)
-    severity, fix = "fatal", "unpack both again, or remove them"
-    if domain.skip_unequal and sum(map(len, unequal.values())) < MOST * len(sized):
-        severity, fix = "note", "the loaders leave these pairs out"
-    advice = f"height and width of the label are swapped (a transposed mask); transpose it; {fix}"
-    yield "unequal-size", severity, unequal[True], advice
-    advice = f"image and label are not of one frame, or only one of them was resized; {fix}"
-    yield "unequal-size", severity, unequal[False], advice
 
-
-def _check_values(domain: Domain, split: str, findings: Sequence[Finding]) -> Iterator[Row]:
-    """Check the labels that were refused, by likely cause, and those that were read but cannot be meant so."""
-    encoding, refused = domain.encoding, defaultdict(list)
-    for finding in findings:
-        if finding.label_cause:
-            refused[finding.label_cause].append(f"{finding.pair.label}: {finding.label_error}")
-    for advice, files in refused.items():
-        yield "unexpected-values", "fatal", files, advice
-    counts = [(f.pair.label, f.unknown_colours) for f in findings if f.unknown_colours > FEW_COLOURS]
-    files = [f"{path}: {'over 256' if count > 256 else count} unknown colours" for path, count in counts]
-    yield "unexpected-values", "fault", files, f"colours between those of {encoding.name}; {LOSSY}"
-
-    read = [finding for finding in findings if finding.pixels]
+def _check_values(domain: Domain, split: str, findings: Sequence[Finding], fault: MakeFault) -> Iterator[Fault]:
+    """Check all labels together: those that are read but hold nothing, or cannot be meant so."""
+    encoding, read = domain.encoding, [finding for finding in findings if finding.pixels]
     labelled = [finding for finding in read if any(finding.pixels[:NUM_CLASSES])]
     empty = [finding.pair.label for finding in read if not any(finding.pixels[:NUM_CLASSES])]
-    name, severity = "unexpected-values", "fatal" if len(empty) == len(read) else "fault"
+    name, severity = "unexpected-values", "fatal" if not labelled else "fault"
     advice = f"every pixel is ignored; check that these are labels in the encoding {encoding.name}"
     if len(empty) < MOST * len(read) or split == "test":
         name, severity, advice = "ignored-label", "note", "every pixel is ignored; they teach and score nothing"
@@ -264,40 +254,32 @@ def _check_values(domain: Domain, split: str, findings: Sequence[Finding]) -> It
             "every pixel is ignored: likely written by a program that reads SYNTHIA's 16-bit labels as zeros, as "
             "Pillow does; take the published GT/LABELS"
         )
-    yield name, severity, empty, advice
-    discriminative = discriminative_classes(encoding) & set(domain.classes)
-    if labelled and discriminative:
-        yield from _check_confusion(encoding, labelled, discriminative)
+    yield fault(name, severity, empty, advice)
 
-
-def _check_confusion(
-    encoding: Encoding, findings: Sequence[Finding], discriminative: frozenset[int] | set[int]
-) -> Iterator[Row]:
-    """Check that some label holds a class that tells its encoding from the one it is likely confused with."""
-    if any(finding.pixels[index] for finding in findings for index in discriminative):
+    # Does some label hold a class that tells its encoding from the one it is likely confused with?
+    discriminative, many = discriminative_classes(encoding) & set(domain.classes), len(labelled) >= MANY
+    if not discriminative or any(finding.pixels[index] for finding in labelled for index in discriminative):
         return
-    labels, many = [finding.pair.label for finding in findings], len(findings) >= MANY
+    files = [finding.pair.label for finding in labelled]
     if encoding.name == "train_ids":
-        if many:
-            yield "unexpected-values", "fault", labels, f"no label holds a train id below 7; {LABEL_IDS}"
+        yield fault("unexpected-values", "fault", files * many, f"no label holds a train id below 7; {LABEL_IDS}")
         return
-    low = all(max({*finding.raw_ids} - {255}, default=99) < 19 for finding in findings)
-    void = any(255 in finding.raw_ids for finding in findings)
+    low = all(max({*finding.raw_ids} - {255}, default=99) < 19 for finding in labelled)
+    void = any(255 in finding.raw_ids for finding in labelled)
     if low and (void or (many and len(discriminative) > 9)):
-        yield (
-            *("unexpected-values", "fatal" if void and many else "fault", labels),
+        advice = (
             f"no label holds an id above 18{' but 255' if void else ''}: likely train ids under the name of "
-            f"{encoding.name}; take the original label files, or declare the domain with the encoding train_ids",
+            f"{encoding.name}; take the original label files, or declare the domain with the encoding train_ids"
         )
+        yield fault("unexpected-values", "fatal" if void and many else "fault", files, advice)
 
 
-def _check_duplicates(domain: Domain, listings: Mapping[str, Listing], *, quick: bool) -> list[Fault]:
+def _check_duplicates(domain: Domain, listings: Mapping[str, Listing], *, quick: bool) -> Iterator[Fault]:
     """Check that no image is in two splits; equal names of other bytes are noted where a data set's are unique."""
     places = [(split, pair.image) for split, listing in listings.items() for pair in listing.pairs]
     same_path, same_bytes, same_name = find_shared(places, quick=quick)
     same_path = [] if domain.name in BUILTIN else same_path  # KITTI's splits are the same files, which its scores say
     same_name = same_name if domain.name in UNIQUE_NAMES else []
-    faults = []
     for name, groups, advice in (
         ("same-files", same_path, "the domain declares the same files for both splits"),
         ("duplicate", same_bytes, "the same image is in both splits; remove it from one of them"),
@@ -309,5 +291,4 @@ def _check_duplicates(domain: Domain, listings: Mapping[str, Listing], *, quick:
             by_splits[" and ".join(dict.fromkeys(split for split, _ in group))].append(" = ".join(paths))
         for splits, files in by_splits.items():  # evaluating on what was not trained on may share files by intent
             note = name == "same-name" or (name == "same-files" and "train" not in splits)
-            faults += _faults(domain, splits, [(name, "note" if note else "fault", files, advice)])
-    return faults
+            yield _fault(domain, splits, name, "note" if note else "fault", files, advice)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from datasets import labels
 from datasets.files import open_file, read_bytes
-from datasets.labels import IGNORE
+from datasets.labels import IGNORE, NUM_CLASSES
 from utils.errors import UserError
-from utils.opencv import opencv
+from utils.parallel import opencv
 
-_TRAIN_OF_ENTRY = np.array([IGNORE, *range(19)] + [IGNORE] * 236, dtype=np.uint8)  # of what `_colour_table` holds
-_UNKNOWN = 254  # what a look-up table holds for raw values that the encoding does not name
-_INDEX_MODES = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L")
+_MODES = {"colours": ("P", "RGB", "RGBA"), "ids": ("L", "P", "1", "I", "I;16", "I;16B", "I;16L")}  # of Pillow
+_IGNORED = NUM_CLASSES + 1  # the entry of 255 in `_entry_table`
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,7 @@ class Encoding:
     palette: bytes = field(default=b"", repr=False)
 
     def encode(self, train_ids: np.ndarray) -> np.ndarray:
-        """Return the raw ids (for "colours": the palette's indices) of train ids, uint8 or uint16 of their shape.
-
-        Raises:
-            ValueError: the encoding has nothing for a class.
-        """
+        """Return raw ids (for "colours": palette indices), uint8 or uint16, or raise `ValueError` where one lacks."""
         raw = _raw_table(self)[train_ids]
         if raw.min(initial=0) < 0:
             lost = np.unique(train_ids[raw < 0]).tolist()
@@ -55,54 +51,42 @@ class Encoding:
         return raw.astype(np.uint8 if raw.max(initial=0) < 256 else np.uint16)
 
 
-def _ids(name: str, table: dict[int, int], *, kind: str = "ids") -> Encoding:
-    return Encoding(name, kind, tuple(sorted({IGNORE: IGNORE, **table}.items())))
+def _row(name: str, table: dict[int, int], kind: str = "ids", **fields: Any) -> Encoding:
+    return Encoding(name, kind, tuple(sorted(table.items())), **fields)
 
 
-def _colours() -> Encoding:
-    # Where two labels share a colour the scored one wins: a licence plate is a car, a pole group is a pole.
-    rows = sorted(labels.CITYSCAPES_LABELS, key=lambda row: row[1] != IGNORE)
-    table = {(red << 16) | (green << 8) | blue: train for (red, green, blue), train in rows}
-    return Encoding(
-        "cityscapes_colours",
-        "colours",
-        tuple(sorted(table.items())),
-        other=IGNORE,
-        palette=labels.CITYSCAPES_PALETTE,
-    )
-
-
-_MAPILLARY_V2 = (
-    21,
-    (128, 64, 128),
-    "it is a Mapillary Vistas v2.0 label, whose ids differ; use the v1.2 labels",
-)
+_VOID = {IGNORE: IGNORE}
+# Where two labels share a colour the scored one, put in last, wins: a licence plate is a car, a pole group is a pole.
+_BY_COLOUR = sorted(labels.CITYSCAPES_LABELS, key=lambda row: row[1] != IGNORE)
 
 ENCODINGS: dict[str, Encoding] = {
     row.name: row
     for row in (
-        _ids("train_ids", labels.TRAIN_IDS),
-        _ids("cityscapes_ids", labels.CITYSCAPES_IDS),
-        _colours(),
-        _ids("synthia", labels.SYNTHIA_IDS, kind="synthia"),
-        replace(
-            _ids("mapillary_v1.2", labels.MAPILLARY_IDS),
-            foreign=_MAPILLARY_V2,
+        _row("train_ids", _VOID | labels.TRAIN_IDS),
+        _row("cityscapes_ids", _VOID | labels.CITYSCAPES_IDS),
+        _row(
+            "cityscapes_colours",
+            {(red << 16) | (green << 8) | blue: train for (red, green, blue), train in _BY_COLOUR},
+            "colours",
+            other=IGNORE,
+            palette=labels.CITYSCAPES_PALETTE,
+        ),
+        _row("synthia", _VOID | labels.SYNTHIA_IDS, "synthia"),
+        _row(
+            "mapillary_v1.2",
+            _VOID | labels.MAPILLARY_IDS,
+            foreign=(21, (128, 64, 128), "it is a Mapillary Vistas v2.0 label, whose ids differ; use the v1.2 labels"),
             preferred=(15, 65),  # sidewalk rather than curb, unlabelled rather than bird
             palette=labels.MAPILLARY_PALETTE,
         ),
-        _ids("camvid", labels.CAMVID_IDS),
+        _row("camvid", _VOID | labels.CAMVID_IDS),
     )
 }
 
 
-@lru_cache(maxsize=32)
-def _id_table(encoding: Encoding) -> np.ndarray:
-    """Return (65536,) uint8: train id by raw id, `_UNKNOWN` where the encoding has no answer."""
-    table = np.full(1 << 16, _UNKNOWN if encoding.other is None else encoding.other, dtype=np.uint8)
-    for raw, train in encoding.table:
-        table[raw] = train
-    return table
+def _packed(colours: bytes) -> np.ndarray:
+    """Return (n,) int of 0xRRGGBB for bytes of n colours."""
+    return np.frombuffer(colours, dtype=np.uint8).reshape(-1, 3) @ np.array([1 << 16, 1 << 8, 1])
 
 
 @lru_cache(maxsize=32)
@@ -110,20 +94,19 @@ def _raw_table(encoding: Encoding) -> np.ndarray:
     """Return (256,) int32: raw id by train id, -1 where the encoding has none."""
     train_of = dict(encoding.table)
     if encoding.kind == "colours":
-        colours = zip(*[iter(encoding.palette)] * 3, strict=True)
-        train_of = {index: train_of[(r << 16) | (g << 8) | b] for index, (r, g, b) in enumerate(colours)}
+        train_of = {index: train_of[colour] for index, colour in enumerate(_packed(encoding.palette).tolist())}
     table = np.full(256, -1, dtype=np.int32)
     for raw in (*sorted(train_of, reverse=True), *encoding.preferred):
         table[train_of[raw]] = raw
     return table
 
 
-@lru_cache(maxsize=2)
-def _colour_table(encoding: Encoding) -> np.ndarray:
-    """Return (2^24,) uint8 by 0xRRGGBB: 0 = colour not in the table, else train id + 1 (0 pages cost no memory)."""
-    table = np.zeros(1 << 24, dtype=np.uint8)
-    for colour, train in encoding.table:
-        table[colour] = 20 if train == IGNORE else train + 1
+@lru_cache(maxsize=32)
+def _entry_table(encoding: Encoding) -> np.ndarray:
+    """Return uint8 by raw id (65536,) or 0xRRGGBB (2^24,): 0 = unknown, takes no memory; else train id + 1."""
+    table = np.zeros(1 << (24 if encoding.kind == "colours" else 16), dtype=np.uint8)
+    for raw, train in encoding.table:
+        table[raw] = min(train + 1, _IGNORED)
     return table
 
 
@@ -137,24 +120,15 @@ def decode_errors(path: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or (str(error) or "its format is not known").splitlines()[0]
-        reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else reason
+        unknown = isinstance(error, UnidentifiedImageError) or not str(error)
+        reason = (
+            "its format is not known" if unknown else getattr(error, "strerror", None) or str(error).splitlines()[0]
+        )
         raise UserError(f"{path}: this file cannot be decoded ({reason}); it is damaged or not an image") from error
 
 
-def _open(path: str) -> Image.Image:
-    with decode_errors(path):
-        image = Image.open(io.BytesIO(read_bytes(path)))
-        image.load()
-    return image
-
-
 def image_size(path: str) -> tuple[int, int]:
-    """Return (width, height) from a file's header; a PNG's is read where it stands, far faster than Pillow does.
-
-    Raises:
-        UserError: the file cannot be opened or is no image.
-    """
+    """Return (width, height) from a file's header, or raise `UserError`; a PNG's is read faster than Pillow does."""
     with decode_errors(path):
         head = read_bytes(path, 24)
         if head[:8] == b"\x89PNG\r\n\x1a\n" and head[12:16] == b"IHDR":
@@ -174,20 +148,16 @@ def _opencv(data: bytes) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
-# Decoders of 8-bit RGB files; `benchmarks/data.py image` compares them. torchvision's, as fast as OpenCV's, ends the
-# process on a damaged PNG.
+# Decoders of 8-bit RGB files; `python -m benchmarks.data image` compares them. torchvision's, as fast as OpenCV's, ends
+# the process on a damaged PNG.
 DECODERS: dict[str, Callable[[bytes], np.ndarray]] = {"pillow": _pillow, "opencv": _opencv}
 
 
 def read_image(path: str, *, decoder: str = "opencv") -> np.ndarray:
     """Return an image file as (H, W, 3) uint8 RGB, as it is stored: an EXIF orientation is not applied.
 
-    Args:
-        decoder: a name of `DECODERS`. Pillow reads what is not plain 8-bit RGB, and whatever the decoder gives up on,
-            so that all of them accept and refuse the same files.
-
-    Raises:
-        UserError: the file is not there, damaged, no image, or one of a single channel beyond 8 bits.
+    Pillow reads what is not plain 8-bit RGB, and whatever the decoder gives up on, so that all decoders accept and
+    refuse the same files. What is no image, is damaged or has a channel beyond 8 bits raises `UserError`.
     """
     with decode_errors(path):
         data = read_bytes(path)
@@ -205,36 +175,75 @@ def read_image(path: str, *, decoder: str = "opencv") -> np.ndarray:
 
 
 def decode_label(path: str, *, encoding: Encoding) -> np.ndarray:
-    """Return the train ids of a label file, (H, W) uint8 with 255 = ignored.
-
-    Raises:
-        UserError: the file is damaged, has the wrong number of channels, or holds values that the encoding lacks.
-    """
-    if encoding.kind == "colours":
-        return _from_colours(_open(path), path, encoding)
+    """Return the train ids of a label file, (H, W) uint8 with 255 = ignored; a wrong file raises `UserError`."""
+    table = _entry_table(encoding)
     if encoding.kind == "synthia":
-        return _from_ids(_read_synthia(path), path, encoding)
-    image = _open(path)
-    if image.mode not in _INDEX_MODES:
+        raw = _read_synthia(path)
+    else:
+        raw, table = _read_label(path, encoding, table)
+    if raw.dtype == np.uint8:
+        entries = opencv().LUT(raw, table[:256])  # several times faster than numpy
+    else:
+        entries = np.take(table, raw.astype(np.uint32), mode="clip")
+    known = np.count_nonzero(entries)
+    if encoding.kind == "colours" and 2 * known < entries.size:
         raise UserError(
-            f"{path}: a {image.mode} image where the encoding {encoding.name} has one channel of ids; "
+            f"{path}: most of its colours are not those of the encoding {encoding.name}; "
+            "check that this is the colour label, saved without loss"
+        )
+    if encoding.other is None and known < entries.size:
+        unknown = np.unique(raw[entries == 0].astype(np.int64))
+        names = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+        hint = "check the label files, or the table and encoding of the domain"
+        hint = encoding.foreign[2] if encoding.foreign else hint
+        raise UserError(f"{path}: has the label ids {names}, which the encoding {encoding.name} does not know; {hint}")
+    other = IGNORE if encoding.other is None else encoding.other
+    train_of = np.array([other, *range(NUM_CLASSES)] + [IGNORE] * (255 - NUM_CLASSES), dtype=np.uint8)
+    return opencv().LUT(entries, train_of)
+
+
+def _read_label(path: str, encoding: Encoding, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a label's raw ids, palette indices or 0xRRGGBB, (H, W), and the table of their entries."""
+    with decode_errors(path):
+        image = Image.open(io.BytesIO(read_bytes(path)))
+        image.load()
+    if image.mode not in _MODES[encoding.kind]:
+        mode, content = (image.mode, "one channel of ids") if encoding.kind == "ids" else ("grey", "colours")
+        raise UserError(
+            f"{path}: a {mode} image where the encoding {encoding.name} has {content}; "
             "check the label files or the encoding of the domain"
         )
+    palette = bytes(image.getpalette() or []).ljust(768, b"\0")
+    if encoding.kind == "colours":
+        if image.mode == "P":
+            return np.asarray(image), table[_packed(palette)]
+        return np.asarray(image.convert("RGBA")).view(">u4")[..., 0] >> 8, table
     if encoding.foreign is not None:
         index, colour, sentence = encoding.foreign
-        palette = image.getpalette() or []
         if tuple(palette[3 * index : 3 * index + 3]) == colour:
             raise UserError(f"{path}: {sentence}")
-    return _from_ids(np.asarray(image), path, encoding)
+    return np.asarray(image), table
+
+
+def _read_synthia(path: str) -> np.ndarray:
+    """Return the class ids (H, W) of a SYNTHIA label; Pillow would read its 16-bit RGB files as zeros."""
+    with decode_errors(path):
+        data = np.frombuffer(read_bytes(path), dtype=np.uint8)
+        array = opencv().imdecode(data, opencv().IMREAD_UNCHANGED) if data.size else None
+        if array is None:
+            raise UnidentifiedImageError
+    if array.ndim == 2:
+        return array
+    if array.dtype != np.uint16:
+        raise UserError(
+            f"{path}: an 8-bit colour image where SYNTHIA's labels are 16-bit RGB or one 8-bit channel; "
+            "use the files of GT/LABELS, not GT/COLOR"
+        )
+    return array[..., 2]  # OpenCV's order is BGR(A): red holds the class, green the instance
 
 
 def write_label(path: str, train_ids: np.ndarray, *, encoding: Encoding) -> None:
-    """Write train ids (H, W) as the published files have them: grey, with their palette, or SYNTHIA's 16-bit RGB.
-
-    Raises:
-        ValueError: the encoding has nothing for a class.
-        OSError: the file cannot be written.
-    """
+    """Write train ids (H, W) as the published files have them: grey, with their palette, or SYNTHIA's 16-bit RGB."""
     raw = encoding.encode(train_ids)
     if encoding.kind == "synthia":
         channels = np.zeros((*raw.shape, 3), np.uint16)
@@ -246,70 +255,3 @@ def write_label(path: str, train_ids: np.ndarray, *, encoding: Encoding) -> None
     if encoding.palette:
         image.putpalette(encoding.palette)  # turns L into P without touching the indices
     image.save(path)
-
-
-def _from_ids(raw: np.ndarray, path: str, encoding: Encoding) -> np.ndarray:
-    """Look raw ids (H, W) up and refuse those that the encoding does not know."""
-    if raw.dtype == bool:
-        raw = raw.astype(np.uint8)
-    if raw.dtype not in (np.uint8, np.uint16):
-        raw = np.where((raw < 0) | (raw > 0xFFFF), 0xFFFF, raw).astype(np.uint16)
-    table = _id_table(encoding)
-    train = _look_up(table[:256], raw) if raw.dtype == np.uint8 else np.take(table, raw)  # (H, W)
-    if encoding.other is None and (train == _UNKNOWN).any():
-        unknown = np.unique(raw[train == _UNKNOWN])
-        names = ", ".join(str(value) for value in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-        way_out = "check the label files, or the table and encoding of the domain"
-        raise UserError(
-            f"{path}: has the label ids {names}, which the encoding {encoding.name} does not know; "
-            + (way_out if encoding.foreign is None else encoding.foreign[2])
-        )
-    return train
-
-
-def _look_up(table: np.ndarray, raw: np.ndarray) -> np.ndarray:
-    """Return `table[raw]` for a table of 256 and (H, W), both uint8; OpenCV is several times faster than numpy."""
-    return opencv().LUT(raw, table)
-
-
-def _from_colours(image: Image.Image, path: str, encoding: Encoding) -> np.ndarray:
-    """Look colours up, through the palette where there is one; colours outside the table are ignored."""
-    table = _colour_table(encoding)
-    if image.mode == "P":
-        palette = np.zeros((256, 3), dtype=np.uint32)
-        colours = np.array(image.getpalette() or [], dtype=np.uint32).reshape(-1, 3)
-        palette[: len(colours)] = colours
-        by_index = np.take(table, (palette[:, 0] << 16) | (palette[:, 1] << 8) | palette[:, 2])  # (256,)
-        entries = _look_up(by_index, np.asarray(image))
-    elif image.mode in ("RGB", "RGBA"):
-        pixels = np.asarray(image.convert("RGBA")).view("<u4")[..., 0]  # (H, W) as 0xAABBGGRR
-        entries = np.take(table, ((pixels & 0xFF) << 16) | (pixels & 0xFF00) | ((pixels >> 16) & 0xFF))
-    else:
-        raise UserError(
-            f"{path}: a grey image where the encoding {encoding.name} has colours; "
-            "check the label files or the encoding of the domain"
-        )
-    if 2 * np.count_nonzero(entries) < entries.size:
-        raise UserError(
-            f"{path}: most of its colours are not those of the encoding {encoding.name}; "
-            "check that this is the colour label, saved without loss"
-        )
-    return _look_up(_TRAIN_OF_ENTRY, entries)
-
-
-def _read_synthia(path: str) -> np.ndarray:
-    """Return the class ids of a SYNTHIA label; Pillow would read its 16-bit RGB files as zeros."""
-    cv2 = opencv()
-    with decode_errors(path):
-        data = np.frombuffer(read_bytes(path), dtype=np.uint8)
-        array = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
-        if array is None:
-            raise UnidentifiedImageError
-    if array.ndim == 2:
-        return array
-    if array.dtype != np.uint16:
-        raise UserError(
-            f"{path}: an 8-bit colour image where SYNTHIA's labels are 16-bit RGB or one 8-bit channel; "
-            "use the files of GT/LABELS, not GT/COLOR"
-        )
-    return np.ascontiguousarray(array[..., 2])  # OpenCV's order is BGR(A): red holds the class, green the instance

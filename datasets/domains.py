@@ -77,111 +77,96 @@ class Domain:
             ValueError: the stem has more or fewer parts than the layout has wildcards.
         """
         layout, folder = self.layouts[0], dict(self.splits)[split][0]
-        pattern, parts = layout.images.replace("{split}", folder).split("*"), stem.split("/")
-        if len(pattern) != len(parts) + 1:
+        pattern, parts = layout.images.replace("{split}", folder), stem.split("/")
+        if pattern.count("*") != len(parts):
             raise ValueError(f"{self.name}: {stem!r} does not fill {layout.images}")
-        image = pattern[0] + "".join(part + text for part, text in zip(parts, pattern[1:], strict=True))
+        image = pattern.replace("*", "{}").format(*parts)
         return image, layout.label_path(image, folder)
 
 
-def _splits(**folders: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    return tuple((split, tuple(names.split())) for split, names in folders.items())
+def _row(name: str, encoding: str, *layouts: Layout, splits: str = "train val test", **fields: Any) -> Domain:
+    """Return the row of a built-in domain; a split is followed by "=" and its folders' names where they are others."""
+    parts = (part.partition("=") for part in splits.split())
+    folders = tuple((split, tuple((names or split).split(","))) for split, _, names in parts)
+    key = f"DATASET.{'BDD' if name == 'bdd100k' else name.upper()}_DIR"
+    return Domain(name, "", key, layouts, ENCODINGS[encoding], folders, **fields)
 
 
-def _row(name: str, encoding: str, splits: tuple[tuple[str, tuple[str, ...]], ...], **fields: Any) -> Domain:
-    key = {"bdd100k": "BDD"}.get(name, name.upper())
-    return Domain(name, "", f"DATASET.{key}_DIR", encoding=ENCODINGS[encoding], splits=splits, **fields)
+def _city(images: str, labels: str, kind: str = "gtFine") -> Layout:
+    folders, suffixes = (f"{images}leftImg8bit/", f"{labels}{kind}/"), ("_leftImg8bit.png", f"_{kind}_labelIds.png")
+    return Layout(f"{images}leftImg8bit/{{split}}/*/*_leftImg8bit.png", (folders, suffixes))
 
 
-_CITYSCAPES_LABEL = ("_leftImg8bit.png", "_gtFine_labelIds.png")
-_SYNTHIA_19_WITHOUT = (9, 14, 16)  # terrain, truck and train do not occur
+def _bdd(images: str, labels: str, suffix: str = ".png") -> Layout:
+    return Layout(f"{images}{{split}}/*.jpg", ((images, labels), (".jpg", suffix)))
+
 
 BUILTIN: dict[str, Domain] = {
     row.name: row
     for row in (
-        _row(
-            "cityscapes",
-            "cityscapes_ids",
-            _splits(train="train", val="val", test="test"),
-            layouts=(
-                Layout(
-                    "leftImg8bit_trainvaltest/leftImg8bit/{split}/*/*_leftImg8bit.png",
-                    (("leftImg8bit_trainvaltest/leftImg8bit/", "gtFine_trainvaltest/gtFine/"), _CITYSCAPES_LABEL),
-                ),
-                Layout("leftImg8bit/{split}/*/*_leftImg8bit.png", (("leftImg8bit/", "gtFine/"), _CITYSCAPES_LABEL)),
-            ),
-        ),
+        _row("cityscapes", "cityscapes_ids", _city("leftImg8bit_trainvaltest/", "gtFine_trainvaltest/"), _city("", "")),
         _row(
             "bdd100k",
             "train_ids",
-            _splits(train="train", val="val", test="test"),
-            layouts=tuple(
-                Layout(f"{prefix}images/{{split}}/*.jpg", ((f"{prefix}images/", f"{prefix}labels/"), (".jpg", suffix)))
-                for prefix in ("", "seg/")
-                for suffix in (".png", "_train_id.png")
-            )
-            + tuple(
-                Layout(f"{images}10k/{{split}}/*.jpg", ((f"{images}10k/", f"{labels}sem_seg/masks/"), (".jpg", ".png")))
-                for images, labels in (
-                    ("images/", "labels/"),
-                    ("bdd100k/images/", "bdd100k/labels/"),  # as the provider's archives have it
-                    ("", "bdd100k/labels/"),
-                    ("", ""),
-                )
-            ),
+            _bdd("images/", "labels/"),
+            _bdd("images/", "labels/", "_train_id.png"),
+            _bdd("seg/images/", "seg/labels/"),
+            _bdd("seg/images/", "seg/labels/", "_train_id.png"),
+            _bdd("images/10k/", "labels/sem_seg/masks/"),
+            _bdd("bdd100k/images/10k/", "bdd100k/labels/sem_seg/masks/"),  # as the provider's archives have it
+            _bdd("10k/", "bdd100k/labels/sem_seg/masks/"),
+            _bdd("10k/", "sem_seg/masks/"),
         ),
         _row(
             "gtav",
             "cityscapes_colours",
-            _splits(train="train", val="valid val", test="test"),
-            layouts=(
-                Layout("images/{split}/*/*.png", (("images/", "labels/"),)),
-                Layout("images/{split}/*.png", (("images/", "labels/"),)),
-                Layout("images/*.png", (("images/", "labels/"),), listed=True),  # the provider's ten parts
-            ),
+            Layout("images/{split}/*/*.png", (("images/", "labels/"),)),
+            Layout("images/{split}/*.png", (("images/", "labels/"),)),
+            Layout("images/*.png", (("images/", "labels/"),), listed=True),  # the provider's ten parts
+            splits="train val=valid,val test",
             skip_unequal=True,
         ),
         _row(
             "synthia",
             "synthia",
-            _splits(train="train", val="val"),
-            layouts=(
-                Layout("RGB/{split}/*.png", (("RGB/", "GT/LABELS/"),)),
-                Layout("RGB/{split}/*.png", (("RGB/", "LABELS/"),)),
-                Layout("RGB/*.png", (("RGB/", "GT/LABELS/"),), listed=True),
-                Layout("RAND_CITYSCAPES/RGB/*.png", (("RGB/", "GT/LABELS/"),), listed=True),  # the provider's archive
-            ),
-            subsets=(("16", tuple(index for index in range(NUM_CLASSES) if index not in _SYNTHIA_19_WITHOUT)),),
+            Layout("RGB/{split}/*.png", (("RGB/", "GT/LABELS/"),)),
+            Layout("RGB/{split}/*.png", (("RGB/", "LABELS/"),)),
+            Layout("RGB/*.png", (("RGB/", "GT/LABELS/"),), listed=True),
+            Layout("RAND_CITYSCAPES/RGB/*.png", (("RGB/", "GT/LABELS/"),), listed=True),  # the provider's archive
+            splits="train val",
+            subsets=(("16", (*range(9), *range(10, 14), 15, 17, 18)),),  # terrain, truck and train do not occur
         ),
         _row(
             "mapillary",
             "mapillary_v1.2",
-            _splits(train="training train", val="validation val", test="test testing"),
-            layouts=(
-                Layout("{split}/images/*.jpg", (("{split}/images/", "{split}/labels/"), (".jpg", ".png"))),
-                Layout("{split}/images/*.jpg", (("{split}/images/", "{split}/v1.2/labels/"), (".jpg", ".png"))),
-            ),
+            Layout("{split}/images/*.jpg", (("{split}/images/", "{split}/labels/"), (".jpg", ".png"))),
+            Layout("{split}/images/*.jpg", (("{split}/images/", "{split}/v1.2/labels/"), (".jpg", ".png"))),
+            splits="train=training,train val=validation,val test=test,testing",
         ),
         _row(
             "camvid",
             "camvid",
-            _splits(train="train", val="val", test="test"),
-            layouts=(
-                Layout("{split}/*.png", (("{split}/", "{split}annot/"),)),
-                Layout("{split}/*.jpg", (("{split}/", "{split}annot/"), (".jpg", ".png"))),
-            ),
+            Layout("{split}/*.png", (("{split}/", "{split}annot/"),)),
+            Layout("{split}/*.jpg", (("{split}/", "{split}annot/"), (".jpg", ".png"))),
             merge=((3, 2), (6, 7), (9, 8), (14, 13), (15, 13), (16, 13), (17, 12), (18, 12)),
             classes=(0, 1, 2, 4, 5, 7, 8, 10, 11, 12, 13),
         ),
         _row(
             "kitti",
             "cityscapes_ids",
-            _splits(train="training", val="training", test="testing"),  # it has no other labelled frames
-            layouts=(Layout("{split}/image_2/*_10.png", (("{split}/image_2/", "{split}/semantic/"),)),),
+            Layout("{split}/image_2/*_10.png", (("{split}/image_2/", "{split}/semantic/"),)),
+            splits="train=training val=training test=testing",  # it has no other labelled frames
         ),
     )
 }
-
+# Cityscapes' coarsely labelled frames; they only add centroids of rare classes to the fine ones.
+CITYSCAPES_COARSE = _row(
+    "cityscapes",
+    "cityscapes_ids",
+    _city("leftImg8bit_trainextra/", "gtCoarse/", "gtCoarse"),
+    _city("", "", "gtCoarse"),
+    splits="train=train_extra",
+)
 
 PUBLISHED: dict[str, dict[str, tuple[int, ...]]] = {  # images of each split; several where published lists differ
     "gtav": {"train": (12_403, 12_388), "val": (6_382,), "test": (6_181,)},
@@ -191,23 +176,6 @@ PUBLISHED: dict[str, dict[str, tuple[int, ...]]] = {  # images of each split; se
     "mapillary": {"train": (18_000,), "val": (2_000,), "test": (5_000,)},
     "kitti": {"train": (200,), "val": (200,), "test": (200,)},  # train and val are the same
 }
-
-# Cityscapes' coarsely labelled frames; they only add centroids of rare classes to the fine ones.
-CITYSCAPES_COARSE = _row(
-    "cityscapes",
-    "cityscapes_ids",
-    _splits(train="train_extra"),
-    layouts=tuple(
-        Layout(
-            f"{prefix}leftImg8bit/{{split}}/*/*_leftImg8bit.png",
-            (
-                (f"{prefix}leftImg8bit/", f"{labels}gtCoarse/"),
-                ("_leftImg8bit.png", "_gtCoarse_labelIds.png"),
-            ),
-        )
-        for prefix, labels in (("leftImg8bit_trainextra/", "gtCoarse/"), ("", ""))
-    ),
-)
 
 
 def load_domains(cfg: Config) -> dict[str, Domain]:
@@ -228,8 +196,6 @@ def get_domain(domains: Mapping[str, Domain], name: str) -> Domain:
     """Return a domain by name, or raise `UserError` with the closest match."""
     if name not in domains:
         known = ", ".join(domains)
-        raise UserError(
-            f"unknown data set {name!r}; there are {known}; more can be declared in a --domains file"
-            + did_you_mean(name, domains)
-        )
+        hint = f"more can be declared in a --domains file{did_you_mean(name, domains)}"
+        raise UserError(f"unknown data set {name!r}; there are {known}; {hint}")
     return domains[name]

@@ -38,13 +38,10 @@ def open_file(path: str) -> AbstractContextManager[IO[bytes]]:
 
 @contextmanager
 def open_member(archive: str, member: str) -> Iterator[IO[bytes]]:
-    """Open a member of a zip archive for reading.
+    """Open a member of a zip archive for reading; `OSError` where there is none, or, while it is read, for damage.
 
     Any number of threads and processes may do so at once, started in any way: every call has a handle of its own, and
     the directory of an archive, parsed once, never changes.
-
-    Raises:
-        OSError: there is no such archive or member, or it is damaged, which shows while it is being read.
     """
     with open(archive, "rb") as file:
         try:
@@ -72,38 +69,27 @@ def read_bytes(path: str, size: int = -1) -> bytes:
 
 
 def stamp(path: str) -> tuple[int, ...]:
-    """Return what changes with a file, for keys of caches: size and time; of a member also its checksum.
-
-    Raises:
-        UserError: there is no such file or member.
-    """
+    """Return what changes with a file, for keys of caches: size and time; of a member also its checksum."""
     archive, member = split_path(path)
     try:
         status = os.stat(archive or path)
         if not archive:
             return status.st_size, status.st_mtime_ns
         info = members(archive)[member]
-    except KeyError as error:
-        raise UserError(f"{path}: cannot be read (no such member)") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (KeyError, OSError) as error:
+        reason = "no such member" if isinstance(error, KeyError) else error.strerror
+        raise UserError(f"{path}: cannot be read ({reason})") from error
     return info.file_size, status.st_mtime_ns, info.CRC
 
 
 def members(archive: str) -> Mapping[str, zipfile.ZipInfo]:
-    """Return the files of a zip archive by name.
-
-    Raises:
-        UserError: it is no archive that can be read.
-    """
+    """Return the files of a zip archive by name, or raise `UserError` where it cannot be read."""
     try:
         status = os.stat(archive)
         return _directory(archive, status.st_size, status.st_mtime_ns)
     except (*_DAMAGED, OSError, ValueError) as error:
-        raise UserError(
-            f"{archive}: is not a zip archive that can be read ({error}); download it again, or unpack it yourself "
-            "(another kind of archive, such as RAR) and give the folder"
-        ) from error
+        hint = "download it again, or unpack it yourself (another kind, such as RAR) and give the folder"
+        raise UserError(f"{archive}: is not a zip archive that can be read ({error}); {hint}") from error
 
 
 @lru_cache(maxsize=64)

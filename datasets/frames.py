@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
@@ -19,13 +19,19 @@ from datasets.codec import Encoding, decode_label, image_size, read_image
 from datasets.files import stamp
 from datasets.splits import Pair
 from utils.errors import UserError
-from utils.files import atomic_path
+from utils.files import atomic_path, make_folder
 
 log = logging.getLogger(__name__)
 
 _VERSION = 1  # raise it when decoding changes
 _HEADER = 128  # bytes of a .npy file before its data
 _LEFT_OVER = 3600  # seconds after which nobody writes to a temporary file any more
+_BROKEN = (OSError, ValueError, EOFError)  # what a damaged .npy file raises
+
+
+def decode(path: str, encoding: Encoding | None = None) -> np.ndarray:
+    """Return an image, (H, W, 3) uint8 RGB, or with `encoding` a label's train ids, (H, W) uint8."""
+    return read_image(path) if encoding is None else decode_label(path, encoding=encoding)
 
 
 @dataclass(frozen=True)
@@ -39,17 +45,29 @@ class FrameCache:
 
     folder: Path
 
-    def image(self, path: str) -> np.ndarray:
-        """Return (H, W, 3) uint8 RGB of an image, memory-mapped; decoded and kept where it was not there.
+    def read(self, path: str, encoding: Encoding | None = None) -> np.ndarray:
+        """Return what `decode` does, memory-mapped; decoded and kept where it was not there.
 
         Raises:
-            UserError: the image cannot be read, or the disk is full.
+            UserError: the file cannot be read, or the disk is full.
         """
-        return self._get(path, self.place(path), 3, lambda: read_image(path))
-
-    def label(self, path: str, *, encoding: Encoding) -> np.ndarray:
-        """Return (H, W) uint8 train ids of a label, memory-mapped; decoded and kept where it was not there."""
-        return self._get(path, self.place(path, encoding), 2, lambda: decode_label(path, encoding=encoding))
+        place = self.place(path, encoding)
+        try:
+            return _mapped(place, encoding)
+        except FileNotFoundError:
+            pass
+        except _BROKEN as error:
+            log.warning("%s: not the decoded form of %s (%s); it is made again", place, path, error)
+        array = decode(path, encoding)
+        try:
+            with atomic_path(place) as temporary, temporary.open("wb") as file:
+                np.save(file, array)
+        except OSError as error:
+            raise UserError(
+                f"{place}: the decoded form of {path} ({gigabytes(array.nbytes)}) cannot be written "
+                f"({error.strerror}); make room, choose another --frame_cache, or leave it out"
+            ) from error
+        return array
 
     def place(self, path: str, encoding: Encoding | None = None) -> Path:
         """Return where the decoded form of a file is kept: an image's, or with `encoding` a label's."""
@@ -57,34 +75,17 @@ class FrameCache:
         key = hashlib.sha256(repr(made_by).encode()).hexdigest()[:32]
         return self.folder / key[:2] / f"{key[2:]}.npy"
 
-    def _get(self, path: str, place: Path, dimensions: int, decode: Callable[[], np.ndarray]) -> np.ndarray:
-        try:
-            return _mapped(place, dimensions)
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, EOFError) as error:
-            log.warning("%s: not the decoded form of %s (%s); it is made again", place, path, error)
-        array = decode()
-        _write(place, array, path)
-        return array
+    def _places(self, pair: Pair, encoding: Encoding) -> set[Path]:
+        return {self.place(pair.image), self.place(pair.label, encoding)}
 
     def missing(self, pairs: Sequence[Pair], *, encoding: Encoding) -> list[Pair]:
         """Return the pairs whose image or label is not there yet."""
-        there = set(self.folder.glob("??/*.npy"))  # listed once: a look at every file takes long on a network drive
-        return [pair for pair in pairs if not {self.place(pair.image), self.place(pair.label, encoding)} <= there]
+        existing = set(self.folder.glob("??/*.npy"))  # listed once: a look at every file takes long on a network drive
+        return [pair for pair in pairs if not self._places(pair, encoding) <= existing]
 
     def reserve(self, pools: Sequence[tuple[Sequence[Pair], Encoding]]) -> None:
-        """Make the folder, remove what killed processes left, and see that the disk has room for all pairs.
-
-        Raises:
-            UserError: the folder cannot be made, or its disk has less room than the missing pairs take.
-        """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"--frame_cache {self.folder}: cannot be made ({error.strerror}); choose another folder"
-            ) from error
+        """Make the folder, remove what killed processes left; `UserError` where the disk lacks room for all pairs."""
+        make_folder(self.folder)
         for path in self.folder.glob("??/.*.npy.*.tmp"):  # a killed process left it; a living one needs seconds
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime > _LEFT_OVER:
@@ -102,45 +103,31 @@ class FrameCache:
 
     def size(self, pairs: Sequence[Pair], *, encoding: Encoding) -> int:
         """Return how many bytes the decoded pairs take."""
-        places = [place for pair in pairs for place in (self.place(pair.image), self.place(pair.label, encoding))]
-        return sum(place.stat().st_size for place in places if place.exists())
+        return sum(place.stat().st_size for pair in pairs for place in self._places(pair, encoding) if place.exists())
 
     def verify(self, pair: Pair, *, encoding: Encoding) -> list[str]:
         """Decode a pair again, remove what is there and differs, and return a clause on each such file."""
         wrong = []
-        for source, place, dimensions in (
-            (pair.image, self.place(pair.image), 3),
-            (pair.label, self.place(pair.label, encoding), 2),
-        ):
-            fresh = decode_label(source, encoding=encoding) if dimensions == 2 else read_image(source)
+        for path, of in ((pair.image, None), (pair.label, encoding)):
+            fresh, place = decode(path, of), self.place(path, of)
             try:
-                reason = "" if np.array_equal(_mapped(place, dimensions), fresh) else "its pixels differ"
+                if np.array_equal(_mapped(place, of), fresh):
+                    continue
+                reason = "its pixels differ"
             except FileNotFoundError:
                 continue
-            except (OSError, ValueError, EOFError) as error:
+            except _BROKEN as error:
                 reason = str(error)
-            if reason:
-                place.unlink(missing_ok=True)
-                wrong.append(f"{place} of {source}: {reason}")
+            place.unlink(missing_ok=True)
+            wrong.append(f"{place} of {path}: {reason}")
         return wrong
 
 
-def _mapped(place: Path, dimensions: int) -> np.ndarray:
+def _mapped(place: Path, encoding: Encoding | None) -> np.ndarray:
     array = np.load(place, mmap_mode="r", allow_pickle=False)
-    if array.dtype != np.uint8 or array.ndim != dimensions:
+    if array.dtype != np.uint8 or array.ndim != (3 if encoding is None else 2):
         raise ValueError(f"{array.dtype} with {array.ndim} dimensions")
     return array
-
-
-def _write(place: Path, array: np.ndarray, source: str) -> None:
-    try:
-        with atomic_path(place) as temporary, temporary.open("wb") as file:
-            np.save(file, array)
-    except OSError as error:
-        raise UserError(
-            f"{place}: the decoded form of {source} ({gigabytes(array.nbytes)}) cannot be written ({error.strerror}); "
-            "make room, choose another --frame_cache, or leave it out"
-        ) from error
 
 
 def gigabytes(count: int) -> str:

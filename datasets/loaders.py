@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
@@ -25,8 +25,7 @@ from transforms.appearance import AppearanceParams
 from transforms.build import build_appearance_sampler, build_geometry, statistics_sampler
 from transforms.geometry import CentreSquare, NativeSize
 from utils.errors import UserError
-
-_NO_CENTROIDS = np.zeros((0, 4), dtype=np.int32)
+from utils.parallel import cores
 
 
 class TrainingBatch(NamedTuple):
@@ -47,8 +46,7 @@ def choose_workers(requested: int) -> int:
     """Return the number of loader workers of this process; -1 shares the cores among the processes of the node."""
     if requested >= 0:
         return requested
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, cores // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)))
+    return max(1, min(16, cores() // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)))
 
 
 def _loader(dataset: Any, *, cfg: Config, collate: Any, persistent: bool = False, **order: Any) -> DataLoader[Any]:
@@ -78,13 +76,7 @@ class TrainingLoader:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of an epoch."""
         return self.batches.steps_per_epoch
-
-    @property
-    def num_images(self) -> int:
-        """Images of all source domains."""
-        return sum(source.num_images for source in self.batches.plan.sources)
 
     def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[TrainingBatch]:
         """Yield the micro-batches of an epoch from a step on, without reading what comes before."""
@@ -94,11 +86,10 @@ class TrainingLoader:
 
     def advice(self) -> str:
         """Say what makes the data come faster."""
-        cores, workers = choose_workers(-1), self.loader.num_workers
-        ways = [f"raise --num_workers above {workers}"] if workers < cores else []
-        if not self.cached:
-            ways.append("keep decoded frames with --frame_cache DIR")
-        return " or ".join(ways) or f"{cores} workers and the cache are in use already; use a faster disk"
+        most, workers = choose_workers(-1), self.loader.num_workers
+        ways = [f"raise --num_workers above {workers}"] if workers < most else []
+        ways += [] if self.cached else ["keep decoded frames with --frame_cache DIR"]
+        return " or ".join(ways) or f"{most} workers and the cache are in use already; use a faster disk"
 
 
 def training_split(cfg: Config, domain: str) -> str:
@@ -111,30 +102,33 @@ def build_training_loader(cfg: Config, splits: Splits, *, jitter: str, rank: int
 
     Every process calls it; with class-uniform sampling the first one scans the labels once.
     """
-    names = cfg.DATASET.TRAIN
+    data, names = cfg.DATASET, cfg.DATASET.TRAIN
     pools = [splits.open(name, training_split(cfg, name)) for name in names]
     if len(set(names)) < len(names):
         raise UserError("--dataset: name one or several source data sets, each once")
     sources = [Source(len(pool.pairs), _centroids(cfg, pool)) for pool in pools]
-    text = _describe_images(cfg, sources)
-    if cfg.DATASET.COARSE_BOOST_CLASSES:
-        coarse, sources = _boosted(cfg, splits, sources)
-        pools.append(coarse)
-        text += f", and {len(coarse.pairs)} coarse frames for rare classes"
+    if data.COARSE_BOOST_CLASSES:
+        _add_coarse(cfg, splits, pools, sources)
     cache = frame_cache(cfg)
     if cache is not None and os.environ.get("LOCAL_RANK", "0") == "0":  # one process per node looks at its disk
         cache.reserve([(pool.pairs, pool.encoding) for pool in pools])
-    if cfg.DATASET.IMAGE_UNIFORM_SAMPLING:
+    if data.IMAGE_UNIFORM_SAMPLING:
         sources = [_pooled(sources)]
-    plan = EpochPlan(
-        tuple(sources), cfg.RUN.SEED, fraction=cfg.DATASET.CLASS_UNIFORM_PCT, uniform_epochs=cfg.DATASET.MAX_CU_EPOCH
-    )
+    plan = EpochPlan(tuple(sources), cfg.RUN.SEED, fraction=data.CLASS_UNIFORM_PCT, uniform_epochs=data.MAX_CU_EPOCH)
     batches = GlobalBatches(plan, cfg.OPTIM.BATCH_SIZE, cfg.OPTIM.ACCUMULATE, rank, world_size)
     sampler = build_appearance_sampler(cfg, jitter=jitter)
     dataset = TrainingSet(pools, geometry=build_geometry(cfg), sampler=sampler, seed=cfg.RUN.SEED, cache=cache)
     loader = _loader(dataset, cfg=cfg, collate=_collate, persistent=True, batch_sampler=batches)
-    text += f"; {batches.steps_per_epoch} steps of {batches.global_batch} per epoch"
-    text += f"; {loader.num_workers} loader worker(s) per process"
+    parts = [
+        ", ".join(f"{name} {len(pool.pairs)}" for name, pool in zip(names, pools, strict=False)),
+        *(f"{len(pool.pairs)} coarse frames for rare classes" for pool in pools[len(names) :]),
+        f"class-uniform share {data.CLASS_UNIFORM_PCT:g}" if data.CLASS_UNIFORM_PCT else "plain sampling",
+        ("pooled" if data.IMAGE_UNIFORM_SAMPLING else "equal shares per domain") if len(names) > 1 else "",
+        f"decoded frames in {data.FRAME_CACHE}" if cache else "",
+        f"{batches.steps_per_epoch} steps of {batches.global_batch} per epoch",
+        f"{loader.num_workers} loader worker(s) per process",
+    ]
+    text = f"training images: {'; '.join(filter(None, parts))}"
     return TrainingLoader(batches, loader, text, cached=cache is not None)
 
 
@@ -152,28 +146,25 @@ def _centroids(cfg: Config, split: Split) -> np.ndarray:
 
 
 def _pooled(sources: Sequence[Source]) -> Source:
-    """Join the sources into one."""
     starts = np.cumsum([0] + [source.num_images for source in sources])
     rows = [source.centroids + np.array([start, 0, 0, 0]) for source, start in zip(sources, starts, strict=False)]
     return Source(int(starts[-1]), np.concatenate(rows))
 
 
-def _boosted(cfg: Config, splits: Splits, sources: Sequence[Source]) -> tuple[Split, list[Source]]:
-    """Add the centroids of some classes in Cityscapes' coarse frames to its source; the frames come after all others.
+def _add_coarse(cfg: Config, splits: Splits, pools: list[Split], sources: list[Source]) -> None:
+    """Put Cityscapes' coarse frames behind all others, and their centroids of some classes into its source.
 
     The coarse frames are only ever sampled for these classes; plain images stay the fine ones.
     """
-    names = cfg.DATASET.TRAIN
-    if "cityscapes" not in names or cfg.DATASET.CLASS_UNIFORM_PCT == 0:
+    if "cityscapes" not in cfg.DATASET.TRAIN or cfg.DATASET.CLASS_UNIFORM_PCT == 0:
         raise UserError("--coarse_boost_classes needs --dataset cityscapes and a --class_uniform_pct above 0")
-    index, fine = names.index("cityscapes"), splits.domains["cityscapes"]
+    index, fine = cfg.DATASET.TRAIN.index("cityscapes"), splits.domains["cityscapes"]
     coarse = splits.open(replace(CITYSCAPES_COARSE, root=fine.root, tile=fine.tile), "train")
     rows = _centroids(cfg, coarse)
     rows = rows[np.isin(rows[:, 1], cfg.DATASET.COARSE_BOOST_CLASSES)]
-    counts = [source.num_images for source in sources]
-    rows = rows + np.array([sum(counts) - sum(counts[:index]), 0, 0, 0], dtype=np.int32)  # the plan adds its start
-    boosted = replace(sources[index], centroids=np.concatenate([sources[index].centroids, rows]))
-    return coarse, [*sources[:index], boosted, *sources[index + 1 :]]
+    rows[:, 0] += sum(source.num_images for source in sources[index:])  # the plan adds those of the sources before
+    sources[index] = sources[index]._replace(centroids=np.concatenate([sources[index].centroids, rows]))
+    pools.append(coarse)
 
 
 def frame_cache(cfg: Config) -> FrameCache | None:
@@ -181,57 +172,29 @@ def frame_cache(cfg: Config) -> FrameCache | None:
     return FrameCache(Path(cfg.DATASET.FRAME_CACHE).expanduser().resolve()) if cfg.DATASET.FRAME_CACHE else None
 
 
-def _describe_images(cfg: Config, sources: Sequence[Source]) -> str:
-    names, share = cfg.DATASET.TRAIN, cfg.DATASET.CLASS_UNIFORM_PCT
-    counts = ", ".join(f"{name} {source.num_images}" for name, source in zip(names, sources, strict=True))
-    text = f"training images: {counts}; " + (f"class-uniform share {share:g}" if share else "plain sampling")
-    if len(names) > 1:
-        text += "; pooled" if cfg.DATASET.IMAGE_UNIFORM_SAMPLING else "; equal shares per domain"
-    return text + (f"; decoded frames in {cfg.DATASET.FRAME_CACHE}" if cfg.DATASET.FRAME_CACHE else "")
-
-
 @dataclass(eq=False)
 class EvaluationLoader:
-    """The share of one process of a list of images, one at a time.
-
-    Attributes:
-        split: the whole list, over all processes.
-        protocol: words for how the images are scored.
-    """
+    """One process's share of the images of a whole split, one at a time; `protocol` says how they are scored."""
 
     loader: DataLoader[EvaluationSample]
     split: Split
     protocol: str
 
     def __iter__(self) -> Iterator[EvaluationSample]:
-        """Yield the samples of this process."""
         return iter(self.loader)
 
 
 def build_evaluation_loader(
     cfg: Config, split: Split, *, rank: int, world_size: int, limit: int = 0
 ) -> EvaluationLoader:
-    """Return the loader of a split to score; process `rank` gets images rank, rank + world_size, ...
-
-    With `limit` > 0 that many images are taken, evenly spread over the sorted list.
-    """
+    """Return the loader of a split, or of `limit` > 0 of its images; process `rank` gets every world_size-th."""
     split = split.subset(limit)
     centred = cfg.EVAL.PROTOCOL == "robustnet" and split.domain.name == "mapillary"
     protocol = CentreSquare() if centred else NativeSize()
     share = range(rank, len(split.pairs), world_size)
-    loader = _loader(
-        EvaluationSet(split, protocol=protocol), cfg=cfg, collate=itemgetter(0), batch_size=1, sampler=share
-    )
+    dataset = EvaluationSet(split, protocol=protocol)
+    loader = _loader(dataset, cfg=cfg, collate=itemgetter(0), batch_size=1, sampler=share)
     return EvaluationLoader(loader, split, protocol.text)
-
-
-def build_evaluation_loaders(
-    cfg: Config, splits: Splits, names: Iterable[str], *, split: str, rank: int, world_size: int, limit: int = 0
-) -> list[EvaluationLoader]:
-    """Return the loaders of the named domains, each once; a missing folder shows before anything is scored."""
-    opened = [splits.open(name, split) for name in dict.fromkeys(names)]
-    share = {"rank": rank, "world_size": world_size, "limit": limit}
-    return [build_evaluation_loader(cfg, part, **share) for part in opened]
 
 
 def build_statistics_loader(
@@ -260,7 +223,7 @@ class DeviceBatches:
 
     def restart(self) -> None:
         """Count time and waiting from now on."""
-        self.waits: list[tuple[float, float] | tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self.waits: list[tuple[Any, Any]] = []  # marks before and after each
         self.seconds, self.handed_over = 0.0, time.perf_counter()
 
     def __call__(self, batches: Iterator[TrainingBatch]) -> Iterator[TrainingBatch]:
@@ -270,7 +233,7 @@ class DeviceBatches:
             batch = next(batches, None)
             if batch is None:
                 return
-            self.waits.append((before, self._mark()))  # type: ignore[arg-type]
+            self.waits.append((before, self._mark()))
             self.handed_over = time.perf_counter()
             self.seconds += self.handed_over - start
             yield self._moved(batch)
@@ -278,15 +241,14 @@ class DeviceBatches:
 
     def wait_share(self) -> float:
         """Return the share of the steps' time in which the device had nothing to do but wait; call it in a step."""
-        waited = 0.0
-        for before, after in self.waits:
-            if isinstance(before, float):
-                waited += after - before  # type: ignore[operator]
-            else:
-                after.synchronize()  # type: ignore[union-attr]
-                waited += before.elapsed_time(after) / 1000  # type: ignore[arg-type]
-        seconds = self.seconds + time.perf_counter() - self.handed_over
-        return waited / seconds if self.waits else 0.0
+        if not self.waits:
+            return 0.0
+        if self.stream is None:
+            waited = sum(after - before for before, after in self.waits)
+        else:
+            self.waits[-1][1].synchronize()  # then all before it have come too
+            waited = sum(before.elapsed_time(after) for before, after in self.waits) / 1000
+        return waited / (self.seconds + time.perf_counter() - self.handed_over)
 
     def _mark(self) -> float | torch.cuda.Event:
         """Return now: the clock's on the CPU; on a GPU an event, which comes when all work queued so far is done."""

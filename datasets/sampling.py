@@ -40,8 +40,7 @@ def sample_rng(seed: int, stream: int) -> np.random.Generator:
     return np.random.default_rng((seed, 1, stream))
 
 
-@dataclass(frozen=True, eq=False)
-class Source:
+class Source(NamedTuple):
     """One pool of training images: their number, and the class centroids, rows (image, class, x, y), (n, 4) int."""
 
     num_images: int
@@ -61,11 +60,8 @@ def source_epoch(source: Source, *, fraction: float, rng: np.random.Generator) -
     Classes that occur nowhere leave their share to plain images, so that an epoch always has N.
     """
     per_class = int(source.num_images * fraction / NUM_CLASSES)
-    rows = []
-    for index in range(NUM_CLASSES if per_class else 0):
-        centroids = source.centroids[source.centroids[:, 1] == index]
-        if len(centroids):
-            rows.append(_wrapped(centroids, per_class, rng)[:, [0, 2, 3]])
+    by_class = [source.centroids[source.centroids[:, 1] == index] for index in range(NUM_CLASSES)]
+    rows = [_wrapped(centroids, per_class, rng)[:, [0, 2, 3]] for centroids in by_class if len(centroids)]
     plain = np.full((source.num_images, 3), -1)
     plain[:, 0] = np.arange(source.num_images)
     count = source.num_images - sum(len(part) for part in rows)
@@ -88,7 +84,6 @@ class EpochPlan:
 
     @property
     def length(self) -> int:
-        """Number of positions of an epoch."""
         return len(self.sources) * max(source.num_images for source in self.sources)
 
     def order(self, epoch: int) -> np.ndarray:
@@ -99,8 +94,7 @@ class EpochPlan:
         for source in self.sources:
             rounds = -(-share // source.num_images)
             rows = [rng.permutation(source_epoch(source, fraction=fraction, rng=rng)) for _ in range(rounds)]
-            part = np.concatenate(rows)[:share] + np.array([start, 0, 0])
-            parts.append(part)
+            parts.append(np.concatenate(rows)[:share] + np.array([start, 0, 0]))
             start += source.num_images
         joined = np.stack(parts, axis=1)  # (share, sources, 3)
         turn = np.argsort(rng.random(joined.shape[:2]), axis=1) if len(parts) > 1 else np.zeros((share, 1), int)
@@ -124,7 +118,6 @@ class GlobalBatches:
     start_step: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse an epoch that does not fill a single step."""
         if self.steps_per_epoch == 0:
             raise UserError(
                 f"an epoch of {self.plan.length} images does not fill one batch of {self.global_batch} "
@@ -134,12 +127,10 @@ class GlobalBatches:
 
     @property
     def global_batch(self) -> int:
-        """Images per optimizer step over all processes."""
         return self.batch_size * self.world_size * self.accumulate
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of an epoch."""
         return self.plan.length // self.global_batch
 
     def __len__(self) -> int:
@@ -147,16 +138,11 @@ class GlobalBatches:
         return (self.steps_per_epoch - self.start_step) * self.accumulate
 
     def __iter__(self) -> Iterator[list[Pick]]:
-        """Yield the picks of every micro-batch of this process."""
-        order = self.plan.order(self.epoch)
+        order = self.plan.order(self.epoch).tolist()
         for micro_batch in range(self.start_step * self.accumulate, self.steps_per_epoch * self.accumulate):
             start = (micro_batch * self.world_size + self.rank) * self.batch_size
-            yield [_pick(order[position], self.epoch, position) for position in range(start, start + self.batch_size)]
-
-
-def _pick(row: Sequence[int], epoch: int, position: int) -> Pick:
-    item, x, y = (int(value) for value in row)
-    return Pick(item, (epoch << 32) + position, None if x < 0 else (x, y))
+            rows = enumerate(order[start : start + self.batch_size], (self.epoch << 32) + start)
+            yield [Pick(item, stream, None if x < 0 else (x, y)) for stream, (item, x, y) in rows]
 
 
 def class_centroids(label: np.ndarray, *, tile: int, on_class: bool = True) -> np.ndarray:
@@ -214,7 +200,7 @@ def source_centroids(
     """
     title = f"class centroids of {name}"
 
-    def scan() -> np.ndarray:
+    def make() -> np.ndarray:
         work, labels = partial(_centroids_of_file, encoding=encoding, tile=tile), [pair.label for pair in pairs]
         parts = parallel_map(work, labels, workers=workers, title=title, unit="label")
         rows = [np.insert(part, 0, index, axis=1) for index, part in enumerate(parts)]
@@ -223,7 +209,7 @@ def source_centroids(
     def load() -> np.ndarray:
         key = cache_key(pairs, encoding=encoding, tile=tile)
         path = Path(cache_dir).expanduser() / f"centroids_{name}_tile{tile}_{key}.npy"
-        return load_or_compute(path, columns=4, title=title, make=scan)
+        return load_or_compute(path, columns=4, title=title, make=make)
 
     return from_main(load)
 
@@ -244,10 +230,10 @@ def load_or_compute(path: Path, *, columns: int, title: str, make: Callable[[], 
     """Return the table (n, columns) of integers that a file keeps; made, and written, where there is none."""
     try:
         rows = np.load(path, allow_pickle=False)
-        if rows.dtype.kind == "i" and rows.ndim == 2 and rows.shape[1] == columns:
-            log.info("%s from %s", title, path)
-            return rows
-        log.warning("%s: not a table of %s; it is made again", path, title)
+        if rows.dtype.kind != "i" or rows.shape[1:] != (columns,):
+            raise ValueError(f"not a table of {title}")
+        log.info("%s from %s", title, path)
+        return rows
     except FileNotFoundError:
         pass
     except (OSError, ValueError, EOFError) as error:

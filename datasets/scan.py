@@ -73,14 +73,14 @@ def look(pair: Pair, *, encoding: Encoding) -> Finding:
         finding = finding._replace(image_error=_reason(error, pair.image))
     if not pair.label:
         return finding
+    verified = False
     try:
         _verify(pair.label)
-    except UserError as error:
-        return finding._replace(label_error=_reason(error, pair.label))
-    try:
+        verified = True
         label = decode_label(pair.label, encoding=encoding)
     except Exception as error:
-        return finding._replace(label_error=_reason(error, pair.label), label_cause=_likely_cause(pair.label, encoding))
+        cause = _likely_cause(pair.label, encoding) if verified else ""
+        return finding._replace(label_error=_reason(error, pair.label), label_cause=cause)
     counts, discriminative = Image.fromarray(label).histogram(), discriminative_classes(encoding)
     doubtful = any(counts[:NUM_CLASSES]) and discriminative and not any(counts[index] for index in discriminative)
     return finding._replace(
@@ -95,8 +95,7 @@ def look(pair: Pair, *, encoding: Encoding) -> Finding:
 def discriminative_classes(encoding: Encoding) -> frozenset[int]:
     """Return the train ids that tell a built-in encoding from the one it is likely confused with; maybe none.
 
-    Of train ids, those that disappear where the files hold Cityscapes' label ids 7.. instead; of other ids, those
-    that only raw ids above 18 stand for, and which disappear where the files hold train ids instead.
+    Those that disappear where files of train ids hold Cityscapes' label ids 7.. instead, or the other way round.
     """
     if ENCODINGS.get(encoding.name) != encoding or encoding.kind == "colours":
         return frozenset()
@@ -109,29 +108,22 @@ def discriminative_classes(encoding: Encoding) -> frozenset[int]:
 def _likely_cause(path: str, encoding: Encoding) -> str:
     """Return why an encoding likely refuses a label, and how to fix it; "" where Pillow cannot read it."""
     form, mode, values = _stored(path)
-    ids, grey = set(values) - {255}, len(values) > 0
-    if not form:
-        return ""
-    if form == "JPEG":
-        return f"label files in JPEG; {LOSSY}"
-    if encoding.kind == "synthia" and not grey:
-        return "8-bit colour pictures; take the class files of GT/LABELS, not those of GT/COLOR"
-    if encoding.kind == "colours":
-        if grey and mode != "P":
-            return "ids where colours are expected; take the colour label files"
-        return f"not the colours of {encoding.name}; {LOSSY}"
-    if not grey:
-        return "colour pictures where ids are expected; take the id files, not the colour ones"
-    if encoding.foreign is not None:
-        return encoding.foreign[2]
-    if encoding.name == "train_ids" and max(ids) <= 34:
-        return LABEL_IDS
-    if encoding.name == "camvid":
-        return "not the 11 classes of SegNet's CamVid; take its files, not those of the 32-class set"
-    names = ", ".join(map(str, sorted(ids - {raw for raw, _ in encoding.table})[:3]))
-    if encoding.name not in ENCODINGS:
-        return f"the table {encoding.name} lacks raw ids such as {names}; add them to it, or `other: 255`"
-    return f"ids such as {names} are none of {encoding.name}'s; check where the label files come from"
+    ids, grey, name, kind = set(values) - {255}, len(values) > 0, encoding.name, encoding.kind
+    unknown = ", ".join(map(str, sorted(ids - {raw for raw, _ in encoding.table})[:3]))
+    causes = (  # in the order in which they are looked for
+        (not form, ""),
+        (form == "JPEG", f"label files in JPEG; {LOSSY}"),
+        (kind == "synthia" and not grey, "8-bit colour pictures; take the class files of GT/LABELS, not of GT/COLOR"),
+        (kind == "colours" and grey and mode != "P", "ids where colours are expected; take the colour label files"),
+        (kind == "colours", f"not the colours of {name}; {LOSSY}"),
+        (not grey, "colour pictures where ids are expected; take the id files, not the colour ones"),
+        (encoding.foreign is not None, encoding.foreign[2] if encoding.foreign else ""),
+        (name == "train_ids" and max(ids, default=0) <= 34, LABEL_IDS),
+        (name == "camvid", "not the 11 classes of SegNet's CamVid; take its files, not those of the 32-class set"),
+        (name not in ENCODINGS, f"the table {name} lacks raw ids such as {unknown}; add them to it, or `other: 255`"),
+        (True, f"ids such as {unknown} are none of {name}'s; check where the label files come from"),
+    )
+    return next(cause for applies, cause in causes if applies)
 
 
 def _reason(error: Exception, path: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -12,15 +13,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datasets.codec import Encoding, decode_label, read_image
-from datasets.frames import FrameCache
+from datasets.codec import Encoding
+from datasets.frames import FrameCache, decode
 from datasets.sampling import Pick, sample_rng
 from datasets.splits import Pair, Split
 from transforms.appearance import AppearanceParams, AppearanceSampler
 from transforms.geometry import Geometry, Protocol
 from transforms.view import make_view
 from utils.errors import UserError
-from utils.opencv import opencv
+from utils.parallel import opencv
 
 
 class Sample(NamedTuple):
@@ -52,10 +53,8 @@ def read_pair(pair: Pair, *, encoding: Encoding, cache: FrameCache | None = None
 
     With a cache both are memory-mapped, so that a crop reads only its own bytes.
     """
-    if cache is None:
-        image, label = read_image(pair.image), decode_label(pair.label, encoding=encoding)
-    else:
-        image, label = cache.image(pair.image), cache.label(pair.label, encoding=encoding)
+    read = decode if cache is None else cache.read
+    image, label = read(pair.image), read(pair.label, encoding)
     if image.shape[:2] != label.shape:
         raise UserError(
             f"{pair.image}: the image is {image.shape[1]}x{image.shape[0]}, but its label {pair.label} is "
@@ -73,20 +72,17 @@ def to_tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(planes)
 
 
+@dataclass(eq=False)
 class TrainingSet(Dataset[Sample]):
     """Pairs of one or several domains, addressed by complete work orders."""
 
-    def __init__(
-        self,
-        sources: Sequence[Split],
-        *,
-        geometry: Geometry,
-        sampler: AppearanceSampler,
-        seed: int,
-        cache: FrameCache | None = None,
-    ) -> None:
-        self.sources, self.geometry, self.seed, self.cache = tuple(sources), geometry, seed, cache
-        self.sampler = sampler
+    sources: Sequence[Split]
+    geometry: Geometry
+    sampler: AppearanceSampler
+    seed: int
+    cache: FrameCache | None = None
+
+    def __post_init__(self) -> None:
         self.starts = [0, *accumulate(len(source.pairs) for source in self.sources)]
 
     def __getitem__(self, pick: Pick) -> Sample:
@@ -100,33 +96,32 @@ class TrainingSet(Dataset[Sample]):
         return Sample(to_tensor(view.image), to_tensor(view.label), self.sampler(rng), pair.name)
 
 
+@dataclass(eq=False)
 class EvaluationSet(Dataset[EvaluationSample]):
     """Whole images with labels, brought to the form that the protocol scores."""
 
-    def __init__(self, source: Split, *, protocol: Protocol) -> None:
-        self.source, self.protocol = source, protocol
+    source: Split
+    protocol: Protocol
 
     def __len__(self) -> int:
-        """Return the number of pairs."""
         return len(self.source.pairs)
 
     def __getitem__(self, index: int) -> EvaluationSample:
-        """Read one pair."""
         pair = self.source.pairs[index]
         view = self.protocol(make_view(*read_pair(pair, encoding=self.source.encoding)))
         return EvaluationSample(to_tensor(view.image), to_tensor(view.label), pair.name)
 
 
+@dataclass(eq=False)
 class StatisticsSet(Dataset[StatisticsSample]):
     """Whole images without labels, addressed by (item, stream), with the parameters of their augmented view."""
 
-    def __init__(
-        self, pairs: Sequence[Pair], *, sampler: AppearanceSampler, seed: int, cache: FrameCache | None = None
-    ) -> None:
-        self.pairs, self.sampler, self.seed, self.cache = tuple(pairs), sampler, seed, cache
+    pairs: Sequence[Pair]
+    sampler: AppearanceSampler
+    seed: int
+    cache: FrameCache | None = None
 
     def __getitem__(self, pick: Pick) -> StatisticsSample:
-        """Read one image."""
-        path = self.pairs[pick.item].image
-        image = to_tensor(read_image(path) if self.cache is None else self.cache.image(path))
+        read = decode if self.cache is None else self.cache.read
+        image = to_tensor(read(self.pairs[pick.item].image))
         return StatisticsSample(image, self.sampler(sample_rng(self.seed, pick.stream)))

@@ -6,8 +6,9 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -69,15 +70,11 @@ class Splits:
 
     def __init__(self, domains: Mapping[str, Domain]) -> None:
         self.domains = domains
-        self._listings: dict[tuple[Domain, str], Listing | None] = {}
+        self.listing = cache(list_split)  # for the first process alone
         self._open: dict[tuple[Domain, str, bool], Split] = {}
 
     def open(self, domain: str | Domain, split: str, *, need_labels: bool = True) -> Split:
-        """Return a split of a domain; every process has to ask for the same splits in the same order.
-
-        Raises:
-            UserError: as `find_pairs`, or no domain has this name.
-        """
+        """Return what `find_pairs` does; every process has to ask for the same splits in the same order."""
         from utils.distributed import from_main  # imports torch, which listing alone need not wait for
 
         domain = get_domain(self.domains, domain) if isinstance(domain, str) else domain
@@ -87,21 +84,11 @@ class Splits:
             self._open[key] = Split(domain, split, tuple(pairs))
         return self._open[key]
 
-    def listing(self, domain: Domain, split: str) -> Listing | None:
-        """Return `list_split` of a split, taken once; for the first process alone."""
-        key = domain, split
-        if key not in self._listings:
-            self._listings[key] = list_split(domain, split)
-        return self._listings[key]
-
 
 def list_split(domain: Domain, split: str) -> Listing | None:
     """List a split without judging it, by the first layout that has labels, else the first that has images, else None.
 
-    Archives are looked into where unpacked files do not suffice.
-
-    Raises:
-        UserError: no such split, or no such folder of the domain.
+    Archives are looked into where unpacked files do not suffice. A missing folder or split raises `UserError`.
     """
     folders = dict(domain.splits).get(split)
     if folders is None:
@@ -117,18 +104,16 @@ def list_split(domain: Domain, split: str) -> Listing | None:
         if archived and not members:
             break
         for layout in domain.layouts:
-            stems = _listed_stems(domain, split) if layout.listed else None
+            stems = None
+            if layout.listed:
+                split_of = split_of_stems(domain, read_lists(domain, SPLIT_DATA), SPLIT_DATA)
+                stems = {stem for stem, listed_for in split_of.items() if listed_for == split}
             for folder in folders if stems is None else folders[: len(stems) > 0]:
                 listing = _list_layout(domain.root, layout, folder, stems, members)
                 if listing.labelled:
                     return listing
                 first = first or (listing if listing.pairs else None)
     return first
-
-
-def _listed_stems(domain: Domain, split: str) -> set[str]:
-    split_of = split_of_stems(domain, read_lists(domain, SPLIT_DATA), SPLIT_DATA)
-    return {stem for stem, listed_for in split_of.items() if listed_for == split}
 
 
 def _list_layout(root: str, layout: Layout, folder: str, stems: set[str] | None, members: Mapping[str, str]) -> Listing:
@@ -142,12 +127,9 @@ def _list_layout(root: str, layout: Layout, folder: str, stems: set[str] | None,
     names = {image: layout.label_path(image, folder) for image in images}
     folders = {os.path.dirname(f"{root}/{name}") for name in names.values() if name not in labels}
     others = {f"{path}/{name}" for path in folders if os.path.isdir(path) for name in os.listdir(path)}
-    pairs, labelled = [], []
-    for name, image in images.items():
-        pair = Pair(image, labels.get(names[name], f"{root}/{names[name]}"), name)
-        pairs.append(pair)
-        if pair.label != image and (names[name] in labels or pair.label in others):
-            labelled.append(pair)
+    pairs = [Pair(path, labels.get(names[name], f"{root}/{names[name]}"), name) for name, path in images.items()]
+    existing = others.union(labels.values())
+    labelled = [pair for pair in pairs if pair.label != pair.image and pair.label in existing]
     return Listing(layout, folder, pairs, labelled, list(labels))
 
 
@@ -160,19 +142,16 @@ def find_pairs(
 ) -> list[Pair]:
     """Return the pairs of a split (train, val, test, or trainval for both), sorted by name.
 
-    Args:
-        listing: lists a split.
-
     Raises:
         UserError: no such split or folder, no images, or an image without a label.
     """
     if split == "trainval":
         both = [find_pairs(domain, part, need_labels=need_labels, listing=listing) for part in ("train", "val")]
         return both[0] if both[0] == both[1] else both[0] + both[1]
-    files_of_split = listing(domain, split)
-    if files_of_split is None:
+    listed = listing(domain, split)
+    if listed is None:
         raise UserError(f"{domain.name}/{split}: {no_images(domain, split)}")
-    _, _, pairs, labelled, _ = files_of_split
+    pairs, labelled = listed.pairs, listed.labelled
     if not need_labels:
         return [pair._replace(label="") for pair in pairs]
     if len(labelled) < len(pairs):
@@ -229,10 +208,9 @@ def split_of_stems(domain: Domain, lists: Mapping[str, Sequence[str]], folder: P
         for name in names:
             stem = PurePosixPath(name).stem
             if stem in split_of:
-                raise UserError(
-                    f"{folder}/{domain.name}_split_{split}.txt: {name} is listed twice, for {split_of[stem]} and for "
-                    f"{split}; a name belongs into one list, once"
-                )
+                twice = f"{name} is listed twice, for {split_of[stem]} and for {split}"
+                path = f"{folder}/{domain.name}_split_{split}.txt"
+                raise UserError(f"{path}: {twice}; a name belongs into one list, once")
             split_of[stem] = split
     return split_of
 
@@ -241,27 +219,21 @@ def _without_unequal(pairs: list[Pair], domain: Domain, split: str) -> list[Pair
     """Leave out, with a warning, the pairs whose image and label differ in size; one at least must be left."""
     with ThreadPool(8) as pool:  # a network drive answers eight at once
         equal = pool.map(_same_size, pairs, chunksize=256)
-    if not all(equal):
-        unequal = [pair.name for pair, same in zip(pairs, equal, strict=True) if not same]
-        log.warning(
-            "%s/%s: %d of %d pairs are skipped because image and label differ in size: %s",
-            domain.name,
-            split,
-            len(unequal),
-            len(pairs),
-            ", ".join(unequal[:5]) + (", ..." if len(unequal) > 5 else ""),
-        )
+    unequal = [pair.name for pair, same in zip(pairs, equal, strict=True) if not same]
+    where = f"{domain.name}/{split}"
+    if unequal:
+        count, names = f"{len(unequal)} of {len(pairs)}", ", ".join(unequal[:5]) + (", ..." if len(unequal) > 5 else "")
+        log.warning("%s: %s pairs are skipped because image and label differ in size: %s", where, count, names)
     if not any(equal):
-        raise UserError(f"{domain.name}/{split}: no pair is left whose image and label have one size; fix the labels")
+        raise UserError(f"{where}: no pair is left whose image and label have one size; fix the labels")
     return [pair for pair, same in zip(pairs, equal, strict=True) if same]
 
 
 def _same_size(pair: Pair) -> bool:
     """Compare the sizes in the headers; a file without one is left to the decoder, which names it."""
-    try:
+    with suppress(UserError):
         return image_size(pair.image) == image_size(pair.label)
-    except UserError:
-        return True
+    return True
 
 
 def list_hash(pairs: Iterable[Pair]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datasets.labels import IGNORE
-from utils.opencv import opencv
+from utils.parallel import opencv
 
 OVERSAMPLING = 3  # odd, so that a pixel has a centre sample: that one is its label
 TINY = 0.8 / OVERSAMPLING  # pixels

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from datasets.labels import CLASS_NAMES
-from demo_world import figures
-from demo_world.figures import pick
+from demo_world import objects
+from demo_world.objects import pick
 from demo_world.painter import Array, Colour, Painter, Spot, palette, shade
 from demo_world.street import CORNER, FAR, Street
 
@@ -38,7 +38,7 @@ def skyline(street: Street) -> None:
             painter.facing(BUILDING, pick(rng, street.look.walls), x, x + wide, -8, float(rng.uniform(5, 16)), z)
         else:
             at = Spot(painter, x + wide / 2, z)
-            figures.clumps(at, rng, street.look.leaves, centre=(0, 3.5), spread=(wide * 0.4, 2.2), size=3.4, count=9)
+            objects.clumps(at, rng, street.look.leaves, centre=(0, 3.5), spread=(wide * 0.4, 2.2), size=3.4, count=9)
         x += wide * 0.8
 
 
@@ -185,12 +185,12 @@ def _open_lot(street: Street, kind: str, side: int, z: tuple[float, float]) -> N
     else:
         for depth in places:
             at = Spot(painter, x + side * 1.2, depth)
-            figures.clumps(at, rng, look.leaves, centre=(0, 0.6), spread=(1.0, 0.35), size=0.75, count=9)
+            objects.clumps(at, rng, look.leaves, centre=(0, 0.6), spread=(1.0, 0.35), size=0.75, count=9)
 
 
 def _tree(street: Street, x: float, z: float, *, tallest: float) -> None:
     rng, look = street.rng, street.look
-    kind = figures.TREES[str(rng.choice(tuple(figures.TREES), p=look.trees))]
+    kind = objects.TREES[str(rng.choice(tuple(objects.TREES), p=look.trees))]
     kind(Spot(street.painter, x, z), rng, height=float(rng.uniform(4.5, tallest)), leaves=look.leaves, bark=look.bark)
 
 
@@ -200,15 +200,15 @@ def furniture(street: Street, side: int) -> None:
     x = side * (street.kerb[side] + 0.5)
     for z in map(street.past_junction, np.arange(float(rng.uniform(6, 22)), 90, 24).tolist()):
         painter.group(z)
-        figures.lamp(Spot(painter, x, z), inward=-side, colour=look.metal)
+        objects.lamp(Spot(painter, x, z), inward=-side, colour=look.metal)
     for z in rng.uniform(7, 45, int(rng.integers(0, 3)) + (street.feature == "signal")).tolist():
         painter.group(z)
-        figures.sign(Spot(painter, x, z), rng, colour=look.metal)
+        objects.sign(Spot(painter, x, z), rng, colour=look.metal)
     start = street.junction[0]
     if street.feature == "signal" or rng.random() < (0.8 if start < FAR else 0.1):
         z = start - 1.0 if start < FAR else float(rng.uniform(9, 22))
         painter.group(z)
-        figures.traffic_light(Spot(painter, x, z), rng, inward=-side, colour=look.metal)
+        objects.traffic_light(Spot(painter, x, z), rng, inward=-side, colour=look.metal)
     if rng.random() < look.green:
         for z in map(
             street.past_junction, np.arange(float(rng.uniform(8, 18)), 80, float(rng.uniform(9, 16))).tolist()
@@ -218,7 +218,7 @@ def furniture(street: Street, side: int) -> None:
     if rng.random() < 0.3:
         z = float(rng.uniform(6, 25))
         painter.group(z)
-        figures.litter_bin(Spot(painter, side * (street.kerb[side] + 0.9), z), rng)
+        objects.litter_bin(Spot(painter, side * (street.kerb[side] + 0.9), z), rng)
 
 
 def pavement_life(street: Street, side: int) -> None:
@@ -227,8 +227,8 @@ def pavement_life(street: Street, side: int) -> None:
     for _ in range(int(rng.poisson(2.8 * street.look.crowd))):
         z, share = street.past_junction(float(rng.uniform(5.5, 38))), float(rng.uniform(0.2, 0.9))
         painter.group(z)
-        figures.person(Spot(painter, side * (kerb + share * (walk - kerb)), z), rng)
-    parked = (("bicycle", figures.bicycle, 0.25), ("motorcycle", figures.motorcycle, 0.08))
+        objects.person(Spot(painter, side * (kerb + share * (walk - kerb)), z), rng)
+    parked = (("bicycle", objects.bicycle, 0.25), ("motorcycle", objects.motorcycle, 0.08))
     for name, paint, odds in parked:
         wanted = street.feature == name and side > 0
         if rng.random() < odds or wanted:

@@ -21,14 +21,13 @@ from tqdm import tqdm
 from datasets.codec import decode_label, read_image, write_label
 from datasets.domains import BUILTIN
 from datasets.labels import CLASS_NAMES, NUM_CLASSES
-from demo_world import roadside, roadway
-from demo_world.light import finish
-from demo_world.looks import LOOKS, Look
+from demo_world import roadside
+from demo_world.looks import LOOKS, Look, finish
 from demo_world.painter import Array, Painter, render
-from demo_world.street import FEATURES, SIDES, Street
+from demo_world.street import FEATURES, SIDES, Street, crossing, ground, hood, traffic
 from utils.errors import UserError
 from utils.files import write_text
-from utils.opencv import opencv
+from utils.parallel import opencv
 
 log = logging.getLogger(__name__)
 
@@ -101,16 +100,16 @@ def lay_out(frame: Frame, *, size: tuple[int, int], seed: int) -> tuple[Painter,
     look, feature = looks[number % len(looks)], FEATURES[number % len(FEATURES)]
     height, width = 2 * round(size[0] * tall / 2), 2 * round(size[1] * wide / 2)
     street = Street(rng, look=look, height=height, width=width, feature=feature)
-    roadway.ground(street)
+    ground(street)
     roadside.skyline(street)
     for side in SIDES:
         roadside.lots(street, side)
         roadside.furniture(street, side)
         roadside.pavement_life(street, side)
-    roadway.traffic(street)
-    roadway.crossing(street)
+    traffic(street)
+    crossing(street)
     if look.hood:
-        roadway.hood(street)
+        hood(street)
     return street.painter, look, rng
 
 

@@ -23,7 +23,7 @@ from network.diia import DIIASegmentor
 from transforms.appearance import Appearance, edge_target
 from transforms.build import FixedAugmentation
 from utils.errors import UserError
-from utils.opencv import opencv
+from utils.parallel import opencv
 from utils.pictures import (
     Array,
     class_legend,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.opencv import opencv
+from utils.parallel import opencv
 
 _CHUNK_PIXELS = 1 << 17  # so many at once that what is written stays in the cache
 

@@ -24,8 +24,8 @@ class SegmentorOutput(NamedTuple):
 
     def float(self) -> SegmentorOutput:
         """Return the same with every floating-point map in float32."""
-        maps: Any = (value if value is None or not value.is_floating_point() else value.float() for value in self[:-1])
-        return SegmentorOutput(*maps, style=tuple(value.float() for value in self.style))
+        maps: Any = [value if value is None or not value.is_floating_point() else value.float() for value in self[:-1]]
+        return SegmentorOutput(*maps, tuple(value.float() for value in self.style))
 
 
 class Features(NamedTuple):

@@ -7,7 +7,8 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 folder=${ABLATION_DIR:-./logs/ablation}
-read -ra methods <<<"${METHODS:-base ibn isw diia-coarse diia-no-edge diia-no-layout diia-no-aggregation diia-no-whitening diia}"
+parts="diia-coarse diia-no-edge diia-no-layout diia-no-aggregation diia-no-whitening diia"
+read -ra methods <<<"${METHODS:-base ibn isw $parts}"
 read -ra seeds <<<"${SEEDS:-304}"
 cd "$here/.."
 
@@ -15,17 +16,10 @@ runs=()
 for method in "${methods[@]}"; do
   for seed in "${seeds[@]}"; do
     runs+=("$folder/ablation/${method}_$seed")
-    if grep -qs "finished at step" "${runs[-1]}"/*/log.txt; then
-      continue
-    fi
-    "$here/diia_recipe.sh" \
+    grep -qs "finished at step" "${runs[-1]}"/*/log.txt || "$here/diia_recipe.sh" \
       --dataset gtav --covstat_val_dataset gtav --val_dataset bdd100k cityscapes synthia mapillary \
-      --jitter diia \
-      --val_limit 0 --val_interval 0 \
-      "$@" \
-      --method "$method" --seed "$seed" \
-      --ckpt "$folder" --tb_path "$folder" --date ablation --exp "${method}_$seed" \
-      --resume auto
+      --jitter diia --val_limit 0 --val_interval 0 "$@" --method "$method" --seed "$seed" \
+      --ckpt "$folder" --tb_path "$folder" --date ablation --exp "${method}_$seed" --resume auto
   done
 done
 

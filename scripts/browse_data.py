@@ -106,37 +106,34 @@ def frame_cells(name: str, image: Array, label: Array, *, item: int, pipeline: P
     resized = f"scale {shown[0] / label.shape[1]:.2f}: {shown[0]}x{shown[1]}"
     cut = f"crop {crop.shape[1]}x{crop.shape[0]}{', mirrored' if mirrored else ''}"
     classes = f"{present} class{'' if present == 1 else 'es'}"
-    cells = (
-        Cell(image, (name, f"{label.shape[1]}x{label.shape[0]}")),
+    return [
+        Cell(_fit(image, FRAME), (name, f"{label.shape[1]}x{label.shape[0]}")),
         Cell(_overlaid(image, label, start, FRAME), (f"focus: {CLASS_NAMES[focus[0]] if focus else 'none'}",)),
         Cell(_overlaid(crop, target, view, CROP), (resized, cut)),
-        Cell(pipeline.seen(crop, params), (f"jitter {'on' if params.jitter else 'off'}", blur)),
-        Cell(colorize(_fit(target, CROP, smooth=False), palette=PALETTE), (classes, f"{ignored:.1%} ignored")),
-        Cell(np.repeat(edges[..., None], 3, axis=2), ("|Sobel x|, 0 to 255",)),
-    )
-    boxes = COLUMNS.values()
-    return [cell._replace(picture=_fit(cell.picture, box)) for cell, box in zip(cells, boxes, strict=True)]
+        Cell(_fit(pipeline.seen(crop, params), CROP), (f"jitter {'on' if params.jitter else 'off'}", blur)),
+        Cell(colorize(_fit(target, CROP), palette=PALETTE), (classes, f"{ignored:.1%} ignored")),
+        Cell(_fit(np.repeat(edges[..., None], 3, axis=2), CROP), ("|Sobel x|, 0 to 255",)),
+    ]
 
 
 def _classes(label: Array) -> set[int]:
     return {int(index) for index in np.unique(label) if index < NUM_CLASSES}
 
 
-def _fit(array: Array, box: tuple[int, int], *, smooth: bool = True) -> Array:
-    """Resize an image or label to fit into a box."""
-    how = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
+def _fit(array: Array, box: tuple[int, int]) -> Array:
+    """Resize an image (H, W, 3) or a label (H, W) to fit into a box."""
+    how = Image.Resampling.BICUBIC if array.ndim == 3 else Image.Resampling.NEAREST
     return np.asarray(ImageOps.contain(Image.fromarray(array), box, how))
 
 
 def _overlaid(image: Array, label: Array, view: View, box: tuple[int, int]) -> Array:
     """Return image and label in one picture, with a cross at the focus of the view."""
-    picture = Image.fromarray(overlay(_fit(image, box), _fit(label, box, smooth=False), palette=PALETTE))
+    picture = Image.fromarray(overlay(_fit(image, box), _fit(label, box), palette=PALETTE))
     draw, factor = ImageDraw.Draw(picture), picture.width / image.shape[1]
-    if view.focus is not None:
-        x, y = (round((value + 0.5) * factor) for value in view.focus)
-        for colour, width in ((INK, 5), (PAPER, 2)):
-            for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1)):
-                draw.line((x + 4 * dx, y + 4 * dy, x + 13 * dx, y + 13 * dy), fill=colour, width=width)
+    x, y = (round((value + 0.5) * factor) for value in view.focus or (0, 0))
+    for colour, width in ((INK, 5), (PAPER, 2)) if view.focus is not None else ():
+        for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1)):
+            draw.line((x + 4 * dx, y + 4 * dy, x + 13 * dx, y + 13 * dy), fill=colour, width=width)
     return np.asarray(picture)
 
 
@@ -169,8 +166,7 @@ def browse(cfg: Config, domain: Domain, *, split: str, count: int) -> Array:
     """Return the contact sheet of `count` frames, evenly spread over a split of a domain."""
     pairs, augment = find_pairs(domain, split), cfg.AUGMENT
     count, rows, classes = min(count, len(pairs)), [], set[int]()
-    tile = domain.tile if cfg.DATASET.CLASS_UNIFORM_PCT else 0
-    pipeline = build_pipeline(cfg, tile=tile)
+    pipeline = build_pipeline(cfg, tile=domain.tile if cfg.DATASET.CLASS_UNIFORM_PCT else 0)
     for item in (index * len(pairs) // count for index in range(count)):
         image, label = read_pair(pairs[item], encoding=domain.encoding)
         rows.append(frame_cells(Path(pairs[item].name).name, image, label, item=item, pipeline=pipeline))
@@ -188,9 +184,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = data_parser(
         "browse_data",
         "Show frames with their labels, and what a training makes of them: crop, jitter, blur, label and edge target.",
-        details="Without --config the sheet follows the published scripts where --opts says nothing else "
-        f"({' '.join(RECIPE)}); with --config it is what train.py does with that file. The jitter is that of the "
-        "method: NETWORK.METHOD=isw shows RobustNet's.",
+        details="Without --config the sheet follows the published scripts where --opts says nothing else: "
+        f"{' '.join(RECIPE)}. With --config it is what train.py does with that file. The jitter is that of the method: "
+        "NETWORK.METHOD=isw shows RobustNet's.",
     )
     parser.add_argument("--split", default="train", help="split to take frames from")
     parser.add_argument("--count", type=int, default=6, metavar="N", help="frames per data set")
@@ -205,8 +201,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if is_file and len(domains) > 1:
         raise UserError(f"--out {args.out}: one file cannot hold {len(domains)} sheets; name a folder")
     for domain in domains:
-        path = Path(args.out, f"{domain.name}.png") if args.out else Path(f"browse_{domain.name}.png")
-        path = Path(args.out) if is_file else path
+        name = f"{domain.name}.png" if args.out else f"browse_{domain.name}.png"
+        path = Path(args.out) if is_file else Path(args.out, name)
         save_png(browse(cfg, domain, split=args.split, count=args.count), path)
         sys.stdout.write(f"{domain.name}: {path}\n")
 

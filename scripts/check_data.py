@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from datasets.checks import SAMPLE, DomainReport, Fault, check_domain
-from datasets.domains import Domain, load_domains
+from datasets.checks import SAMPLE, DomainReport, check_domain
+from datasets.domains import load_domains
 from scripts.options import chosen_domains, data_config, data_parser
 from utils.errors import UserError, run_entry_point
 from utils.parallel import cores
@@ -20,52 +20,36 @@ HEADING = ["domain", "split", "images found as", "images", "labels", "published"
 
 def _rows(report: DomainReport) -> list[list[str]]:
     """Return a line of the table for each split, those that do not exist and the whole domain where it has faults."""
-    cells = {
-        row.split: [
-            *(row.image_pattern, f"{row.images:,}", f"{row.labels:,}"),
-            *(" or ".join(f"{count:,}" for count in row.published) or "-", f"{row.decoded:,}"),
-        ]
-        for row in report.splits
-    }
-    faults = [(fault.split.split(" and "), fault) for fault in report.faults]
-    for splits, _ in faults:
-        cells.setdefault(splits[0], ["-", "0", "0", "-", "0"])
-    lines = []
-    for split, row in cells.items():
-        kinds = [(fault.name, fault.severity == "note") for splits, fault in faults if split in splits]
-        names = dict.fromkeys(f"({name})" if is_note else name for name, is_note in kinds)
-        lines.append([report.domain, split, *row, ", ".join(names) or "none"])
-    return lines
-
-
-def _paragraphs(faults: Sequence[Fault]) -> list[str]:
-    """Return a paragraph for every fault, and one for all counts, which the table shows already."""
-    paragraphs = []
-    for fault in faults:
-        kind = "note" if fault.severity == "note" else "fault"
-        more = ["..."] if len(fault.examples) < fault.count else []
-        files = "".join(f"\n    {text}" for text in [*fault.examples, *more])
-        if fault.name != "count":
-            paragraphs.append(f"{kind}: {fault.where}: {fault.name}, {fault.count:,}{files}\n  {fault.advice}")
-    counts = [f"{fault.where} {fault.count:,}" for fault in faults if fault.name == "count"]
-    advice = "not the published number of images, which is fine where a part is meant"
-    return [*paragraphs, *([f"note: count: {', '.join(counts)}\n  {advice}"] if counts else [])]
+    names: dict[str, dict[str, None]] = {row.split: {} for row in report.splits}
+    for fault in report.faults:
+        for split in fault.split.split(" and "):
+            names.setdefault(split, {})[f"({fault.name})" if fault.severity == "note" else fault.name] = None
+    cells = {split: ["-", "0", "0", "-", "0"] for split in names}
+    for row in report.splits:
+        published = " or ".join(f"{count:,}" for count in row.published) or "-"
+        cells[row.split] = [row.image_pattern, f"{row.images:,}", f"{row.labels:,}", published, f"{row.decoded:,}"]
+    return [[report.domain, split, *cells[split], ", ".join(names[split]) or "none"] for split in names]
 
 
 def _to_text(reports: Sequence[DomainReport], absent: Sequence[str]) -> str:
+    """Return the table, a paragraph for every fault, one for all counts, which the table shows already, and a sum."""
     faults = [fault for report in reports for fault in report.faults]
+    paragraphs = [format_table([HEADING, *(row for report in reports for row in _rows(report))])]
+    for fault in (fault for fault in faults if fault.name != "count"):
+        kind = "note" if fault.severity == "note" else "fault"
+        files = [*fault.examples, *(["..."] if len(fault.examples) < fault.count else [])]
+        lines = [f"{kind}: {fault.where}: {fault.name}, {fault.count:,}", *(f"    {text}" for text in files)]
+        paragraphs.append("\n".join([*lines, f"  {fault.advice}"]))
+    if counts := [f"{fault.where} {fault.count:,}" for fault in faults if fault.name == "count"]:
+        advice = "not the published number of images, which is fine where a part is meant"
+        paragraphs.append(f"note: count: {', '.join(counts)}\n  {advice}")
     notes = sum(fault.severity == "note" for fault in faults)
     end = f"faults: {len(faults) - notes}, notes: {notes}"
     if any(report.quick for report in reports):
         end += f"; up to {SAMPLE} pairs of each split were decoded, without --quick all of them are"
     if absent:
         end += f"\nnot checked, their folders do not exist: {', '.join(absent)}"
-    table = format_table([HEADING, *(row for report in reports for row in _rows(report))])
-    return "\n\n".join([table, *_paragraphs(faults), end])
-
-
-def _exists(domain: Domain) -> bool:
-    return bool(domain.root) and os.path.isdir(domain.root)
+    return "\n\n".join([*paragraphs, end])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -85,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg, absent = data_config(args), []
     domains = chosen_domains(cfg, args.names) if args.names else list(load_domains(cfg).values())
     if not args.names:
-        absent = [f"{domain.name} ({domain.root or domain.root_key})" for domain in domains if not _exists(domain)]
-        domains = [domain for domain in domains if _exists(domain)]
+        absent = [f"{row.name} ({row.root or row.root_key})" for row in domains if not os.path.isdir(row.root)]
+        domains = [domain for domain in domains if os.path.isdir(domain.root)]
     if not domains:
         raise UserError(
             "no data set is there: set its folder in config.py or with --opts DATASET.GTAV_DIR=FOLDER; looked for "

@@ -31,22 +31,19 @@ def convert(args: argparse.Namespace) -> str:
     if checkpoint.is_ours(content):
         raise UserError(f"{args.file}: is a checkpoint of train.py or convert_weights already; use it as it is")
     network = build_published(cfg, content, path=args.file)
-    plain = config.to_dict(cfg)
+    plain, epoch = config.to_dict(cfg), content.get("epoch")
     plain["NETWORK"].update(METHOD=network.method.name, WT_LAYER=list(network.method.codes))
-    epoch = content.get("epoch")
     make_folder(out.parent)
-    checkpoint.save(
-        out,
-        {
-            "kind": checkpoint.CONVERTED,
-            "network": network.state_dict(),
-            **{part: {} for part in ("criterion", "optimizer", "scheduler", "scaler", "best")},
-            "progress": {"epoch": epoch if isinstance(epoch, int) else 0, "step_in_epoch": 0, "step": 0},
-            "config": plain,
-            "versions": logs.versions(REPOSITORY),
-            "world_size": 1,
-        },
-    )
+    converted = {
+        "kind": checkpoint.CONVERTED,
+        "network": network.state_dict(),
+        **{part: {} for part in ("criterion", "optimizer", "scheduler", "scaler", "best")},
+        "progress": {"epoch": epoch if isinstance(epoch, int) else 0, "step_in_epoch": 0, "step": 0},
+        "config": plain,
+        "versions": logs.versions(REPOSITORY),
+        "world_size": 1,
+    }
+    checkpoint.save(out, converted)
     return network.describe()
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,12 @@ from transforms.view import make_view
 from utils.errors import UserError, run_entry_point
 from utils.files import make_folder, write_text
 from utils.parallel import parallel_map
-from utils.pictures import Array, save_png
+from utils.pictures import Array, render, save_png
 from utils.tables import format_table
 
 NAMES = (*CLASS_NAMES, "ignored")
 SHARE = 0.5  # of class-uniform sampling, where the configuration says 0
-COLUMNS = {  # name in classes.csv -> heading and format of the table
+COLUMNS = {  # name in classes.csv -> heading and format of the table, where shares of 0..1 are in percent
     "pixel_share": ("pixels %", ".3f"),
     "images": ("images", "d"),
     "image_share": ("images %", ".1f"),
@@ -71,11 +71,11 @@ class Inspection:
 
     def table(self) -> list[list[str]]:
         """Return heading and one line per class."""
-        rows = [["class", *(heading for heading, _ in COLUMNS.values())]]
-        for index, name in enumerate(NAMES):
-            numbers = [(self.columns[key][index], form) for key, (_, form) in COLUMNS.items()]
-            rows.append([name, *(format(value if form == "d" else 100 * value, form) for value, form in numbers)])
-        return rows
+        cells = [
+            [heading, *(format(value if form == "d" else 100 * value, form) for value in self.columns[name])]
+            for name, (heading, form) in COLUMNS.items()
+        ]
+        return [list(row) for row in zip(("class", *NAMES), *cells, strict=True)]
 
     def sentences(self) -> str:
         """Return in words, line by line, how the numbers were taken."""
@@ -94,52 +94,39 @@ class Inspection:
         )
 
 
-def _counts(label: Array) -> Array:
-    """Return the pixels per class, ignored ones last, (20,) int64."""
-    return np.bincount(np.minimum(label, NUM_CLASSES).ravel(), minlength=NUM_CLASSES + 1)
-
-
-def _of_file(label: str, *, encoding: Encoding) -> Array:
-    return _counts(decode_label(label, encoding=encoding))
-
-
-def _of_crop(pick: Pick, *, pairs: Sequence[Pair], encoding: Encoding, geometry: Geometry, seed: int) -> Array:
+def _counts(
+    pick: Pick, *, pairs: Sequence[Pair], encoding: Encoding, geometry: Geometry | None = None, seed: int = 0
+) -> Array:
+    """Return the pixels per class of a label, or of a crop of it, ignored ones last, (20,) int64."""
     label = decode_label(pairs[pick.item].label, encoding=encoding)
-    image = np.zeros((*label.shape, 3), np.uint8)  # steps expect one; nobody looks at it
-    view = make_view(image, label, focus=pick.focus)
-    return _counts(geometry(view, sample_rng(seed, pick.stream)).label)
-
-
-def pixels_per_label(pairs: Sequence[Pair], domain: Domain, *, cache_dir: str, workers: int) -> Array:
-    """Return the pixels of every class in every label, (N, 20) int64, ignored ones last; kept beside the centroids."""
-    key = cache_key(pairs, encoding=domain.encoding, tile=0)
-    path, title = Path(cache_dir).expanduser() / f"pixels_{domain.name}_{key}.npy", f"pixels of {domain.name}"
-    work, labels = partial(_of_file, encoding=domain.encoding), [pair.label for pair in pairs]
-
-    def make() -> Array:
-        return np.stack(list(parallel_map(work, labels, workers=workers, title=title, unit="label")))
-
-    return load_or_compute(path, columns=NUM_CLASSES + 1, title=title, make=make)
-
-
-def first_picks(plan: EpochPlan, number: int) -> list[Pick]:
-    """Return the first work orders of a training: those of epoch 0, then of epoch 1 and so on."""
-    epochs = (GlobalBatches(plan, batch_size=1, epoch=epoch) for epoch in count())
-    return [pick for (pick,) in islice(chain.from_iterable(epochs), number)]
+    if geometry is not None:
+        image = np.zeros((*label.shape, 3), np.uint8)  # steps expect one; nobody looks at it
+        label = geometry(make_view(image, label, focus=pick.focus), sample_rng(seed, pick.stream)).label
+    return np.bincount(np.minimum(label, NUM_CLASSES).ravel(), minlength=NUM_CLASSES + 1)
 
 
 def inspect_domain(
     cfg: Config, domain: Domain, pairs: Sequence[Pair], *, split: str, share: float, samples: int
 ) -> Inspection:
-    """Count the classes of a domain's pairs, and those of the crops that plain and class-uniform sampling make."""
-    workers, seed = choose_workers(cfg.DATASET.NUM_WORKERS), cfg.RUN.SEED
-    tile = domain.tile or cfg.DATASET.CLASS_UNIFORM_TILE
-    cache: dict[str, Any] = {"cache_dir": cfg.DATASET.CENTROID_CACHE, "workers": workers}
-    pixels = pixels_per_label(pairs, domain, **cache)  # (N, 20)
-    centroids = source_centroids(pairs, encoding=domain.encoding, tile=tile, name=domain.name, **cache)
+    """Count the classes of a domain's pairs, and those of the crops that plain and class-uniform sampling make.
+
+    The pixels of every label are kept beside the centroids.
+    """
+    number, encoding, name, seed = len(pairs), domain.encoding, domain.name, cfg.RUN.SEED
+    workers, folder = choose_workers(cfg.DATASET.NUM_WORKERS), cfg.DATASET.CENTROID_CACHE
+    tile, count = domain.tile or cfg.DATASET.CLASS_UNIFORM_TILE, partial(_counts, pairs=pairs, encoding=encoding)
+
+    def counted(work: Callable[[Pick], Array], picks: Sequence[Pick], title: str) -> Array:
+        return np.stack(list(parallel_map(work, picks, workers=workers, title=title, unit="label")))
+
+    title, key = f"pixels of {name}", cache_key(pairs, encoding=encoding, tile=0)
+    make = partial(counted, count, [Pick(item, item) for item in range(number)], title)
+    path = Path(folder).expanduser() / f"pixels_{name}_{key}.npy"
+    pixels = load_or_compute(path, columns=NUM_CLASSES + 1, title=title, make=make)  # (N, 20)
+    centroids = source_centroids(pairs, encoding=encoding, tile=tile, name=name, cache_dir=folder, workers=workers)
     per_class = np.bincount(centroids[:, 1], minlength=NUM_CLASSES + 1)
-    aimed = np.where(per_class > 0, int(len(pairs) * share / NUM_CLASSES), 0)
-    expected = np.full(len(pairs), 1 - aimed.sum() / len(pairs))  # samples of every image per epoch
+    aimed = np.where(per_class > 0, int(number * share / NUM_CLASSES), 0)
+    expected = np.full(number, 1 - aimed.sum() / number)  # samples of every image per epoch
     np.add.at(expected, centroids[:, 0], (aimed / np.maximum(per_class, 1))[centroids[:, 1]])
     columns = {
         "pixel_share": pixels.sum(axis=0) / pixels.sum(),
@@ -147,17 +134,18 @@ def inspect_domain(
         "image_share": (pixels > 0).mean(axis=0),
         "centroids": per_class,
         "aimed": aimed,
-        "sampled_uniform": expected @ (pixels > 0) / len(pairs),
+        "sampled_uniform": expected @ (pixels > 0) / number,
     }
-    work = partial(_of_crop, pairs=pairs, encoding=domain.encoding, geometry=build_geometry(cfg), seed=seed)
-    for name, fraction in (("plain", 0.0), ("uniform", share)):
-        picks = first_picks(EpochPlan((Source(len(pairs), centroids),), seed, fraction=fraction), samples)
-        title = f"{name} crops of {domain.name}"
-        crops = np.stack(list(parallel_map(work, picks, workers=workers, title=title, unit="crop")))
-        columns[f"crops_{name}"] = (crops > 0).mean(axis=0)
-        columns[f"crop_pixels_{name}"] = crops.sum(axis=0) / crops.sum()
-    how = {"split": split, "num_images": len(pairs), "list": list_hash(pairs), "share": share, "tile": tile}
-    return Inspection(domain.name, columns, {**how, "samples": samples, "crop": cfg.AUGMENT.CROP_SIZE, "seed": seed})
+    crop = partial(count, geometry=build_geometry(cfg), seed=seed)
+    for kind, fraction in (("plain", 0.0), ("uniform", share)):
+        plan = EpochPlan((Source(number, centroids),), seed, fraction=fraction)
+        epochs = (GlobalBatches(plan, batch_size=1, epoch=epoch) for epoch in itertools.count())
+        picks = [pick for (pick,) in itertools.islice(itertools.chain.from_iterable(epochs), samples)]
+        crops = counted(crop, picks, f"{kind} crops of {name}")
+        columns[f"crops_{kind}"] = (crops > 0).mean(axis=0)
+        columns[f"crop_pixels_{kind}"] = crops.sum(axis=0) / crops.sum()
+    how = {"split": split, "num_images": number, "list": list_hash(pairs), "share": share, "tile": tile}
+    return Inspection(name, columns, {**how, "samples": samples, "crop": cfg.AUGMENT.CROP_SIZE, "seed": seed})
 
 
 def to_csv(inspections: Sequence[Inspection]) -> str:
@@ -166,8 +154,7 @@ def to_csv(inspections: Sequence[Inspection]) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["domain", "class", *COLUMNS, *inspections[0].how])
     for inspection in inspections:
-        for index, name in enumerate(NAMES):
-            numbers = [inspection.columns[key][index].item() for key in COLUMNS]
+        for name, *numbers in zip(NAMES, *(inspection.columns[key].tolist() for key in COLUMNS), strict=True):
             writer.writerow([inspection.domain, name, *numbers, *inspection.how.values()])
     return buffer.getvalue()
 
@@ -177,40 +164,36 @@ def plot_classes(inspections: Sequence[Inspection]) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(16, 6.4 * len(inspections)), layout="constrained", dpi=90)
-    panels = figure.subplots(len(inspections), 3, squeeze=False, sharey="row")
-    for (left, *others), inspection in zip(panels, inspections, strict=True):
-        columns, how = {name: 100 * values[:NUM_CLASSES] for name, values in inspection.columns.items()}, inspection.how
-        order, places = np.argsort(columns["pixel_share"], kind="stable"), np.arange(NUM_CLASSES)
-        shares = columns["pixel_share"][order]
-        bars = left.barh(places, shares, color=PALETTE[order] / 255)
-        left.bar_label(bars, [f" {share:.2g}" if share else "" for share in shares], fontsize=8)
-        left.set_yticks(places, [CLASS_NAMES[index] for index in order])
-        left.set_title(f"{inspection.domain}/{how['split']}: % of the pixels")
-        for place in places[shares == 0]:
-            left.text(0.01, place, "does not occur", va="center", color="grey", transform=left.get_yaxis_transform())
-        kinds = (
-            ("image_share", "sampled_uniform", "% of the samples whose image holds the class (exact)"),
-            ("crops_plain", "crops_uniform", f"% of {how['samples']} crops of {how['crop']} that hold the class"),
-        )
-        for panel, (plain, uniform, title) in zip(others, kinds, strict=True):
-            panel.barh(places + 0.2, columns[plain][order], 0.4, color="#8d99a6", label="plain sampling")
-            panel.barh(places - 0.2, columns[uniform][order], 0.4, color="#d1495b", label="class-uniform sampling")
+    rows, places = figure.subplots(len(inspections), 3, squeeze=False, sharey="row"), np.arange(NUM_CLASSES)
+    for panels, inspection in zip(rows, inspections, strict=True):
+        order, how = np.argsort(inspection.columns["pixel_share"][:NUM_CLASSES], kind="stable"), inspection.how
+        shares = {name: 100 * values[order] for name, values in inspection.columns.items()}
+        bars = panels[0].barh(places, shares["pixel_share"], color=PALETTE[order] / 255)
+        panels[0].bar_label(bars, [f" {share:.2g}" if share else "" for share in shares["pixel_share"]], fontsize=8)
+        panels[0].set_yticks(places, [CLASS_NAMES[index] for index in order])
+        for place in places[shares["pixel_share"] == 0]:
+            where = panels[0].get_yaxis_transform()
+            panels[0].text(0.01, place, "does not occur", va="center", color="grey", transform=where)
+        frequencies = ("image_share", "sampled_uniform", "crops_plain", "crops_uniform")
+        for panel, plain, uniform in ((panels[1], *frequencies[:2]), (panels[2], *frequencies[2:])):
+            panel.barh(places + 0.2, shares[plain], 0.4, color="#8d99a6", label="plain sampling")
+            panel.barh(places - 0.2, shares[uniform], 0.4, color="#d1495b", label="class-uniform sampling")
             panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.04), ncol=2, frameon=False)
-            panel.set_title(title)
-        frequencies = [name for kind in kinds for name in kind[:2]]
-        for panel, names in ((left, ["pixel_share"]), *((panel, frequencies) for panel in others)):
-            positive = [share for name in names for share in columns[name] if share > 0]
-            panel.set(xscale="log", xlim=(10 ** np.floor(np.log10(0.9 * min(positive, default=10))), 100))
+        titles = (
+            f"{inspection.domain}/{how['split']}: % of the pixels",
+            "% of the samples whose image holds the class (exact)",
+            f"% of {how['samples']} crops of {how['crop']} that hold the class",
+        )
+        for panel, title, names in zip(panels, titles, (["pixel_share"], frequencies, frequencies), strict=True):
+            positive = [share for name in names for share in shares[name] if share > 0]
+            left = 10 ** np.floor(np.log10(0.9 * min(positive, default=10)))
+            panel.set(title=title, xscale="log", xlim=(left, 100), axisbelow=True, ymargin=0.01)
             panel.xaxis.set_major_formatter("{x:g}")
             panel.grid(axis="x", alpha=0.4)
-            panel.set_axisbelow(True)
-            panel.margins(y=0.01)
     return figure
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     parser = data_parser(
         "inspect_data",
         "Count the classes of data sets: pixels, images, centroids, and the share of samples and training crops that "
@@ -241,9 +224,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         inspections.append(inspection)
     write_text(out / "classes.csv", to_csv(inspections))
     write_text(out / "classes.md", "\n".join(parts))
-    canvas = FigureCanvasAgg(plot_classes(inspections))
-    canvas.draw()
-    save_png(np.asarray(canvas.buffer_rgba())[..., :3], out / "classes.png")
+    save_png(render(plot_classes(inspections)), out / "classes.png")
     sys.stdout.write(f"table and plot: {out}\n")
 
 

@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
+# Starts a program with one process per visible GPU (CUDA_VISIBLE_DEVICES counts), or one on the CPU without any.
 # Usage: scripts/launch.sh PROGRAM.py [flags]
-# Starts a program with one process per visible GPU (CUDA_VISIBLE_DEVICES counts), or one on the CPU where there is none.
-#
-# Several processes go through torchrun (scripts/launch.py); a single one is started directly, so that no launcher stands
-# between it and the terminal. torchrun's own variables are obeyed: PET_NPROC_PER_NODE sets the number of processes, and
+# Several processes go through torchrun (scripts/launch.py), a single one starts directly, without a launcher between
+# it and the terminal. torchrun's own variables are obeyed: PET_NPROC_PER_NODE sets the number of processes, and
 # PET_NNODES with PET_NODE_RANK, PET_MASTER_ADDR, PET_MASTER_PORT (or PET_RDZV_ENDPOINT) join several nodes:
 #   PET_NNODES=2 PET_NODE_RANK=0 PET_MASTER_ADDR=node0 PET_MASTER_PORT=29500 ./scripts/train_r50os16_gtav_isw.sh
 # DIIA_PYTHON names another Python than .venv/bin/python (or python3 where there is no .venv).
@@ -11,10 +10,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=${DIIA_PYTHON:-python3}
-if [[ -z ${DIIA_PYTHON:-} && -x .venv/bin/python ]]; then
-  python=.venv/bin/python
-fi
-
+[[ -n ${DIIA_PYTHON:-} || ! -x .venv/bin/python ]] || python=.venv/bin/python
 several_nodes=${PET_NNODES:-}${PET_RDZV_ENDPOINT:-}${PET_MASTER_ADDR:-}
 processes=${PET_NPROC_PER_NODE:-}
 if [[ -z $processes ]]; then
@@ -34,7 +30,5 @@ if [[ $processes == 1 && -z $several_nodes ]]; then
   exec "$python" "$@"
 fi
 launcher=(-m scripts.launch --nproc_per_node="$processes")
-if [[ -z $several_nodes ]]; then
-  launcher+=(--standalone) # a free port of this machine, so that several runs fit on it
-fi
+[[ -n $several_nodes ]] || launcher+=(--standalone) # a free port of this machine, so that several runs fit on it
 exec "$python" "${launcher[@]}" "$@"

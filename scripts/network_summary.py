@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from network import ARCHITECTURES, Segmentor, assemble, resolve_architecture, resolve_method
 from network.backbones import DEFAULT_ARCH
@@ -33,54 +34,36 @@ class Summary(NamedTuple):
     activations: int  # values that all convolutions return
 
 
-class _Prediction(nn.Module):
-    """The part of a network that predicts."""
-
-    def __init__(self, network: Segmentor) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network.predict(images)
-
-
 def summarise(network: Segmentor, *, size: tuple[int, int]) -> Summary:
     """Measure a network at images of `size` (height, width), by shapes alone on PyTorch's meta device.
 
     Raises:
         UserError: thop and torch count more than 1 % apart.
     """
+    import thop
     from torch.utils.flop_counter import FlopCounterMode
 
-    copied = copy.deepcopy(network).to("meta").eval()  # the network stays as it is
-    images, prediction = torch.empty(1, 3, *size, device="meta"), _Prediction(copied)
-    sizes = list[int]()
-    hooks = [
-        layer.register_forward_hook(lambda *call: sizes.append(call[2].numel()))
-        for layer in copied.modules()
-        if isinstance(layer, nn.Conv2d)
-    ]
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        prediction(images)
-    for hook in hooks:
-        hook.remove()
+    copied: Any = copy.deepcopy(network).to("meta").eval()  # the network stays as it is
+    copied.forward = copied.predict  # the part of it that predicts
+    images, sizes = torch.empty(1, 3, *size, device="meta"), list[int]()
+
+    def record(layer: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(layer, nn.Conv2d):
+            sizes.append(output.numel())
+
+    with register_module_forward_hook(record), FlopCounterMode(display=False) as counter, torch.no_grad():
+        copied(images)
     stages, _ = copied.backbone.outputs(images)
     shapes = {f"stage{number}": tuple(maps.shape[1:]) for number, maps in enumerate(stages, 1)}
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    by_thop, by_torch = _multiply_adds(prediction, images), counter.get_total_flops() // 2
+    rules = {TripleAggregation: _count_aggregation, SyncSwitchWhiten2d: _count_switch}
+    rules[nn.BatchNorm2d] = lambda *_: None  # it can be folded into a convolution: left out
+    by_thop, _ = thop.profile(copied, inputs=(images,), custom_ops=rules, verbose=False)
+    by_torch = counter.get_total_flops() // 2
     if abs(by_thop / by_torch - 1) > 0.01:
         difference = f"{by_thop / by_torch - 1:+.1%}"
         raise UserError(f"{network.describe()}: thop counts {difference} more than torch; add a rule for its layer")
-    return Summary(parameters, by_thop, by_torch, shapes, sum(sizes))
-
-
-def _multiply_adds(prediction: _Prediction, images: Tensor) -> int:
-    import thop
-
-    rules = {TripleAggregation: _count_aggregation, SyncSwitchWhiten2d: _count_switch}
-    rules[nn.BatchNorm2d] = lambda *_: None  # it can be folded into a convolution: left out
-    total, _ = thop.profile(prediction, inputs=(images,), custom_ops=rules, verbose=False)
-    return int(total)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return Summary(parameters, int(by_thop), by_torch, shapes, sum(sizes))
 
 
 def _count_aggregation(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -105,8 +88,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_stride", type=int, default=0, metavar="N", help="4, 8, 16 or 32; 0: its own")
     parser.add_argument("--method", default="base", metavar="NAME", help="as for train.py: decides the head")
     parser.add_argument("--wt_layer", nargs=7, type=int, default=None, metavar="N", help="seven style codes")
-    text = "height and width of the image"
-    parser.add_argument("--size", nargs=2, type=int, default=[1024, 2048], metavar="N", help=text)
+    parser.add_argument(
+        "--size", nargs=2, type=int, default=[1024, 2048], metavar="N", help="height, width of the image"
+    )
     args = parser.parse_args(argv)
     method, table = resolve_method(args.method, args.wt_layer), [HEADING]
     for name in args.arch or ([DEFAULT_ARCH] if args.backbone else list(ARCHITECTURES)):
@@ -116,10 +100,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         summary = summarise(network, size=tuple(args.size))
         table.append(
             [
-                "" if args.backbone else name.removeprefix("network.deepv3."),
-                *(architecture.backbone.name, str(architecture.output_stride), method.head),
-                *(f"{summary.parameters / 1e6:.2f}", f"{summary.multiply_adds / 1e9:.1f}"),
-                f"{summary.torch_multiply_adds / 1e9:.1f}",
+                *("" if args.backbone else name.removeprefix("network.deepv3."), architecture.backbone.name),
+                *(str(architecture.output_stride), method.head, f"{summary.parameters / 1e6:.2f}"),
+                *(f"{count / 1e9:.1f}" for count in (summary.multiply_adds, summary.torch_multiply_adds)),
                 *("x".join(map(str, summary.shapes[stage])) for stage in ("stage1", "stage3", "stage4")),
                 f"{summary.activations * BYTES / 2**20:.0f}",
             ]

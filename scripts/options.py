@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from config import Config
 from datasets.domains import Domain, get_domain, load_domains
+from utils import version
 from utils.errors import UserError
-from utils.version import version
 
 
 class _Help(argparse.HelpFormatter):
@@ -22,10 +23,8 @@ class _Help(argparse.HelpFormatter):
 
 def make_parser(name: str, description: str, *, details: str = "") -> argparse.ArgumentParser:
     """Return the parser of `python -m scripts.NAME`: one sentence of what it does, details below the flags."""
-    prog, form = f"python -m scripts.{name}", _Help
-    parser = argparse.ArgumentParser(
-        prog=prog, description=description, epilog=details, formatter_class=form, allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(f"python -m scripts.{name}", formatter_class=_Help, allow_abbrev=False)
+    parser.description, parser.epilog = description, details
     parser.add_argument("--version", action="version", version=f"DIIA {version()}")
     return parser
 

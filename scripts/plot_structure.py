@@ -14,6 +14,7 @@ from typing import Any
 import config
 from loss.criterion import WEIGHTS
 from network import METHODS
+from utils.pictures import render
 
 FILE = Path(__file__).parents[1] / "docs" / "images" / "structure.png"
 BACKBONE, HEAD, EDGE, LAYOUT, ATTENTION, LOSS = "#dfe7f2", "#e6e6e6", "#d9efdc", "#efe3f6", "#fff1c9", "#f9d6cf"
@@ -131,7 +132,6 @@ def plot_legend(ax: Any) -> None:
 
 def plot() -> bytes:
     """Return the picture as a PNG of few colours."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
@@ -142,9 +142,8 @@ def plot() -> bytes:
     ax.axis("off")
     for part in (plot_backbone, plot_edge_branch, plot_layout_branch, plot_aggregation, plot_legend):
         part(ax)
-    FigureCanvasAgg(figure).print_png(raw := io.BytesIO())
     (info := PngInfo()).add_text("facts", json.dumps(facts()))
-    Image.open(raw).convert("RGB").quantize(64).save(out := io.BytesIO(), "png", optimize=True, pnginfo=info)
+    Image.fromarray(render(figure)).quantize(64).save(out := io.BytesIO(), "png", optimize=True, pnginfo=info)
     return out.getvalue()
 
 

@@ -15,6 +15,4 @@ case $domain in
 esac
 shift
 exec "$(dirname "${BASH_SOURCE[0]}")/recipe.sh" \
-  --dataset "$domain" --covstat_val_dataset "$domain" --val_dataset "${targets[@]}" \
-  --val_interval 0 \
-  "$@"
+  --dataset "$domain" --covstat_val_dataset "$domain" --val_dataset "${targets[@]}" --val_interval 0 "$@"

@@ -13,7 +13,4 @@ if [[ $weights != /* && -e $weights ]]; then
   weights=$PWD/$weights # seen from where it was called; launch.sh goes to the repository's root
 fi
 exec "$(dirname "${BASH_SOURCE[0]}")/launch.sh" valid.py \
-  --val_dataset cityscapes synthia bdd100k mapillary \
-  ${flags+"${flags[@]}"} \
-  --snapshot "$weights" \
-  "$@"
+  --val_dataset cityscapes synthia bdd100k mapillary ${flags+"${flags[@]}"} --snapshot "$weights" "$@"

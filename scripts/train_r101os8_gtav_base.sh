@@ -4,7 +4,5 @@
 # Put MIT CSAIL's ImageNet weights for its stem of three convolutions into pretrained/ first (docs/training.md).
 set -euo pipefail
 exec "$(dirname "${BASH_SOURCE[0]}")/robustnet_recipe.sh" gtav \
-  --arch network.deepv3.DeepR101V3PlusD_OS8 --method base \
-  --pretrained pretrained/resnet101-imagenet.pth \
-  --bs_mult 4 --exp r101os8_gtav_base \
-  "$@"
+  --arch network.deepv3.DeepR101V3PlusD_OS8 --method base --pretrained pretrained/resnet101-imagenet.pth --bs_mult 4 \
+  --exp r101os8_gtav_base "$@"

@@ -6,6 +6,4 @@
 set -euo pipefail
 exec "$(dirname "${BASH_SOURCE[0]}")/robustnet_recipe.sh" gtav \
   --arch network.deepv3.DeepR101V3PlusD_OS8 --method ibn --wt_layer 4 4 0 4 4 0 0 \
-  --pretrained pretrained/resnet101-imagenet.pth \
-  --bs_mult 4 --exp r101os8_gtav_ibn \
-  "$@"
+  --pretrained pretrained/resnet101-imagenet.pth --bs_mult 4 --exp r101os8_gtav_ibn "$@"

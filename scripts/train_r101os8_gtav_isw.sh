@@ -5,8 +5,5 @@
 # Its codes leave out the third convolution of the stem, as published.
 set -euo pipefail
 exec "$(dirname "${BASH_SOURCE[0]}")/robustnet_recipe.sh" gtav \
-  --arch network.deepv3.DeepR101V3PlusD_OS8 --method isw --wt_layer 2 2 0 2 2 0 0 \
-  --wt_reg_weight 0.6 --clusters 3 \
-  --pretrained pretrained/resnet101-imagenet.pth \
-  --bs_mult 4 --exp r101os8_gtav_isw \
-  "$@"
+  --arch network.deepv3.DeepR101V3PlusD_OS8 --method isw --wt_layer 2 2 0 2 2 0 0 --wt_reg_weight 0.6 --clusters 3 \
+  --pretrained pretrained/resnet101-imagenet.pth --bs_mult 4 --exp r101os8_gtav_isw "$@"

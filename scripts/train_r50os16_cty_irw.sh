@@ -3,7 +3,5 @@
 # Usage: CUDA_VISIBLE_DEVICES=0,1 ./scripts/train_r50os16_cty_irw.sh [flags that win over those below]
 set -euo pipefail
 exec "$(dirname "${BASH_SOURCE[0]}")/robustnet_recipe.sh" cityscapes \
-  --arch network.deepv3.DeepR50V3PlusD --method irw \
-  --wt_reg_weight 0.6 --relax_denom 32 \
-  --bs_mult 4 --exp r50os16_city_irw \
-  "$@"
+  --arch network.deepv3.DeepR50V3PlusD --method irw --wt_reg_weight 0.6 --relax_denom 32 --bs_mult 4 \
+  --exp r50os16_city_irw "$@"

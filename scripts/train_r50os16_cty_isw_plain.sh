@@ -4,7 +4,5 @@
 # RobustNet calls this script train_r50os16_cty_isw.sh; here that one trains DIIA.
 set -euo pipefail
 exec "$(dirname "${BASH_SOURCE[0]}")/robustnet_recipe.sh" cityscapes \
-  --arch network.deepv3.DeepR50V3PlusD --method isw \
-  --wt_reg_weight 0.6 --clusters 2 \
-  --bs_mult 4 --exp r50os16_city_isw_plain \
-  "$@"
+  --arch network.deepv3.DeepR50V3PlusD --method isw --wt_reg_weight 0.6 --clusters 2 --bs_mult 4 \
+  --exp r50os16_city_isw_plain "$@"

@@ -3,7 +3,4 @@
 # Usage: CUDA_VISIBLE_DEVICES=0,1,2,3 ./scripts/train_r50os16_gtav_iw.sh [flags that win over those below]
 set -euo pipefail
 exec "$(dirname "${BASH_SOURCE[0]}")/robustnet_recipe.sh" gtav \
-  --arch network.deepv3.DeepR50V3PlusD --method iw \
-  --wt_reg_weight 0.8 \
-  --bs_mult 4 --exp r50os16_gtav_iw \
-  "$@"
+  --arch network.deepv3.DeepR50V3PlusD --method iw --wt_reg_weight 0.8 --bs_mult 4 --exp r50os16_gtav_iw "$@"

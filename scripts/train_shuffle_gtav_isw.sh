@@ -4,7 +4,5 @@
 # The published script of this name stops with an error in the first whitened block; this one trains.
 set -euo pipefail
 exec "$(dirname "${BASH_SOURCE[0]}")/robustnet_recipe.sh" gtav \
-  --arch network.deepv3.DeepShuffleNetV3PlusD --method isw \
-  --wt_reg_weight 0.8 --clusters 2 \
-  --bs_mult 8 --exp shuffle_gtav_isw \
-  "$@"
+  --arch network.deepv3.DeepShuffleNetV3PlusD --method isw --wt_reg_weight 0.8 --clusters 2 --bs_mult 8 \
+  --exp shuffle_gtav_isw "$@"

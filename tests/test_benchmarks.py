@@ -10,8 +10,7 @@ import torch
 from torch.utils.data import default_collate
 
 import config
-from benchmarks import straightforward
-from benchmarks.timing import measure
+from benchmarks import measure, straightforward
 from datasets.domains import BUILTIN
 from datasets.sampling import Pick, sample_rng
 from datasets.segmentation import TrainingSet
@@ -25,24 +24,25 @@ def test_the_straightforward_sample_is_ours(tmp_path: Path) -> None:
     size = (450, 800)
     field = np.random.default_rng(0).integers(60, 190, (9, 16, 3)).astype(np.uint8)
     image = save(tmp_path / "image.png", cv2.resize(field, size[::-1], interpolation=cv2.INTER_CUBIC))
-    label_path = save_label(tmp_path / "label.png", "gtav", blocks(1, size, classes=list(range(19)), block=50))
-    pair = Pair(str(image), str(label_path), "image.png")
+    label = save_label(tmp_path / "label.png", "gtav", blocks(1, size, classes=list(range(19)), block=50))
+    pair = Pair(str(image), str(label), "image.png")
     flags = ["--crop_size", str(straightforward.CROP), "--gblur", "--color_aug", "0.5"]
     cfg = config.parse(flags, program="train")
     sampler, appearance = build_appearance_sampler(cfg, jitter="diia"), build_appearance(cfg)
-    source = Split(BUILTIN["gtav"], "train", (pair,))
-    data = TrainingSet([source], geometry=build_geometry(cfg), sampler=sampler, seed=0)
+    data = TrainingSet(
+        [Split(BUILTIN["gtav"], "train", (pair,))], geometry=build_geometry(cfg), sampler=sampler, seed=0
+    )
     jittered = 0
     for number in range(6):
         sample, rng = data[Pick(0, number)], sample_rng(0, number)
-        cropped, label = straightforward.crop(pair, rng)
+        cropped, labels = straightforward.crop(pair, rng)
         params = sampler(rng)
         assert all(map(torch.equal, sample.params, params))
         tensor, edges = straightforward.appearance(cropped, params)
         ours = appearance(sample.image[None], default_collate([params]))[0]
         levels = (tensor - ours).abs() * torch.tensor(STD).reshape(3, 1, 1) * 255
         assert levels.mean() < 3, f"sample {number}: off by {levels.mean():.1f} grey levels"  # it rounds in between
-        assert (np.asarray(label) != sample.label.numpy()).mean() < 0.001
+        assert (np.asarray(labels) != sample.label.numpy()).mean() < 0.001
         assert (torch.from_numpy(edges) - edge_target(sample.image[None])[0]).abs().mean() < 0.5
         jittered += int(params.jitter)
     assert 0 < jittered < 6

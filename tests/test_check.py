@@ -341,7 +341,7 @@ def test_synthia_colour_pictures(tmp_path: Path) -> None:
     for path in train_labels(tmp_path, "GT/LABELS/train/*.png"):
         save(path, paint(blocks(0, (48, 80))))
     fault = only(examine(domain_at(tmp_path, "synthia"), splits=("train",)), "unexpected-values", "fatal")
-    assert fault.count == 4 and "not those of GT/COLOR" in fault.advice
+    assert fault.count == 4 and "GT/LABELS, not of GT/COLOR" in fault.advice
 
 
 def test_synthia_labels_that_pillow_wrote_as_zeros(tmp_path: Path) -> None:

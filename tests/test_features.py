@@ -129,7 +129,7 @@ def test_the_copy_does_not_depend_on_the_normalisation() -> None:
         ("diia-coarse", {"covariances"}),
     ],
 )
-def test_each_method_draws_what_it_has(method: str, kinds: set[str]) -> None:
+def test_each_method_plots_what_it_has(method: str, kinds: set[str]) -> None:
     drawn = plotter(method)(IMAGE, label(), label(), merged=MERGED)
     assert set(drawn) == kinds
     for picture in drawn.values():
@@ -271,7 +271,7 @@ def test_drawing_changes_nothing_in_a_run(runs: dict[bool, Path]) -> None:
             assert torch.equal(value, with_pictures[part][name]), name
 
 
-def test_valid_draws_with_the_masks_of_the_file(runs: dict[bool, Path], small_camvid: Path, tmp_path: Path) -> None:
+def test_valid_plots_with_the_masks_of_the_file(runs: dict[bool, Path], small_camvid: Path, tmp_path: Path) -> None:
     weights = str(runs[False] / "last.pth")
     arguments = ["--snapshot", weights, "--val_dataset", "camvid", "--out", str(tmp_path), "--device", "cpu"]
     arguments += ["--num_workers", "0", "--pictures", "1", "--visualize_feature", "--attention_pixels", "5", "6"]
@@ -293,6 +293,6 @@ def test_a_run_with_nothing_to_show_does_not_start(small_camvid: Path, tmp_path:
     assert not (tmp_path / "d").exists()
 
 
-def test_the_first_of_two_processes_draws(small_camvid: Path, tmp_path: Path) -> None:
+def test_the_first_of_two_processes_plots(small_camvid: Path, tmp_path: Path) -> None:
     launch("train.py", train_arguments(small_camvid, tmp_path, *TINY, "--visualize_feature"), processes=2)
     assert len(list((run_folder(tmp_path) / "pictures" / "features").iterdir())) == 4

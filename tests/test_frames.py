@@ -52,10 +52,10 @@ def test_what_comes_out_is_what_was_decoded(gtav: tuple[list[Pair], frames.Encod
 def test_a_source_that_changes_is_decoded_again(gtav: tuple[list[Pair], frames.Encoding], tmp_path: Path) -> None:
     (pair, other, *_), encoding = gtav
     cache = FrameCache(tmp_path / "frames")
-    cache.image(pair.image)
+    cache.read(pair.image)
     shutil.copyfile(other.image, pair.image)
     os.utime(pair.image, ns=(1, 1))
-    np.testing.assert_array_equal(cache.image(pair.image), np.asarray(read_pair(other, encoding=encoding)[0]))
+    np.testing.assert_array_equal(cache.read(pair.image), np.asarray(read_pair(other, encoding=encoding)[0]))
 
 
 def test_an_encoding_that_changes_is_another_label(gtav: tuple[list[Pair], frames.Encoding], tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_an_encoding_that_changes_is_another_label(gtav: tuple[list[Pair], frame
 
     road = next(raw for raw, train in encoding.table if train == 0)
     changed = replace(encoding, table=tuple((raw, 5 if raw == road else train) for raw, train in encoding.table))
-    assert not np.array_equal(cache.label(pair.label, encoding=encoding), cache.label(pair.label, encoding=changed))
+    assert not np.array_equal(cache.read(pair.label, encoding), cache.read(pair.label, changed))
 
 
 @pytest.mark.parametrize("damage", ["cut", "foreign", "kind"])
@@ -74,7 +74,7 @@ def test_a_broken_file_is_made_again(
 ) -> None:
     (pair, *_), _ = gtav
     cache = FrameCache(tmp_path / "frames")
-    expected = np.array(cache.image(pair.image))
+    expected = np.array(cache.read(pair.image))
     place = cache.place(pair.image)
     if damage == "cut":
         place.write_bytes(place.read_bytes()[:-7])
@@ -84,7 +84,7 @@ def test_a_broken_file_is_made_again(
         with place.open("wb") as file:
             np.save(file, expected.astype(np.float32))
     with caplog.at_level(logging.WARNING):
-        np.testing.assert_array_equal(cache.image(pair.image), expected)
+        np.testing.assert_array_equal(cache.read(pair.image), expected)
     assert str(place) in caplog.text and "made again" in caplog.text
     np.testing.assert_array_equal(np.load(place), expected)
 
@@ -115,7 +115,7 @@ def test_a_disk_without_room_is_refused_with_the_size(
 ) -> None:
     pairs, encoding = gtav
     cache = FrameCache(tmp_path / "frames")
-    cache.image(pairs[0].image), cache.label(pairs[0].label, encoding=encoding)
+    cache.read(pairs[0].image), cache.read(pairs[0].label, encoding)
     width, height = image_size(pairs[0].image)
     needed = 4 * (4 * width * height + 256)
     monkeypatch.setattr(frames.shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))
@@ -136,7 +136,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(
 
     monkeypatch.setattr(frames.np, "save", full)
     with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); make room"):
-        cache.image(pair.image)
+        cache.read(pair.image)
     assert not files(cache.folder)
 
 
@@ -163,7 +163,7 @@ def test_the_program_builds_goes_on_and_verifies(
         f"DATASET.GTAV_DIR={tmp_path}/gtav",
     ]
     cache = FrameCache(tmp_path / "frames")
-    cache.image(pairs[2].image)
+    cache.read(pairs[2].image)
     build_cache.main(["gtav", *where])
     assert "5 frames, 5 made now" in capsys.readouterr().out
     build_cache.main(["gtav", *where])
@@ -212,6 +212,6 @@ def test_a_memory_mapped_frame_is_not_written_to(gtav: tuple[list[Pair], frames.
     (pair, *_), encoding = gtav
     cache = FrameCache(tmp_path / "frames")
     read_pair(pair, encoding=encoding, cache=cache)
-    tensor = to_tensor(cache.image(pair.image))
+    tensor = to_tensor(cache.read(pair.image))
     tensor.zero_()
-    assert torch.equal(to_tensor(cache.image(pair.image)), to_tensor(np.array(read_pair(pair, encoding=encoding)[0])))
+    assert torch.equal(to_tensor(cache.read(pair.image)), to_tensor(np.array(read_pair(pair, encoding=encoding)[0])))

@@ -81,6 +81,17 @@ def test_imports_point_downwards(path: Path) -> None:
     assert part != "utils" or TYPE not in imports(path, top_level_only=True), "below config: for mypy alone"
 
 
+def test_files_and_functions_stay_readable() -> None:
+    long = []
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        functions = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef))
+        long += [f"{path.name}:{f.name}" for f in functions if (f.end_lineno or 0) - f.lineno >= 60]
+        of_a_run = not {"demo_world", "scripts"} & set(path.parts)
+        long += [path.name] if of_a_run and text.count("\n") > 320 else []
+    assert not long, "files of a run of at most 320 lines, functions of at most 60"
+
+
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_slow_or_optional_packages_are_imported_where_they_are_used(path: Path) -> None:
     wrong = {name.partition(".")[0] for name in imports(path, top_level_only=True)} & LAZY
@@ -112,7 +123,7 @@ def test_third_party_packages_are_required_with_lower_bounds() -> None:
     wanted = requirements("requirements.txt")
     files = [*FILES, *(ROOT / "benchmarks").glob("*.py")]
     used = {name.partition(".")[0] for path in files for name in imports(path)} - set(sys.stdlib_module_names)
-    used = {DISTRIBUTION.get(name, name) for name in used - OWN - {path.stem for path in files}}
+    used = {DISTRIBUTION.get(name, name) for name in used - OWN - {"benchmarks"}}
     assert used == set(wanted), "imported, but not in requirements.txt, or the other way round"
     development = requirements("requirements-dev.txt")
     assert {"pytest", "ruff", "mypy", "hypothesis"} <= set(development) and not set(development) & set(wanted)

@@ -22,8 +22,8 @@ from scipy.io import savemat
 from datasets.codec import decode_label, read_image
 from datasets.domains import BUILTIN, PUBLISHED
 from datasets.splits import SPLIT_DATA, find_pairs
-from scripts.prepare_data import NAMES, main, needed
-from scripts.provided import synthia_lists
+from scripts.prepare_data import NAMES, main, synthia_lists
+from scripts.provided import needed
 from tests.street_data import CLASSES, blocks, paint, save, save_label
 from utils.errors import UserError, run_entry_point
 

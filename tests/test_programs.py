@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scripts.options import make_parser
-from utils.version import version
+from utils import version
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py") if "run_entry_point(main)" in path.read_text())

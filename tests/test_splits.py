@@ -25,7 +25,6 @@ from datasets.sampling import cache_key
 from datasets.segmentation import read_pair
 from datasets.splits import Split, Splits
 from scripts import prepare_data
-from scripts.provided import synthia_lists
 from tests.runs import REPOSITORY, launch, train_arguments
 from tests.street_data import blocks, make_cfg, paint, save, write_domain
 from tests.test_prepare import COUNTS, IDS, pack, provide
@@ -153,7 +152,7 @@ def write_lists(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     """Write the lists that a domain's files are sorted by."""
     folder.mkdir(exist_ok=True)
     gtav = {split: [f"{number:05d}.png" for number in numbers] for split, numbers in IDS.items()}
-    lists: dict[str, dict[str, list[str]]] = {"gtav": gtav, "synthia": synthia_lists()}
+    lists: dict[str, dict[str, list[str]]] = {"gtav": gtav, "synthia": prepare_data.synthia_lists()}
     for split, names in lists.get(name, {}).items():
         (folder / f"{name}_split_{split}.txt").write_text("\n".join(names))
     monkeypatch.setattr(splits, "SPLIT_DATA", folder)
@@ -295,7 +294,7 @@ def test_caches_follow_an_archive(tmp_path: Path) -> None:
     key, (pair, *_) = cache_key(split.pairs, encoding=split.encoding, tile=9), split.pairs
     place = cache.place(pair.image)
     for _ in range(2):
-        np.testing.assert_array_equal(cache.image(pair.image), read_image(pair.image))
+        np.testing.assert_array_equal(cache.read(pair.image), read_image(pair.image))
     assert cache.place(pair.image) == place != cache.place(pair.label)
     os.utime(packed / "00_part.zip", (1, 1))
     assert cache.place(pair.image) != place and cache_key(split.pairs, encoding=split.encoding, tile=9) != key

@@ -61,7 +61,7 @@ class Killed(BaseException):
     """Stands for a signal that ends the process between two instructions."""
 
 
-@pytest.mark.parametrize("where", ["train_step 2", "save 2", "collect_masks 1", "evaluate 2"])
+@pytest.mark.parametrize("where", ["train_step 2", "save 2", "update_masks 1", "evaluate 2"])
 def test_killed_anywhere_and_resumed_gives_the_same_weights(
     where: str, straight: Path, small_camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

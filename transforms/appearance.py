@@ -7,7 +7,7 @@ an image gets the same bits in every batch and with any number of threads.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import product
 from typing import NamedTuple
 
@@ -71,20 +71,13 @@ def _brightness(colours: Tensor, factor: Tensor) -> Tensor:
     return colours.mul_(factor).clamp_(0, 255)
 
 
-def _contrast(colours: Tensor, factor: Tensor) -> Tensor:
-    mean = _grey(colours).mean(3, keepdim=True).mean(2, keepdim=True)  # by rows: the sum is that of any batch
-    return colours.mul_(factor).add_(mean * (1 - factor)).clamp_(0, 255)
-
-
-def _saturation(colours: Tensor, factor: Tensor) -> Tensor:
-    grey = _grey(colours)
-    return colours.mul_(factor).add_(grey.mul_(1 - factor)).clamp_(0, 255)
-
-
-def _grey(colours: Tensor) -> Tensor:
-    """Return (B, 1, H, W), with torchvision's weights."""
+def _saturation(colours: Tensor, factor: Tensor, *, contrast: bool = False) -> Tensor:
+    """Blend with the grey image, or for contrast with its mean."""
     red, green, blue = colours.split(1, dim=1)
-    return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+    grey = (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)  # (B, 1, H, W), with torchvision's weights
+    if contrast:
+        grey = grey.mean(3, keepdim=True).mean(2, keepdim=True)  # by rows: the sum is that of any batch
+    return colours.mul_(factor).add_(grey.mul_(1 - factor)).clamp_(0, 255)
 
 
 def _hue(colours: Tensor, shift: Tensor) -> Tensor:
@@ -107,7 +100,7 @@ def jitter(colours: Tensor, params: AppearanceParams) -> Tensor:
     """Jitter (B, 3, H, W) float 0..255 in place, as torchvision's `adjust_*` would one image after another."""
     factors = params.factors.to(colours.device, non_blocking=True)
     for position in params.order.unbind(1):
-        for index, operation in enumerate((_brightness, _contrast, _saturation, _hue)):
+        for index, operation in enumerate((_brightness, partial(_saturation, contrast=True), _saturation, _hue)):
             chosen = (params.jitter & (position == index)).nonzero()[:, 0]  # the samples whose turn it is
             if len(chosen):
                 chosen = chosen.to(colours.device, non_blocking=True)

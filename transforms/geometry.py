@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from transforms.view import IGNORE, Rng, View
-from utils.opencv import opencv
+from utils.parallel import opencv
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from utils.opencv import opencv
+from utils.parallel import opencv
 
 IGNORE = 255
 

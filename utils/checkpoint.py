@@ -16,24 +16,18 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from utils.errors import UserError
-from utils.files import atomic_path
+from utils.files import write
 
 SCHEMA = 2  # 1: network.weights.upgrade_checkpoint turns it into 2
-KEYS = frozenset(
-    "schema kind network average criterion optimizer scheduler scaler progress best config versions world_size".split()
-)
+PARTS = ("network", "average", "criterion", "optimizer", "scheduler", "scaler")  # of a run, with a state each
+KEYS = frozenset((*PARTS, "schema", "kind", "progress", "best", "config", "versions", "world_size"))
 CONVERTED = "converted"  # kind of a checkpoint that holds weights alone
 _LATER: dict[str, Any] = {"average": {}}  # what older checkpoints lack
 
 # Published files hold their mean IoU as a numpy number, under numpy 1's or numpy 2's name.
 _SCALAR = np.float64(0).__reduce__()[0]
-_NUMPY_SCALARS: list[Any] = [
-    (_SCALAR, "numpy.core.multiarray.scalar"),
-    (_SCALAR, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    type(np.dtype(np.float64)),
-    type(np.dtype(np.float32)),
-]
+_NUMPY_SCALARS: list[Any] = [(_SCALAR, f"numpy.{package}.multiarray.scalar") for package in ("core", "_core")]
+_NUMPY_SCALARS += [np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32))]
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -47,15 +41,14 @@ def save(path: Path, content: dict[str, Any]) -> None:
     """
     content = {"schema": SCHEMA, **_LATER, **content}
     assert content.keys() == KEYS, content.keys() ^ KEYS
-    try:
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
+
+    def save_synced(temporary: Path) -> None:
+        with temporary.open("wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"{path}: the checkpoint could not be written ({error}); free space or choose another folder"
-        ) from error
+
+    write(path, save_synced, what="the checkpoint")
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -76,9 +69,16 @@ def read(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a readable weight file of tensors and plain values ({reason})") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise UserError(f"{path}: a weight file holds a dictionary of names, this one a {type(content).__name__}")
-    if is_ours(content):
-        content = {**_LATER, **content}
-        _check(content, path=path)
+    if not is_ours(content):
+        return content
+    content = {**_LATER, **content}
+    if content["schema"] not in (1, SCHEMA):
+        raise UserError(f"{path}: checkpoint schema {content['schema']}, this program reads the schemas 1 and {SCHEMA}")
+    if missing := sorted(KEYS - content.keys()):
+        raise UserError(f"{path}: not a whole checkpoint, {', '.join(missing)} missing")
+    for name in sorted(KEYS - {"schema", "kind", "world_size"}):
+        if not isinstance(content[name], dict):
+            raise UserError(f"{path}: not a checkpoint of a run, its {name} is a {type(content[name]).__name__}")
     return content
 
 
@@ -95,22 +95,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     content = read(path)
     if not is_ours(content) or content["kind"] == CONVERTED:
-        raise UserError(
-            f"{path}: holds weights but no run to continue; give it to --snapshot without --restore_optimizer"
-        )
+        raise UserError(f"{path}: holds weights but no run to continue; use --snapshot without --restore_optimizer")
     return content
-
-
-def _check(content: dict[str, Any], *, path: str | Path) -> None:
-    """Raise `UserError` unless what was read is a complete checkpoint of this schema."""
-    if content["schema"] not in (1, SCHEMA):
-        raise UserError(f"{path}: checkpoint schema {content['schema']}, this program reads the schemas 1 and {SCHEMA}")
-    missing = sorted(KEYS - content.keys())
-    if missing:
-        raise UserError(f"{path}: not a whole checkpoint, {', '.join(missing)} missing")
-    for name in sorted(KEYS - {"schema", "kind", "world_size"}):
-        if not isinstance(content[name], dict):
-            raise UserError(f"{path}: not a checkpoint of a run, its {name} is a {type(content[name]).__name__}")
 
 
 def load_strictly(module: nn.Module, state: dict[str, Any], *, path: str | Path) -> None:
@@ -124,8 +110,7 @@ def load_strictly(module: nn.Module, state: dict[str, Any], *, path: str | Path)
 
 def latest(folder: Path) -> Path | None:
     """Return the newest `last.pth` of the run folders below `folder`, None where there is none."""
-    files = sorted(folder.glob("*/last.pth"), key=lambda path: (path.stat().st_mtime_ns, path))
-    return files[-1] if files else None
+    return max(folder.glob("*/last.pth"), key=lambda path: (path.stat().st_mtime_ns, path), default=None)
 
 
 @dataclass
@@ -161,20 +146,10 @@ class RunState:
                 f"step {self.progress.step}: the weights are not finite; {path.name} stays as it was: lower --lr and "
                 "resume with --resume auto"
             )
-        parts = ("network", "criterion", "optimizer", "scheduler", "scaler")
-        save(
-            path,
-            {
-                "kind": path.stem,
-                **{name: getattr(self, name).state_dict() for name in parts},
-                "average": self.average.state_dict() if self.average is not None else {},
-                "progress": asdict(self.progress),
-                "best": dict(self.best),
-                "config": config,
-                "versions": versions,
-                "world_size": world_size,
-            },
-        )
+        parts = {name: getattr(self, name) for name in PARTS}
+        states = {name: part.state_dict() for name, part in parts.items() if part is not None}
+        about = {"config": config, "versions": versions, "world_size": world_size}
+        save(path, {"kind": path.stem, "progress": asdict(self.progress), "best": dict(self.best), **states, **about})
 
     def load(self, content: Mapping[str, Any], *, path: Path) -> None:
         """Take over what `read_checkpoint` gave; the average, where it holds none, starts from the network.
@@ -182,10 +157,11 @@ class RunState:
         Raises:
             UserError: the network or the criterion does not fit.
         """
-        load_strictly(self.network, content["network"], path=path)
-        if self.average is not None:
-            load_strictly(self.average, content["average"] or content["network"], path=path)
-        load_strictly(self.criterion, content["criterion"], path=path)
+        average = content["average"] or content["network"]
+        modules = ((self.network, content["network"]), (self.average, average), (self.criterion, content["criterion"]))
+        for module, state in modules:
+            if module is not None:
+                load_strictly(module, state, path=path)
         self.optimizer.load_state_dict(content["optimizer"])
         self.scheduler.load_state_dict(content["scheduler"])
         if content["scaler"] and self.scaler.is_enabled():  # both runs in mixed precision on a GPU

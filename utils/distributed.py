@@ -13,13 +13,19 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from utils.errors import UserError, is_killed_worker
+from utils.errors import UserError
 
 Result = TypeVar("Result")
+REASONS = {  # what torch says -> what it means for the user
+    "out of memory": "the memory of the GPU is used up: lower --bs_mult (and raise --accumulate), --crop_size or "
+    "--bs_mult_val, or use --fp16",
+    "gloo.*by peer": "another process of this run has ended; it says why",
+    "^DataLoader worker": "a loader process was killed, most likely for want of memory: lower --num_workers (0 for "
+    "none); a training goes on with --resume auto",
+}
 
 
 def is_initialized() -> bool:
-    """Tell whether a process group exists."""
     return dist.is_available() and dist.is_initialized()
 
 
@@ -34,7 +40,6 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Tell whether this process writes files and shows bars."""
     return rank() == 0
 
 
@@ -47,9 +52,7 @@ def choose_device(name: str, local_rank: int) -> torch.device:
     index = int(os.environ.get("LOCAL_RANK", max(local_rank, 0)))
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "cuda" and not count:
-        raise UserError(
-            "--device cuda: no GPU is visible; check CUDA_VISIBLE_DEVICES and nvidia-smi, or use --device cpu"
-        )
+        raise UserError("--device cuda: no GPU is visible (CUDA_VISIBLE_DEVICES, nvidia-smi); or use --device cpu")
     if name == "cpu" or not count:
         return torch.device("cpu")
     if index >= count:
@@ -62,9 +65,7 @@ def choose_device(name: str, local_rank: int) -> torch.device:
 
 def autocast_dtype(device: torch.device, *, wanted: bool) -> torch.dtype | None:
     """Return the type of mixed precision on a device: float16 on a GPU, bfloat16 on the CPU, None where not wanted."""
-    if not wanted:
-        return None
-    return torch.float16 if device.type == "cuda" else torch.bfloat16
+    return None if not wanted else torch.float16 if device.type == "cuda" else torch.bfloat16
 
 
 def set_deterministic(*, wanted: bool) -> None:
@@ -92,9 +93,8 @@ def init(device: torch.device, dist_url: str = "env://") -> None:
             timeout=datetime.timedelta(hours=2),  # rank 0 may scan a whole data set before the first step
         )
     except (ValueError, RuntimeError) as error:
-        raise UserError(
-            f"--dist_url {dist_url}: the processes cannot meet there ({error}); start with torchrun"
-        ) from error
+        sentence = f"--dist_url {dist_url}: the processes cannot meet there ({error}); start with torchrun"
+        raise UserError(sentence) from error
 
 
 @contextmanager
@@ -109,31 +109,18 @@ def process_group(device: torch.device, dist_url: str = "env://") -> Iterator[No
     try:
         init(device, dist_url)
         yield
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            "the memory of the GPU is used up: lower --bs_mult (and raise --accumulate), --crop_size or --bs_mult_val, "
-            "or use --fp16"
-        ) from error
     except RuntimeError as error:
-        if re.search(r"gloo.*by peer", str(error)):
-            raise UserError("another process of this run has ended; it says why") from error
-        if is_killed_worker(error):
-            raise UserError(
-                "a loader process was killed, most likely for want of memory: lower --num_workers (0 for none); a "
-                "training goes on with --resume auto"
-            ) from error
+        for pattern, sentence in REASONS.items():
+            if re.search(pattern, str(error)):
+                raise UserError(sentence) from error
         raise
     if is_initialized():
         dist.destroy_process_group()
 
 
 def barrier() -> None:
-    """Wait for every process."""
     if is_initialized():
-        if dist.get_backend() == "nccl":
-            dist.barrier(device_ids=[torch.cuda.current_device()])
-        else:
-            dist.barrier()
+        dist.barrier(device_ids=[torch.cuda.current_device()] if dist.get_backend() == "nccl" else None)
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
@@ -169,27 +156,19 @@ def all_reduce_min(value: int, device: torch.device) -> int:
     return int(tensor.item())
 
 
-def broadcast_object(value: Any) -> Any:
-    """Return rank 0's value (anything that pickles) on every process."""
-    if world_size() == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
 def from_main(make: Callable[[], Result]) -> Result:
     """Return on every process what rank 0 makes (anything that pickles); its `UserError` is raised on all of them."""
-    result: Any = None
+    results: list[Any] = [None]
     if is_main():
         try:
-            result = make()
+            results = [make()]
         except UserError as error:
-            result = error
-    result = broadcast_object(result)
-    if isinstance(result, UserError):
-        raise result
-    return result
+            results = [error]
+    if world_size() > 1:
+        dist.broadcast_object_list(results, src=0)
+    if isinstance(results[0], UserError):
+        raise results[0]
+    return results[0]
 
 
 def broadcast_buffers(module: nn.Module) -> None:

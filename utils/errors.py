@@ -24,11 +24,6 @@ def one_line(error: BaseException) -> str:
     return re.sub(r"^(\w+\.)*UserError: ", "", lines[-1])
 
 
-def is_killed_worker(error: RuntimeError) -> bool:
-    """Tell whether an error is torch's word that a process of a data loader was killed."""
-    return str(error).startswith("DataLoader worker")
-
-
 def run_entry_point(main: Callable[[], None]) -> None:
     """Run a program's main; a `UserError` becomes one line on stderr and exit code 2, ctrl-C becomes exit code 130."""
     try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from utils.errors import UserError
@@ -31,15 +32,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file under its final name in one step, making its folder.
+def write(path: Path, save: Callable[[Path], object], *, what: str = "the file") -> None:
+    """Let `save` write a file that appears under its final name in one step, making its folder.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written; what was there stays.
     """
     make_folder(path.parent)
     try:
         with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from error
+            save(temporary)
+    except (OSError, RuntimeError) as error:  # torch raises the second over a full disk
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: {what} cannot be written ({reason}); free space or choose another folder") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file as `write` does."""
+    write(path, partial(Path.write_text, data=text, encoding="utf-8"))

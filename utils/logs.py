@@ -8,6 +8,8 @@ import math
 import platform
 import subprocess
 import sys
+from collections import Counter
+from contextlib import suppress
 from importlib import metadata
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -67,26 +69,22 @@ def write_line(text: str) -> None:
 
 
 def versions(repository: Path) -> dict[str, str]:
-    """Return python, package versions, platform and the git commit of the code (marked where it was changed since)."""
-    found = {"python": platform.python_version(), "platform": platform.platform(), "git": git_commit(repository)}
+    """Return the versions of python and packages, platform, GPU and the code's git commit.
+
+    The commit has `+changes` where files differ from it, and is `unknown` outside a checkout.
+    """
+    table = {"python": platform.python_version(), "platform": platform.platform(), "git": "unknown"}
+    with suppress(OSError, subprocess.CalledProcessError):
+        describe = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]  # no tag
+        run = subprocess.run(describe, cwd=repository, capture_output=True, text=True, check=True)
+        table["git"] = run.stdout.strip()
     for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
+        table[package] = "not installed"
+        with suppress(metadata.PackageNotFoundError):
+            table[package] = metadata.version(package)
     if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
-
-
-def git_commit(repository: Path) -> str:
-    """Return the commit of a checkout, with `+changes` where files differ from it, or `unknown` outside a checkout."""
-    describe = ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]  # the commit, not a tag
-    try:
-        found = subprocess.run(["git", "-C", str(repository), *describe], capture_output=True, text=True, check=True)
-        return found.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        table["gpu"] = torch.cuda.get_device_name()
+    return table
 
 
 class LossMeter:
@@ -94,7 +92,7 @@ class LossMeter:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._counts: Counter[str] = Counter()
         self._unchecked: list[tuple[int, dict[str, Tensor], Tensor, list[str]]] = []
 
     def add(self, step: int, terms: dict[str, Tensor], total: Tensor, names: list[str]) -> None:
@@ -102,8 +100,8 @@ class LossMeter:
         terms, total = {name: value.detach() for name, value in terms.items()}, total.detach()
         self._unchecked.append((step, terms, total, names))
         for name, value in {"train_loss": total, **terms}.items():
-            self._sums[name] = self._sums[name] + value.double() if name in self._sums else value.double()
-            self._counts[name] = self._counts.get(name, 0) + 1
+            self._sums[name] = self._sums.get(name, 0) + value.double()
+            self._counts[name] += 1
 
     def check_finite(self) -> None:
         """Stop the run at the first loss since the last check that is nan or infinite; waits for the device.
@@ -117,13 +115,13 @@ class LossMeter:
             return
         totals = torch.stack([total for _, _, total, _ in self._unchecked])
         finite, processes = totals.isfinite().tolist(), distributed.world_size()
-        first = finite.index(False) if not all(finite) else len(finite)
+        first = [*finite, False].index(False)
         code = distributed.all_reduce_min(first * processes + distributed.rank(), totals.device)
-        found, owner = divmod(code, processes)
-        if found < len(finite):
+        first, owner = divmod(code, processes)
+        if first < len(finite):
             if owner != distributed.rank():
                 raise SystemExit(2)
-            step, terms, total, names = self._unchecked[found]
+            step, terms, total, names = self._unchecked[first]
             values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
             raise UserError(
                 f"step {step}: the loss is {total.item()} ({values}) on the files {', '.join(names)}; nothing was "
@@ -148,33 +146,27 @@ class MetricWriter:
 
     def __init__(self, event_folder: Path, history: Path, *, first_step: int) -> None:
         """Open both files; what an earlier try wrote after step `first_step` is hidden or dropped."""
-        self._writer: Any = None
-        self._history = history
-        if distributed.is_main():
-            from tensorboardX import SummaryWriter
+        from tensorboardX import SummaryWriter
 
-            self._writer = SummaryWriter(str(event_folder), purge_step=first_step + 1)
+        self._history, write = history, distributed.is_main()
+        self._writer: Any = SummaryWriter(str(event_folder), purge_step=first_step + 1, write_to_disk=write)
+        self.close = self._writer.close  # flushes too
+        if write:
             kept = [line for line in read_history(history) if line["step"] <= first_step]
             write_text(history, "".join(json.dumps(line) + "\n" for line in kept))
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Write numbers by tag, as they are after `step` steps; JSON has no nan and no infinity: they are left out."""
-        if self._writer is not None:
-            for tag, value in values.items():
-                self._writer.add_scalar(tag, value, step)
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, step)
+        if distributed.is_main():
             with self._history.open("a", encoding="utf-8") as file:
                 finite = {tag: value for tag, value in values.items() if math.isfinite(value)}
                 file.write(json.dumps({"step": step, **finite}) + "\n")
 
     def picture(self, tag: str, image: Any, step: int) -> None:
         """Write an (h,w,3) uint8 picture."""
-        if self._writer is not None:
-            self._writer.add_image(tag, image, step, dataformats="HWC")
-
-    def close(self) -> None:
-        """Flush and close the event file."""
-        if self._writer is not None:
-            self._writer.close()
+        self._writer.add_image(tag, image, step, dataformats="HWC")
 
 
 def read_history(path: Path) -> list[dict[str, float]]:

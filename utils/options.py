@@ -1,15 +1,19 @@
-"""Options: declared as fields of sections, their typed checks, and the tree of their values."""
+"""Options: declared as fields of sections, their typed checks, and the layers that their values come from."""
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, NoReturn, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, cast, get_args, get_origin, get_type_hints
 
+import yaml
 from easydict import EasyDict
 
 from utils.errors import UserError, did_you_mean
@@ -39,33 +43,24 @@ class Option:
     needs: tuple[str, ...] = ()  # one of these must be on ("--flag") or set ("--flag value") to change the default
     programs: tuple[str, ...] = ("train",)  # whose --help shows it
 
-    @property
-    def group(self) -> str:
-        return self.key.partition(".")[0]
-
-    def expectation(self) -> str:
-        """Return what the option wants, to be read after "must be"."""
+    def refuse(self, value: Any, source: str) -> NoReturn:
+        rule, hint = KIND_NAMES[self.base], did_you_mean(str(value), self.choices)
         if self.choices:
-            return "one of " + ", ".join(self.choices)
-        text = KIND_NAMES[self.base]
-        if self.high < math.inf:
-            text += f" from {self.low:.10g} to {self.high:.10g}"
+            rule = "one of " + ", ".join(self.choices)
+        elif self.high < math.inf:
+            rule += f" from {self.low:.10g} to {self.high:.10g}"
         elif self.low > -math.inf:
-            text += f" of at least {self.low:g}"
+            rule += f" of at least {self.low:g}"
         elif self.above > -math.inf:
-            text += f" above {self.above:g}"
+            rule += f" above {self.above:g}"
         if self.is_list:
             least, most = self.lengths
             count = f"{least} values" if least == most else "at least one value" if least else "values"
-            text = f"a list of {count}, each {text}"
-        return text + (" (or none)" if self.default is None else "")
-
-    def refuse(self, value: Any, source: str) -> NoReturn:
-        """Raise the sentence about a value that does not fit."""
-        hint = did_you_mean(str(value), self.choices)
-        if self.base is str and not self.is_list and not isinstance(value, str):
+            rule = f"a list of {count}, each {rule}"
+        elif self.base is str and not isinstance(value, str):
             hint = "; put it in quotes"
-        raise UserError(f"{source} must be {self.expectation()}, got {value!r}{hint}")
+        rule += " (or none)" if self.default is None else ""
+        raise UserError(f"{source} must be {rule}, got {value!r}{hint}")
 
     def check(self, value: Any, source: str) -> Any:
         """Return a typed value as the option stores it (an int is a float's equal, a bool is not a number)."""
@@ -75,7 +70,7 @@ class Option:
         if not isinstance(items, (list, tuple)) or not self.lengths[0] <= len(items) <= self.lengths[1]:
             self.refuse(value, source)
         items = [self._convert(item) for item in items]
-        if not all(self._allows(item) for item in items):
+        if not all(map(self._allows, items)):
             self.refuse(value, source)
         return items if self.is_list else items[0]
 
@@ -90,10 +85,10 @@ class Option:
 
     def _allows(self, item: Any) -> bool:
         fits = type(item) is self.base and (not self.choices or item in self.choices)
+        if isinstance(item, str):
+            return fits
         end = 2**63 if self.base is int else math.inf  # more than a tensor holds
-        return fits and (
-            isinstance(item, str) or (self.low <= item <= self.high and self.above < item and -end < item < end)
-        )
+        return fits and self.low <= item <= self.high and self.above < item and -end < item < end
 
     def read(self, text: str | Sequence[str], source: str) -> Any:
         """Return the checked value of a text (or of several, for a list) from the command line or the environment."""
@@ -115,7 +110,6 @@ def option(default: T, flag: str, sentence: str, **rest: Any) -> T:
 
 
 def shared(default: T, flag: str, sentence: str, **rest: Any) -> T:
-    """Declare a field as `option` does, of training and evaluation."""
     return option(default, flag, sentence, programs=("train", "valid"), **rest)
 
 
@@ -157,13 +151,165 @@ def build_tree(values: Mapping[str, Any]) -> Any:
 
 def check_needs(values: Mapping[str, Any], options: Mapping[str, Option]) -> None:
     """Refuse a changed option whose own `needs` are all off."""
-    flags = {row.flag: values[key] for key, row in options.items()}
-
-    def is_on(need: str) -> bool:
-        flag, _, value = need.partition(" ")
-        return flags[flag] == value if value else bool(flags[flag])
-
+    on = {row.flag for key, row in options.items() if values[key]}
+    on |= {f"{row.flag} {values[key]}" for key, row in options.items()}
     for key, row in options.items():
-        if row.needs and values[key] != row.default and not any(map(is_on, row.needs)):
+        if row.needs and values[key] != row.default and on.isdisjoint(row.needs):
             one = "it" if len(row.needs) == 1 else "one of them"
             raise UserError(f"{row.flag} belongs to {' or '.join(row.needs)}; add {one} or leave {row.flag} out")
+
+
+class Setting(NamedTuple):
+    """One value that some layer gives to one key; `source` is how a message names the place."""
+
+    key: str
+    value: Any
+    source: str
+
+
+def find_option(options: Mapping[str, Option], key: str, source: str) -> Option:
+    """Return the row of a key or of a former key; an unknown one is refused with the closest match."""
+    for row in options.values():
+        if key in (row.key, *row.aliases):
+            return row
+    name = key.upper().replace("-", "_")
+    same_name = [known for known in options if known.partition(".")[2] == name.rpartition(".")[2]]
+    hint = f"; did you mean {same_name[0]!r}?" if same_name else did_you_mean(name, options)
+    raise UserError(f"{source}: there is no option {key!r}{hint}")
+
+
+def read_yaml(path: str, options: Mapping[str, Option]) -> list[Setting]:
+    """Return the checked settings of a YAML file, nested or with dotted keys, partial or whole."""
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        raise UserError(f"--config {path}: cannot be read ({reason})") from error
+    except (yaml.YAMLError, ValueError) as error:  # the second of 2026-02-30 and the like
+        mark = getattr(error, "problem_mark", None)
+        place = f" (line {mark.line + 1})" if mark else ""
+        raise UserError(f"--config {path}: not valid YAML{place}") from error
+    if not isinstance(tree, dict | None):
+        raise UserError(f"--config {path}: must hold SECTION: {{NAME: value}} pairs, not {type(tree).__name__}")
+    return check_tree(tree or {}, options, source=path)
+
+
+def check_tree(tree: Mapping[Any, Any], options: Mapping[str, Option], *, source: str) -> list[Setting]:
+    settings, sections = [], {key.partition(".")[0] for key in options}
+    for key, value in flatten(tree):
+        if key in sections and not value and not isinstance(value, (bool, int)):
+            continue  # a section without a line below it
+        row = find_option(options, key, source)
+        settings.append(Setting(row.key, row.check(value, f"{source}: {key}"), source))
+    return settings
+
+
+def read_environment(environ: Mapping[str, str], options: Mapping[str, Option]) -> list[Setting]:
+    """Return the checked settings of the variables DIIA__SECTION__NAME."""
+    settings = []
+    for variable in sorted(filter(re.compile("DIIA__").match, environ)):
+        source = f"environment variable {variable}"
+        row = find_option(options, variable.removeprefix("DIIA__").replace("__", "."), source)
+        settings.append(Setting(row.key, row.read(environ[variable], source), source))
+    return settings
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises `UserError` instead of printing the usage and leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.removeprefix('argument ')}; see --help")
+
+
+class _Help(argparse.HelpFormatter):
+    """Breaks lines at spaces alone: names with hyphens stay whole."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
+class _Record(argparse.Action):
+    """Appends what `read` makes of a flag's words to `namespace.settings`, in the order of the command line."""
+
+    def __init__(self, *, read: Callable[[Any, str], list[Setting]], **kwargs: Any) -> None:
+        super().__init__(**{**kwargs, "dest": "settings"})
+        self.read = read
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, flag: str | None = None) -> None:
+        namespace.settings += self.read(values, str(flag))
+
+
+def build_parser(
+    options: Mapping[str, Option], *, program: str, groups: Mapping[str, str], version: str, **about: str
+) -> argparse.ArgumentParser:
+    """Return the parser of all rows with a flag, in groups; --help shows those of the program."""
+    parser = _Parser(usage="%(prog)s [flags]", allow_abbrev=False, formatter_class=_Help, **about)  # type: ignore[arg-type]
+    parser.add_argument("--version", action="version", version=version)
+
+    def read_opts(pairs: Sequence[str], flag: str) -> list[Setting]:
+        settings = []
+        for pair in pairs:
+            key, equals, text = pair.partition("=")
+            row = find_option(options, key, flag)
+            if not equals:
+                raise UserError(f"{flag} {pair}: must be KEY=VALUE, for instance {flag} {key}={row.default}")
+            settings.append(Setting(row.key, row.read(text, f"{flag} {key}"), flag))
+        return settings
+
+    order = "config.py < --config < environment DIIA__SECTION__NAME < flags, --opts"
+    add = parser.add_argument_group("settings", order).add_argument
+    text = "Read options from a YAML file (repeatable, last wins)."
+    add("--config", metavar="FILE.yaml", action="append", help=text)
+    text = "Set any option by its key, for instance DATASET.GTAV_DIR=/data/gtav."
+    add("--opts", nargs="+", metavar="KEY=VALUE", action=_Record, read=read_opts, help=text)
+    titles = {name: parser.add_argument_group(title) for name, title in groups.items()}
+    for row in options.values():
+        if row.flag:
+            _add_flags(titles[row.key.partition(".")[0]], row, hidden=program not in row.programs)
+    return parser
+
+
+def _add_flags(group: Any, row: Option, *, hidden: bool) -> None:
+    def add(names: Sequence[str], sentence: str, read: Callable[[Any, str], Any], **rest: Any) -> None:
+        def record(words: Any, flag: str) -> list[Setting]:
+            return [Setting(row.key, read(words, flag), flag)]
+
+        text = argparse.SUPPRESS if hidden else sentence.replace("%", "%%")
+        group.add_argument(*names, action=_Record, read=record, help=text, **rest)
+
+    names = [row.flag, *(alias for alias in row.aliases if alias.startswith("-"))]
+    if row.base is bool:
+        add(names, f"{row.help} [{'on' if row.default else 'off'}]", lambda *_: True, nargs=0)
+        if row.default:
+            add([row.flag.replace("--", "--no_", 1)], f"Switch {row.flag} off.", lambda *_: False, nargs=0)
+        return
+    kinds = {int: "N", float: "X", str: "NAME" if row.is_list else row.key.partition(".")[2]}
+    metavar = "{" + ",".join(row.choices) + "}" if row.choices else kinds[row.base]
+    nargs = ("+" if row.lengths[0] else "*") if row.is_list else None
+    default = " ".join(map(str, row.default or ())) if row.is_list else row.default
+    default = "none" if default in (None, "") else default
+    add(names, f"{row.help} [{default}]", row.read, nargs=nargs, metavar=metavar)
+    for value in row.shorthands:
+        add([f"--{value}"], f"The same as {row.flag} {value}.", lambda *_, value=value: value, nargs=0)
+
+
+def read_command_line(
+    parser: argparse.ArgumentParser, argv: Sequence[str], *, refused: Mapping[str, str]
+) -> tuple[list[str], list[Setting]]:
+    """Return the files of --config and the checked settings of flags and --opts, in their order.
+
+    Raises:
+        UserError: an unknown flag (with the closest one), a refused one (with its replacement), a bad value.
+    """
+    for word in argv:
+        name = word.partition("=")[0]
+        if name in refused:
+            raise UserError(f"{name} {refused[name]}")
+    namespace, unknown = parser.parse_known_args(argv, argparse.Namespace(config=[], settings=[]))
+    if unknown:
+        word = unknown[0].partition("=")[0]
+        if not word.startswith("-"):
+            raise UserError(f"{word!r} belongs to no flag; see --help")
+        known = [name for action in parser._actions for name in action.option_strings]
+        raise UserError(f"there is no flag {word}{did_you_mean(word, known)}; --help lists all")
+    return namespace.config, namespace.settings

@@ -1,4 +1,4 @@
-"""The same work on many items, in worker processes."""
+"""The same work on many items, in worker processes; OpenCV, fit for them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from functools import cache, partial
 from threading import Thread
 from typing import Any, TypeVar
 
@@ -27,6 +27,21 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@cache
+def opencv() -> Any:
+    """Return the module cv2, set to one thread before its first use.
+
+    Its pool of threads does not survive a fork: a loader worker forked from a process that has one hangs in its first
+    call. Workers are as many as cores anyway. Its warnings of damaged files would stand beside our sentence.
+    """
+    import cv2
+
+    cv2.setNumThreads(1)
+    set_level = cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel  # OpenCV 4, 5
+    set_level(2)  # errors alone
+    return cv2
+
+
 def parallel_map(
     work: Callable[[Item], Result], items: Sequence[Item], *, workers: int, title: str, unit: str
 ) -> Iterator[Result]:
@@ -34,7 +49,7 @@ def parallel_map(
 
     Workers start as the platform starts processes, as those of a DataLoader do. Forked ones, on Linux, are there in
     0.2 s; spawned ones would import torch again (eight of them 20 s on two cores). A fork is safe because OpenCV
-    (`utils.opencv`) and torch use one thread in a worker. Items and results must pickle, and `work` outside Linux.
+    (`opencv`) and torch use one thread in a worker. Items and results must pickle, and `work` outside Linux.
 
     Raises:
         UserError: as `work` raised it, in a worker too; or a worker was killed.

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from utils.errors import UserError
-from utils.files import atomic_path, make_folder
+from utils.files import write
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Row = tuple[Array, Array, Array]
@@ -149,13 +149,8 @@ def legend(entries: Sequence[tuple[str, Sequence[int] | Array]], *, width: int, 
 
 def save_png(array: Array, path: str | os.PathLike[str]) -> None:
     """Write an image (H, W, 3) or (H, W) uint8 as PNG; the file appears complete or not at all."""
-    path = Path(path)
-    make_folder(path.parent)
-    try:
-        with atomic_path(path) as temporary:
-            Image.fromarray(np.ascontiguousarray(array, np.uint8)).save(temporary, format="PNG")
-    except OSError as error:
-        raise UserError(f"{path}: the picture cannot be written ({error.strerror or error}); free space") from error
+    image = Image.fromarray(np.ascontiguousarray(array, np.uint8))
+    write(Path(path), partial(image.save, format="PNG"), what="the picture")
 
 
 def _font(size: float) -> Any:

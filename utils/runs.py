@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import itertools
 import json
 import logging
+import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from utils import checkpoint, distributed, logs
 from utils.errors import UserError
 from utils.files import make_folder, write_text
+from utils.options import flatten
 from utils.pictures import Picture, save_png
 
 if TYPE_CHECKING:
     from config import Config
 
-# Sections whose keys decide what a step computes; a resumed run should agree on them.
-SEQUENCE_SECTIONS = ("DATASET", "NETWORK", "WHITENING", "LOSS", "AUGMENT", "OPTIM")
-# Keys in them that say where things lie or how fast they go, not what is computed.
-PLACE_KEYS = {"NETWORK.PRETRAINED"} | {
-    f"DATASET.{name}" for name in ("CENTROID_CACHE", "FRAME_CACHE", "NUM_WORKERS", "DOMAINS_FILE")
-}
+# Keys that decide what a step computes: a resumed run should agree on them.
+SEQUENCE = re.compile(r"RUN\.SEED$|(DATASET|NETWORK|WHITENING|LOSS|AUGMENT|OPTIM)\.")
+# Those of them that say where things lie or how fast they go.
+PLACES = re.compile(r"NETWORK\.PRETRAINED|DATASET\.(CENTROID_CACHE|FRAME_CACHE|NUM_WORKERS|DOMAINS_FILE|.*_DIR)")
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Start:
+class Start(NamedTuple):
     """What a run starts from: `checkpoint` to resume (None: step 0) and `folder` to go on in (None: a new one)."""
 
     checkpoint: Path | None = None
@@ -47,17 +44,16 @@ def find_start(cfg: Config) -> Start:
     """
 
     def find() -> Start:
-        file, newest = Path(cfg.RUN.RESUME), None
         if cfg.RUN.RESUME == "auto":
-            newest = checkpoint.latest(_root(cfg))
+            if newest := checkpoint.latest(_root(cfg)):
+                return Start(newest, newest.parent)
         elif cfg.RUN.RESUME:
+            file = Path(cfg.RUN.RESUME)
             if not file.is_file():
                 raise UserError(f"--resume {file}: there is no such file")
             # from an older checkpoint, or one outside of a run, a run goes on elsewhere, so that it overwrites nothing
             in_run = file.name == "last.pth" and (file.parent / "config.yaml").is_file()
             return Start(file, file.parent if in_run else None)
-        if newest is not None:
-            return Start(newest, newest.parent)
         return Start(Path(cfg.RUN.SNAPSHOT)) if cfg.RUN.RESTORE_OPTIMIZER and cfg.RUN.SNAPSHOT else Start()
 
     return distributed.from_main(find)
@@ -79,8 +75,7 @@ def open_folder(cfg: Config, start: Start) -> Path:
         try:
             folder = start.folder or _new_folder(_root(cfg))
         except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"--ckpt {cfg.RUN.CKPT}: the run folder cannot be made ({reason})") from error
+            raise UserError(f"--ckpt {cfg.RUN.CKPT}: the run folder cannot be made ({error.strerror})") from error
         for file in folder.glob(".*.tmp"):  # what a kill in the middle of a save left behind
             file.unlink(missing_ok=True)
         return folder
@@ -88,14 +83,14 @@ def open_folder(cfg: Config, start: Start) -> Path:
     return distributed.from_main(make)
 
 
-def _new_folder(root: Path) -> Path:
-    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    for number in itertools.count(1):
-        folder = root / (stamp if number == 1 else f"{stamp}_{number}")
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(parents=True)
-            return folder
-    raise AssertionError
+def _new_folder(root: Path, number: int = 1) -> Path:
+    stamp = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
+    folder = root / (stamp if number == 1 else f"{stamp}_{number}")
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return _new_folder(root, number + 1)
+    return folder
 
 
 @dataclass
@@ -172,17 +167,7 @@ def check_continuation(
             f"{path} was saved in the middle of an epoch at {before} images per step, now there are {global_batch}; "
             "continue with the same --bs_mult x --accumulate x processes"
         )
-    for key in _changed_keys(saved, current):
-        logger.warning("continuing with another %s", key)
-
-
-def _changed_keys(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Iterator[str]:
-    """Yield `SECTION.KEY: saved -> current` for every key that decides what a step computes and differs."""
-    if saved["RUN"]["SEED"] != current["RUN"]["SEED"]:
-        yield f"RUN.SEED: {saved['RUN']['SEED']} -> {current['RUN']['SEED']}"
-    for section in SEQUENCE_SECTIONS:
-        for key, value in current[section].items():
-            name = f"{section}.{key}"
-            before = saved[section][key]
-            if before != value and name not in PLACE_KEYS and not key.endswith("_DIR"):
-                yield f"{name}: {before} -> {value}"
+    old, new = dict(flatten(saved)), dict(flatten(current))
+    for key in sorted(new, key=lambda key: key != "RUN.SEED"):
+        if old[key] != new[key] and SEQUENCE.match(key) and not PLACES.fullmatch(key):
+            logger.warning("continuing with another %s: %s -> %s", key, old[key], new[key])
