@@ -55,7 +55,6 @@ class Criterion(nn.Module):
         """Return the unweighted terms by name.
 
         Args:
-            output: of the network.
             labels: (B, H, W) int64, 255 = ignored.
             edges: (B, H, W) Sobel target 0..255; DIIA's edge branch needs it.
             whiten: whether the whitening term is computed; ISW must have masks then.

@@ -85,10 +85,7 @@ def own_class(labels: Tensor, *, num_classes: int) -> Tensor:
 def neighbour_classes(labels: Tensor, *, num_classes: int, strict: Sequence[int] = ()) -> Tensor:
     """Return the classes in the 3x3 neighbourhood of each pixel: (B, H, W) integers -> int32 sets.
 
-    Bit `num_classes` tells that a neighbour is unlabelled or outside the image.
-
-    Args:
-        strict: classes whose pixels keep their own class alone.
+    Pixels of `strict` classes keep their own. Bit `num_classes`: a neighbour is unlabelled or outside the image.
     """
     centre = own_class(labels, num_classes=num_classes)
     around = F.pad(centre, (1, 1, 1, 1), value=1 << num_classes)  # (B, H+2, W+2)

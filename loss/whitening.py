@@ -20,13 +20,9 @@ log = logging.getLogger(__name__)
 
 
 def covariance(maps: Tensor) -> Tensor:
-    """Return each image's channel covariance of a standardised map, in single precision.
+    """Return each image's channel covariance in single precision, with 1e-5 added on the diagonal.
 
-    Args:
-        maps: (B, C, h, w), zero mean per image and channel.
-
-    Returns:
-        (B, C, C), with 1e-5 added on the diagonal.
+    It maps (B, C, h, w), of zero mean per image and channel, to (B, C, C).
     """
     with torch.autocast(maps.device.type, enabled=False):
         flat = maps.float().flatten(2)  # (B, C, hw)

@@ -280,12 +280,9 @@ DEFAULT_STRIDE = 16  # of --backbone
 
 
 def resolve_architecture(arch: str, *, backbone: str = "", output_stride: int = 0) -> Architecture:
-    """Return what `--arch`, `--backbone` and `--output_stride` name together.
+    """Return what `--arch`, `--backbone` and `--output_stride` name together, names in any case.
 
-    Args:
-        arch: a published name, in any case; its default gives way to `backbone`.
-        backbone: a plain name, or nothing: that of `arch`.
-        output_stride: 0 for that of `arch`, or 16 with `backbone`.
+    The default of `arch` gives way to `backbone`; without a stride it is that of `arch`, or 16 with `backbone`.
 
     Raises:
         UserError: an unknown name, a stride that the backbone lacks, two names that differ.

@@ -33,15 +33,8 @@ Confidence = Literal["logits", "softmax"]
 def coarse_layout(logits: Tensor, *, confidence: Confidence = "logits") -> Tensor:
     """Label the pixels of which the network is confident; the others become 255. Nothing here waits for the device.
 
-    A pixel is kept where its value reaches the upper median of the values of its class over the whole batch,
-    capped at 0.99.
-
-    Args:
-        logits: (B, classes, H, W); no gradient flows.
-        confidence: what a pixel's value is, its largest raw logit or its largest probability.
-
-    Returns:
-        (B, H, W) int64.
+    A pixel is kept where its value, its largest raw logit or its largest probability, reaches the upper median of the
+    values of its class over the whole batch, capped at 0.99. Maps logits (B, classes, H, W) to (B, H, W) int64.
     """
     logits = logits.detach().float()
     num_classes = logits.shape[1]
@@ -134,14 +127,9 @@ class TripleAggregation(nn.Module):
         return self.gamma * mixed + self.up(top)
 
     def attention_of(self, cells: Tensor, layout_features: Tensor | None, edge_features: Tensor | None) -> Tensor:
-        """Return how chosen cells weigh all others, in single precision; the other rows are never computed.
+        """Return how cells, (N,) int64 in the flattened map, weigh all others: (B, N, h, w) float32 that sum to one.
 
-        Args:
-            cells: (N,) int64, places in the flattened map.
-            layout_features, edge_features: (B, 256, h, w), one or two of them.
-
-        Returns:
-            (B, N, h, w), each map sums to one.
+        The other rows are never computed. The features are (B, 256, h, w), one or two of them.
         """
         query, key = self._query_and_key(layout_features, edge_features)
         with torch.autocast(key.device.type, enabled=False):

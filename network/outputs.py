@@ -24,8 +24,13 @@ class SegmentorOutput(NamedTuple):
 
     def float(self) -> SegmentorOutput:
         """Return the same with every floating-point map in float32."""
-        maps: Any = [value if value is None or not value.is_floating_point() else value.float() for value in self[:-1]]
-        return SegmentorOutput(*maps, tuple(value.float() for value in self.style))
+        return SegmentorOutput(*(_float(value) for value in self))
+
+
+def _float(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_float, value))
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 class Features(NamedTuple):

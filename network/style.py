@@ -25,8 +25,7 @@ def read_codes(codes: Sequence[int], *, positions: Mapping[int, str]) -> dict[st
     """Turn seven codes into a table of style sites.
 
     Args:
-        codes: of `--wt_layer`; 0 none, 1 and 2 whitened, 3 instance norm, 4 affine instance norm, 5 switchable
-            whitening.
+        codes: 0 none, 1 and 2 whitened, 3 instance norm, 4 affine instance norm, 5 switchable whitening.
         positions: position of a code -> site name, for the positions that the backbone has.
 
     Raises:

@@ -6,6 +6,7 @@ an image gets the same bits in every batch and with any number of threads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import product
@@ -96,11 +97,15 @@ def _hue(colours: Tensor, shift: Tensor) -> Tensor:
     return colours
 
 
+OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...]
+OPERATIONS = (_brightness, partial(_saturation, contrast=True), _saturation, _hue)  # in the order of their numbers
+
+
 def jitter(colours: Tensor, params: AppearanceParams) -> Tensor:
     """Jitter (B, 3, H, W) float 0..255 in place, as torchvision's `adjust_*` would one image after another."""
     factors = params.factors.to(colours.device, non_blocking=True)
     for position in params.order.unbind(1):
-        for index, operation in enumerate((_brightness, partial(_saturation, contrast=True), _saturation, _hue)):
+        for index, operation in enumerate(OPERATIONS):
             chosen = (params.jitter & (position == index)).nonzero()[:, 0]  # the samples whose turn it is
             if len(chosen):
                 chosen = chosen.to(colours.device, non_blocking=True)
@@ -205,12 +210,8 @@ class Appearance:
 def edge_target(images: Tensor) -> Tensor:
     """Return |Sobel x| of the grey image, rounded and cut off at 255: the target of edge reconstruction.
 
-    Args:
-        images: (B, 3, H, W) uint8 RGB before any change of colour.
-
-    Returns:
-        (B, H, W) float32, 0..255, whole numbers. Source: the original's 3x3 x-derivative; the border is mirrored
-        without doubling its pixel.
+    It maps (B, 3, H, W) uint8 RGB, before any change of colour, to (B, H, W) float32. Source: the original's 3x3
+    x-derivative; the border is mirrored without doubling its pixel.
     """
     red, green, blue = images.float().unbind(dim=1)
     # Parity: OpenCV's weights for blue, green, red, applied to red, green, blue as the original does; in thousandths,
