@@ -24,11 +24,7 @@ def poly(step: int, *, max_iter: int, exponent: float) -> float:
 
 
 def build_optimizer(cfg: Config, network: nn.Module) -> Optimizer:
-    """Return SGD with momentum, or AdamW with its usual betas, over the trainable parameters, in one group.
-
-    Raises:
-        UserError: nothing is trainable.
-    """
+    """Return SGD with momentum or AdamW over the trainable parameters; raises `UserError` where there are none."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not parameters:
         raise UserError("the network has no trainable parameter; train at least a part of it")

@@ -31,7 +31,7 @@ from evaluation.report import describe_weights, selection_scores
 from loss import collect_masks
 from optimizer import update_average
 from run import Run, build_run, check_data, evaluation_loaders, log_start, restore, whitened_splits
-from transforms.edges import edge_target
+from transforms.appearance import edge_target
 from utils import distributed, logs, pictures
 from utils.errors import run_entry_point
 from utils.runs import Records, find_start, open_records

@@ -36,9 +36,9 @@ from datasets.sampling import Pick, class_centroids, sample_rng
 from datasets.segmentation import TrainingSet
 from datasets.splits import Pair, Split
 from evaluation.metrics import argmax_classes, confusion_matrix
-from loss.borders import neighbour_classes
+from loss.terms import neighbour_classes
+from transforms.appearance import edge_target
 from transforms.build import build_appearance, build_appearance_sampler, build_geometry
-from transforms.edges import edge_target
 from utils.parallel import opencv
 
 CROP = straightforward.CROP

@@ -17,8 +17,8 @@ from evaluation.metrics import argmax_classes, confusion_matrix
 from loss import MaskStatistics, build_criterion
 from network import Segmentor, build_network
 from network.diia import coarse_layout
+from transforms.appearance import edge_target
 from transforms.build import build_appearance, build_appearance_sampler
-from transforms.edges import edge_target
 
 
 def make_network(device: torch.device) -> tuple[Segmentor, config.Config]:

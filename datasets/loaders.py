@@ -23,7 +23,7 @@ from datasets.segmentation import EvaluationSample, EvaluationSet, Sample, Stati
 from datasets.splits import Split, Splits
 from transforms.appearance import AppearanceParams
 from transforms.build import build_appearance_sampler, build_geometry, statistics_sampler
-from transforms.protocols import CentreSquare, NativeSize
+from transforms.geometry import CentreSquare, NativeSize
 from utils.errors import UserError
 from utils.parallel import cores
 

@@ -20,9 +20,8 @@ from datasets.loaders import TrainingBatch
 from loss.whitening import Whitening, covariance
 from network import Segmentor
 from network.diia import DIIASegmentor
-from transforms.appearance import Appearance
+from transforms.appearance import Appearance, edge_target
 from transforms.build import FixedAugmentation
-from transforms.edges import edge_target
 from utils.errors import UserError
 from utils.parallel import opencv
 from utils.pictures import (

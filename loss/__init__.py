@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from config import Config
-from loss.borders import ImageTargets
 from loss.criterion import CLASS_WEIGHTS, Criterion
+from loss.terms import ImageTargets
 from loss.whitening import MaskStatistics, Whitening, collect_masks, covariance, whitening_loss
 
 __all__ = ["Criterion", "MaskStatistics", "build_criterion", "collect_masks", "covariance", "whitening_loss"]
@@ -26,12 +26,8 @@ def build_criterion(cfg: Config, *, method: Any, style_channels: Sequence[int]) 
         whitening = Whitening(style_channels, kind=method.whitening, relax_denom=relax_denom)
     options, targets = cfg.LOSS, None
     if options.IMAGE_WEIGHTS or options.RELAX_BORDERS:
-        targets = ImageTargets(
-            bound=options.WEIGHT_BOUND,
-            whole_batch=options.BATCH_WEIGHTS,
-            relaxed=options.RELAX_BORDERS,
-            strict=tuple(options.STRICT_CLASSES),
-        )
+        strict, whole_batch = tuple(options.STRICT_CLASSES), options.BATCH_WEIGHTS
+        targets = ImageTargets(options.WEIGHT_BOUND, whole_batch, relaxed=options.RELAX_BORDERS, strict=strict)
     return Criterion(
         head=method.head,
         whitening=whitening,

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from loss.borders import ClassSets, ImageTargets
-from loss.terms import cross_entropy, downsample_labels, edge_distance, ignore_easy_pixels, relaxed_cross_entropy
+from loss.terms import ImageTargets, Truth, cross_entropy, downsample_labels, edge_distance, ignore_easy_pixels
 from loss.whitening import Whitening
 from network.outputs import SegmentorOutput
 
@@ -22,7 +20,6 @@ CLASS_WEIGHTS = (
     *(0.8373, 0.9180, 0.8660, 1.0345, 1.0166, 0.9969, 0.9754, 1.0489, 0.8786, 1.0023),
     *(0.9539, 0.9843, 1.1116, 0.9037, 1.0865, 1.0955, 1.0865, 1.1529, 1.0507),
 )
-Truth: TypeAlias = Tensor | ClassSets  # labels, or sets of classes
 LAYOUT_LIMIT, LAYOUT_DAMPING = 3.0, 0.01
 
 
@@ -45,10 +42,7 @@ class Criterion(nn.Module):
         super().__init__()
         if head not in WEIGHTS:
             raise ValueError(f"head {head!r}: one of {', '.join(WEIGHTS)}")
-        self.head = head
-        self.whitening = whitening
-        self.targets = targets
-        self.ohem = ohem
+        self.head, self.whitening, self.targets, self.ohem = head, whitening, targets, ohem
         self.weights: dict[str, float] = dict(WEIGHTS[head])
         if whitening is not None:
             self.weights["whitening"] = whitening_weight
@@ -61,7 +55,6 @@ class Criterion(nn.Module):
         """Return the unweighted terms by name.
 
         Args:
-            output: of the network.
             labels: (B, H, W) int64, 255 = ignored.
             edges: (B, H, W) Sobel target 0..255; DIIA's edge branch needs it.
             whiten: whether the whitening term is computed; ISW must have masks then.
@@ -69,55 +62,39 @@ class Criterion(nn.Module):
         """
         aux = output.aux
         assert aux is not None, "the auxiliary head belongs to every training output"
-        size, num_classes = (aux.shape[2], aux.shape[3]), output.fused.shape[1]
-        truth, small = self._truth(labels, size=size, num_classes=num_classes, relax=relax)
+        num_classes, targets = output.fused.shape[1], self.targets
+        sets = labels if targets is None else targets.sets(labels, num_classes=num_classes, relax=relax)
+
+        def weighed(sets: Tensor) -> Truth:
+            return sets if targets is None else targets.weigh(sets, num_classes=num_classes)
+
+        truth, small = weighed(sets), weighed(downsample_labels(sets, size=aux.shape[2:]))  # around a full-size pixel
         terms = {"fused": self._entropy(output.fused, truth), "aux": self._entropy(aux, small)}
-        if self.head == "diia":
-            terms |= self._diia_terms(output, truth, edges)
+        parts = output if self.head == "diia" else SegmentorOutput(output.fused)
+        if parts.coarse is not None:
+            terms["coarse"] = self._entropy(parts.coarse, truth)
+        if parts.layout_logits is not None:
+            assert parts.layout is not None
+            terms["layout"] = cross_entropy(parts.layout_logits, parts.layout, weight=self.class_weights)
+        if parts.edge is not None:
+            assert edges is not None and parts.edge_logits is not None
+            terms["edge_logits"] = self._entropy(parts.edge_logits, truth)
+            terms["edge"] = edge_distance(parts.edge, edges)
         if whiten:
             assert self.whitening is not None, "this method has no whitening term"
             terms["whitening"] = self.whitening(output.style)
         return terms
 
-    def _truth(self, labels: Tensor, *, size: tuple[int, int], num_classes: int, relax: bool) -> tuple[Truth, Truth]:
-        """Return what logits at full size and at the auxiliary head's size are compared with."""
-        targets = self.targets
-        if targets is None:
-            return labels, downsample_labels(labels, size=size)
-        sets = targets.sets(labels, num_classes=num_classes, relax=relax)
-        small = downsample_labels(sets, size=size)  # what is around a pixel of the full size
-        return targets.weigh(sets, num_classes=num_classes), targets.weigh(small, num_classes=num_classes)
-
-    def _diia_terms(self, output: SegmentorOutput, truth: Truth, edges: Tensor | None) -> dict[str, Tensor]:
-        """Return the terms of the parts that the method has."""
-        terms: dict[str, Tensor] = {}
-        if output.coarse is not None:
-            terms["coarse"] = self._entropy(output.coarse, truth)
-        if output.layout_logits is not None:
-            assert output.layout is not None
-            terms["layout"] = cross_entropy(output.layout_logits, output.layout, weight=self.class_weights)
-        if output.edge is not None:
-            assert edges is not None and output.edge_logits is not None
-            terms["edge_logits"] = self._entropy(output.edge_logits, truth)
-            terms["edge"] = edge_distance(output.edge, edges)
-        return terms
-
     def _entropy(self, logits: Tensor, truth: Truth) -> Tensor:
-        if isinstance(truth, ClassSets):
-            return relaxed_cross_entropy(logits, truth)
-        if self.ohem is not None:
+        if self.ohem is not None and isinstance(truth, Tensor):
             truth = ignore_easy_pixels(logits, truth, threshold=self.ohem[0], min_share=self.ohem[1])
         return cross_entropy(logits, truth, weight=self.class_weights)
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Return the weighted sum of named terms; a name without a weight raises KeyError."""
-        unknown = [name for name in terms if name not in self.weights]
-        if unknown:
+        if unknown := [name for name in terms if name not in self.weights]:
             raise KeyError(f"no weight for the loss term {', '.join(unknown)}; known: {', '.join(self.weights)}")
-        parts = []
-        for name, value in terms.items():
-            if name == "layout":
-                # Parity: the original damps this term as long as it is large.
-                value = torch.where(value.detach() > LAYOUT_LIMIT, LAYOUT_DAMPING, 1.0) * value
-            parts.append(self.weights[name] * value)
-        return torch.stack(parts).sum()
+        values = dict(terms)
+        if (layout := terms.get("layout")) is not None:  # Parity: the original damps this term as long as it is large.
+            values["layout"] = torch.where(layout.detach() > LAYOUT_LIMIT, LAYOUT_DAMPING, 1.0) * layout
+        return torch.stack([self.weights[name] * value for name, value in values.items()]).sum()

@@ -1,31 +1,50 @@
-"""The loss terms. B batch, H x W size; labels are int64 with 255 = ignored."""
+"""The loss terms, and targets of an image-weighted cross entropy, whose pixels may stand for any of several classes.
+
+Label relaxation: Zhu et al., Improving semantic segmentation via video propagation and label relaxation, CVPR 2019.
+B batch, C classes, H x W size; labels are int64 with 255 = ignored. A set of classes is held in the bits of an int32,
+bit c for class c.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from loss.borders import ClassSets
-
 IGNORE = 255
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, *, weight: Tensor | None = None) -> Tensor:
+class ClassSets(NamedTuple):
+    """What the loss reads: which classes are outside of each pixel's set, and how much each pixel counts."""
+
+    outside: Tensor  # (B, C, H, W) bool; all false where a pixel is ignored
+    weight: Tensor  # (B, H, W) float, zero where a pixel is ignored
+
+
+Truth: TypeAlias = Tensor | ClassSets  # labels, or sets of classes
+
+
+def cross_entropy(logits: Tensor, truth: Truth, *, weight: Tensor | None = None) -> Tensor:
     """Return the mean cross entropy over the pixels that are not ignored; zero, never NaN, where all are.
 
     Args:
         logits: (B, classes, H, W).
-        labels: (B, H, W).
-        weight: (classes,) weights; the mean is then a weighted one.
+        truth: labels (B, H, W), or sets: the mean of -log(probability of any class of a pixel's set) by their weights.
+        weight: (classes,) weights of labels; the mean is then a weighted one.
     """
-    total = F.cross_entropy(logits.float(), labels, weight=weight, ignore_index=IGNORE, reduction="sum")
-    valid = labels != IGNORE
-    if weight is None:
-        return total / valid.sum().clamp(min=1)
-    share = (weight[labels.where(valid, 0)] * valid).sum()
+    logits = logits.float()
+    if isinstance(truth, ClassSets):  # a difference of logarithms of sums, so no probability can vanish
+        inside = logits.masked_fill(truth.outside, -torch.inf).logsumexp(1)  # (B, H, W)
+        total, share = ((logits.logsumexp(1) - inside) * truth.weight).sum(), truth.weight.sum()
+    else:
+        total = F.cross_entropy(logits, truth, weight=weight, ignore_index=IGNORE, reduction="sum")
+        valid = truth != IGNORE
+        share = valid.sum() if weight is None else (weight[truth.where(valid, 0)] * valid).sum()
     return total / share.where(share > 0, 1.0)
 
 
@@ -48,23 +67,68 @@ def ignore_easy_pixels(logits: Tensor, labels: Tensor, *, threshold: float, min_
     return labels.where(losses >= last.clamp(max=bound), IGNORE)
 
 
-def relaxed_cross_entropy(logits: Tensor, target: ClassSets) -> Tensor:
-    """Return the weighted mean of -log(probability of any class of a pixel's set); zero where all pixels are ignored.
-
-    It is a difference of logarithms of sums, so no probability can vanish. Logits (B, classes, H, W).
-    """
-    logits = logits.float()
-    inside = logits.masked_fill(target.outside, -torch.inf).logsumexp(1)  # (B, H, W)
-    total = ((logits.logsumexp(1) - inside) * target.weight).sum()
-    share = target.weight.sum()
-    return total / share.where(share > 0, 1.0)
-
-
-def downsample_labels(labels: Tensor, *, size: tuple[int, int]) -> Tensor:
+def downsample_labels(labels: Tensor, *, size: Sequence[int]) -> Tensor:
     """Resize labels (B, H, W) to (B, *size) by the nearest pixel."""
-    return F.interpolate(labels.unsqueeze(1).float(), size=size, mode="nearest").squeeze(1).long()
+    return F.interpolate(labels.unsqueeze(1).float(), size=tuple(size), mode="nearest").squeeze(1).long()
 
 
 def edge_distance(edge: Tensor, target: Tensor) -> Tensor:
     """Return the mean absolute difference of edge strength (B, 1, H, W) and Sobel target (B, H, W), both 0..255."""
     return (edge.squeeze(1).float() - target.float()).abs().mean()
+
+
+def own_class(labels: Tensor, *, num_classes: int) -> Tensor:
+    """Return each pixel's class as a set: (B, H, W) integers -> int32; bit `num_classes` is for the unlabelled ones."""
+    return torch.ones((), dtype=torch.int32, device=labels.device) << labels.clamp(max=num_classes).int()
+
+
+def neighbour_classes(labels: Tensor, *, num_classes: int, strict: Sequence[int] = ()) -> Tensor:
+    """Return the classes in the 3x3 neighbourhood of each pixel: (B, H, W) integers -> int32 sets.
+
+    Pixels of `strict` classes keep their own. Bit `num_classes`: a neighbour is unlabelled or outside the image.
+    """
+    centre = own_class(labels, num_classes=num_classes)
+    around = F.pad(centre, (1, 1, 1, 1), value=1 << num_classes)  # (B, H+2, W+2)
+    around = (around[:, :-2] | around[:, 1:-1]).bitwise_or_(around[:, 2:])  # (B, H, W+2)
+    around = (around[..., :-2] | around[..., 1:-1]).bitwise_or_(around[..., 2:])
+    return torch.where((centre & sum(1 << c for c in set(strict))) != 0, centre, around) if strict else around
+
+
+@dataclass(frozen=True)
+class ImageTargets:
+    """Makes the targets from labels.
+
+    A class weighs 1 + bound * (1 - its share of the image, or of the whole batch), a pixel the mean over its set.
+
+    Attributes:
+        relaxed: a pixel's set is its neighbourhood, not its own class only.
+        strict: classes that are never relaxed.
+    """
+
+    bound: float
+    whole_batch: bool
+    relaxed: bool
+    strict: tuple[int, ...] = ()
+
+    def sets(self, labels: Tensor, *, num_classes: int, relax: bool = True) -> Tensor:
+        """Map labels (B, H, W) to sets; those of ignored pixels are empty. `relax` False switches `relaxed` off."""
+        if self.relaxed and relax:
+            sets = neighbour_classes(labels, num_classes=num_classes, strict=self.strict)
+        else:
+            sets = own_class(labels, num_classes=num_classes)
+        return sets.where(labels < num_classes, 0)
+
+    def weigh(self, sets: Tensor, *, num_classes: int) -> ClassSets:
+        """Map sets (B, H, W) to what the loss reads."""
+        counts = torch.stack([((sets >> c) & 1).sum((1, 2)) for c in range(num_classes)], dim=1)  # (B, C)
+        if self.whole_batch:
+            counts = counts.sum(0, keepdim=True).expand_as(counts)
+        weights = 1 + self.bound * (1 - counts / counts.sum(1, keepdim=True).clamp(min=1))  # (B, C)
+        size, weight = torch.zeros_like(sets), torch.zeros(sets.shape, device=sets.device)  # (B, H, W) each
+        for c in range(num_classes):  # the planes one by one: all at once they take longer and much memory
+            member = (sets >> c) & 1
+            size += member
+            weight += member * weights[:, c, None, None]
+        bits = 1 << torch.arange(num_classes, dtype=torch.int32, device=sets.device)
+        outside = ((sets[:, None] & bits[:, None, None]) == 0) & (size > 0)[:, None]
+        return ClassSets(outside, weight / size.clamp(min=1))

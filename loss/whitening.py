@@ -6,7 +6,6 @@ B batch, C channels, h x w size of a map. RobustNet (Choi et al., CVPR 2021): IW
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,13 +20,9 @@ log = logging.getLogger(__name__)
 
 
 def covariance(maps: Tensor) -> Tensor:
-    """Return each image's channel covariance of a standardised map, in single precision.
+    """Return each image's channel covariance in single precision, with 1e-5 added on the diagonal.
 
-    Args:
-        maps: (B, C, h, w), zero mean per image and channel.
-
-    Returns:
-        (B, C, C), with 1e-5 added on the diagonal.
+    It maps (B, C, h, w), of zero mean per image and channel, to (B, C, C).
     """
     with torch.autocast(maps.device.type, enabled=False):
         flat = maps.float().flatten(2)  # (B, C, hw)
@@ -35,9 +30,9 @@ def covariance(maps: Tensor) -> Tensor:
     return products + 1e-5 * torch.eye(flat.shape[1], device=maps.device)
 
 
-def strict_triangle(channels: int, *, device: torch.device | None = None) -> Tensor:
+def strict_triangle(channels: int) -> Tensor:
     """Return a boolean (C, C) matrix, true above the diagonal."""
-    return torch.ones(channels, channels, dtype=torch.bool, device=device).triu(1)
+    return torch.ones(channels, channels, dtype=torch.bool).triu(1)
 
 
 def relaxation(channels: int, relax_denom: float) -> float:
@@ -70,9 +65,7 @@ class Whitening(nn.Module):
         super().__init__()
         if kind not in ("irw", "isw"):
             raise ValueError(f"whitening {kind!r}: irw or isw")
-        self.selective = kind == "isw"
-        self.relax_denom = relax_denom
-        self.channels = tuple(channels)
+        self.selective, self.relax_denom, self.channels = kind == "isw", relax_denom, tuple(channels)
         # ISW's relaxation chooses the masks (MaskStatistics); its loss has no margin.
         self.margins = [0.0 if self.selective else relaxation(width, relax_denom) for width in channels]
         for index, width in enumerate(channels):
@@ -91,7 +84,6 @@ class Whitening(nn.Module):
         return [self.get_buffer(f"mask{index}") for index in range(len(self.channels))]
 
     def reset_masks(self) -> None:
-        """Forget ISW's masks."""
         assert self.selective, "only ISW chooses masks"
         for mask in self.masks:
             mask.zero_()
@@ -110,7 +102,6 @@ class Whitening(nn.Module):
         self.has_masks = True
 
     def num_sensitive(self) -> list[int]:
-        """Count the entries in each mask."""
         return [int(mask.sum()) for mask in self.masks]
 
     def forward(self, style: Sequence[Tensor]) -> Tensor:
@@ -118,8 +109,7 @@ class Whitening(nn.Module):
         assert self.has_masks, "ISW has no masks yet: call collect_masks first"
         assert len(style) == len(self.channels), f"{len(style)} captured maps, {len(self.channels)} expected"
         rows = zip(style, self.masks, self.margins, strict=True)
-        losses = [whitening_loss(maps, mask=mask, margin=margin) for maps, mask, margin in rows]
-        return torch.stack(losses).mean()
+        return torch.stack([whitening_loss(maps, mask=mask, margin=margin) for maps, mask, margin in rows]).mean()
 
 
 class MaskStatistics:
@@ -154,28 +144,22 @@ class MaskStatistics:
 
     def masks(self) -> list[Tensor]:
         """Return the (C, C) boolean masks of the covariances that appearance changes most."""
+        import kmeans1d  # only ISW needs it
+
         masks = []
         for variance in self.variances():
             values, channels = variance.flatten(), len(variance)  # Parity: the zeros on and below the diagonal too
             if self.relax_denom:
                 count = channels * (channels - 1) // 2 - int(relaxation(channels, self.relax_denom))
-            else:
-                count = _num_outside_lowest_cluster(values.numpy(), clusters=self.clusters)
+            elif not values.sum().isfinite():
+                hint = "the network has diverged: lower --lr, or collect masks earlier"
+                raise UserError(f"ISW: a covariance is not finite; {hint}")
+            else:  # all but the lowest cluster
+                count = int(np.count_nonzero(kmeans1d.cluster(values.numpy(), self.clusters)[0]))
             mask = torch.zeros_like(values, dtype=torch.bool)
             mask[values.topk(count).indices] = True
             masks.append(mask.view_as(variance))
         return masks
-
-
-def _num_outside_lowest_cluster(values: np.ndarray, *, clusters: int) -> int:
-    import kmeans1d  # only ISW needs it
-
-    if not math.isfinite(values.sum()):
-        raise UserError(
-            "ISW: a covariance is not finite; the network has diverged: lower --lr, or collect masks earlier"
-        )
-    labels, _ = kmeans1d.cluster(values, clusters)
-    return int(np.count_nonzero(labels))
 
 
 def collect_masks(
@@ -198,9 +182,8 @@ def collect_masks(
     whitening.reset_masks()
     network.eval()
     for pairs in passes:
-        statistics = MaskStatistics(
-            network.style_channels, clusters=clusters, relax_denom=whitening.relax_denom, device=device
-        )
+        widths, relax_denom = network.style_channels, whitening.relax_denom
+        statistics = MaskStatistics(widths, clusters=clusters, relax_denom=relax_denom, device=device)
         with torch.inference_mode():
             for pair in pairs:
                 statistics.update(network.style_features(pair))

@@ -31,7 +31,6 @@ __all__ = [
 
 
 def architecture_of(cfg: Config) -> Architecture:
-    """Return what --arch, --backbone and --output_stride name together; raises `UserError` where they do not fit."""
     network = cfg.NETWORK
     return resolve_architecture(network.ARCH, backbone=network.BACKBONE, output_stride=network.OUTPUT_STRIDE)
 

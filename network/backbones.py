@@ -140,15 +140,10 @@ class Backbone(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
     def _place(self, site: str, *, kind: str) -> int:
-        """Put a site behind a stage, or in front of a ReLU: where a batch norm was, behind a ResNet's last sum.
-
-        Returns:
-            Its channels.
-        """
+        """Put a site where a batch norm was, before the ReLU of a ResNet's last sum, or behind a stage; its width."""
         part = site if site in self.parts else "stem"
         layers, norm, name = self.parts[part], self.spec.replaced.get(site), f"sites.{site}"
-        channels, at = self.channels[PARTS.index(part)], len(layers)
-        added: tuple[str, ...] = (name, "relu_after_site")
+        channels, at, added = self.channels[PARTS.index(part)], len(layers), [name, "relu_after_site"]
         if norm is not None:
             channels, at = self.get_submodule(norm).num_features, layers.index(norm)  # type: ignore[assignment]
             self.set_submodule(norm, nn.Identity())
@@ -156,7 +151,7 @@ class Backbone(nn.Module):
         elif isinstance(self.spec, ResNetSpec):
             self.before_relu.add(layers[-1])
         else:
-            added = added[:1]
+            added = [name]
         self.parts[part] = (*layers[:at], *added, *layers[at + 2 :])
         self.sites[site] = build_site(channels, kind=kind)
         return channels
@@ -288,12 +283,9 @@ DEFAULT_STRIDE = 16  # of --backbone
 
 
 def resolve_architecture(arch: str, *, backbone: str = "", output_stride: int = 0) -> Architecture:
-    """Return what `--arch`, `--backbone` and `--output_stride` name together.
+    """Return what `--arch`, `--backbone` and `--output_stride` name together, names in any case.
 
-    Args:
-        arch: a published name, in any case; its default gives way to `backbone`.
-        backbone: a plain name, or nothing: that of `arch`.
-        output_stride: 0 for that of `arch`, or 16 with `backbone`.
+    The default of `arch` gives way to `backbone`; without a stride it is that of `arch`, or 16 with `backbone`.
 
     Raises:
         UserError: an unknown name, a stride that the backbone lacks, two names that differ.

@@ -37,11 +37,7 @@ def conv_norm_relu(
 
 
 def split_stride(stride: int, *, layers: int) -> tuple[list[int], list[nn.Module]]:
-    """Spread a stride (a power of two) over layers, the first ones first.
-
-    Returns:
-        The stride of each layer, 2 or 1, and max poolings for what the layers cannot carry.
-    """
+    """Spread a stride (a power of two) over layers, the first ones first; return theirs and poolings for the rest."""
     number = stride.bit_length() - 1
     poolings: list[nn.Module] = [nn.MaxPool2d(3, stride=2, padding=1) for _ in range(number - layers)]
     return [2 if layer < number else 1 for layer in range(layers)], poolings
@@ -186,7 +182,7 @@ class Segmentor(nn.Module, abc.ABC):
         return self
 
     def describe(self) -> str:
-        """Return one line for the log: backbone, stride, method, head, style sites, parameters."""
+        """Return one line for the log."""
         backbone = self.backbone
         sites = ", ".join(f"{site}={kind}" for site, kind in backbone.kinds.items()) or "none"
         millions = sum(parameter.numel() for parameter in self.parameters()) / 1e6

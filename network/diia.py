@@ -10,8 +10,7 @@ What is left where a method leaves a part out (`Method.parts`); every other modu
 * layout: no layout branch, no coarse layout and no loss of it; the edge features are query and key.
 * aggregation: both branches train by their own losses, but the attention is gone (as if its gate stayed at zero): the
   final classifier reads the backbone's features through `aggregate.up` alone, and `predict` skips both branches.
-* edge, layout, aggregation and fused: the coarse head alone. Its logits are what is evaluated, and they are the output
-  `fused`, with the weight of the final classifier's loss. The auxiliary head and the whitening stay.
+* all four: the coarse head alone, its logits as the output `fused`. The auxiliary head and the whitening stay.
 """
 
 from __future__ import annotations
@@ -34,15 +33,8 @@ Confidence = Literal["logits", "softmax"]
 def coarse_layout(logits: Tensor, *, confidence: Confidence = "logits") -> Tensor:
     """Label the pixels of which the network is confident; the others become 255. Nothing here waits for the device.
 
-    A pixel is kept where its value reaches the upper median of the values of its class over the whole batch,
-    capped at 0.99.
-
-    Args:
-        logits: (B, classes, H, W); no gradient flows.
-        confidence: what a pixel's value is, its largest raw logit or its largest probability.
-
-    Returns:
-        (B, H, W) int64.
+    A pixel is kept where its value, its largest raw logit or its largest probability, reaches the upper median of the
+    values of its class over the whole batch, capped at 0.99. Maps logits (B, classes, H, W) to (B, H, W) int64.
     """
     logits = logits.detach().float()
     num_classes = logits.shape[1]
@@ -105,8 +97,7 @@ class EdgeBranch(Refined):
 class TripleAggregation(nn.Module):
     """TIAM: attention whose query is made of layout features, its key of edge features, its value of the backbone's.
 
-    Where one of the two is missing the other is query and key; without attention only the projection of the backbone's
-    features is left.
+    Where one of the two is missing the other is both; without attention only the backbone's projection is left.
     """
 
     out_channels = 128
@@ -128,24 +119,17 @@ class TripleAggregation(nn.Module):
         """Map (B, C, h, w) and (B, 256, h, w), one or two of them, to (B, 128, h, w)."""
         if not self.attends:
             return self.up(top)
-        query, key = self._query_and_key(layout_features, edge_features)
-        query, key, value = (
-            maps.flatten(2).mT.contiguous().unsqueeze(1)  # the fused kernels, without the (hw, hw) matrix, need it so
-            for maps in (query, key, self.value(top))
-        )  # (B, 1, hw, 128)
+        triple = (*self._query_and_key(layout_features, edge_features), self.value(top))
+        # (B, 1, hw, 128): the fused kernels, without the (hw, hw) matrix, need it so
+        query, key, value = (maps.flatten(2).mT.contiguous().unsqueeze(1) for maps in triple)
         mixed = F.scaled_dot_product_attention(query, key, value, scale=1.0)  # no division by the root of the width
         mixed = mixed.squeeze(1).transpose(1, 2).unflatten(2, top.shape[2:])  # (B, 128, h, w)
         return self.gamma * mixed + self.up(top)
 
     def attention_of(self, cells: Tensor, layout_features: Tensor | None, edge_features: Tensor | None) -> Tensor:
-        """Return how chosen cells weigh all others, in single precision; the other rows are never computed.
+        """Return how cells, (N,) int64 in the flattened map, weigh all others: (B, N, h, w) float32 that sum to one.
 
-        Args:
-            cells: (N,) int64, places in the flattened map.
-            layout_features, edge_features: (B, 256, h, w), one or two of them.
-
-        Returns:
-            (B, N, h, w), each map sums to one.
+        The other rows are never computed. The features are (B, 256, h, w), one or two of them.
         """
         query, key = self._query_and_key(layout_features, edge_features)
         with torch.autocast(key.device.type, enabled=False):
@@ -164,15 +148,7 @@ _Branches: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class DIIASegmentor(Segmentor):
-    """Backbone, coarse head, layout and edge branches, their aggregation, final head with a skip, auxiliary head.
-
-    Only what `method.parts` names is built.
-    """
-
-    layout: LayoutBranch | None
-    edge: EdgeBranch | None
-    aggregate: TripleAggregation | None
-    fused: Decoder | None
+    """Coarse and auxiliary head, and what `method.parts` names: both branches, their aggregation, final decoder."""
 
     def __init__(self, backbone: Backbone, *, num_classes: int, layout_confidence: Confidence, **shared: Any) -> None:
         super().__init__(backbone, **shared)
@@ -224,11 +200,7 @@ class DIIASegmentor(Segmentor):
         return output.fused if output.coarse is None else 0.5 * output.coarse + output.fused
 
     def attention_of(self, images: Tensor, pixels: Sequence[tuple[int, int]]) -> Tensor:
-        """Return how the cells at some pixels weigh all cells in the aggregation.
-
-        Args:
-            images: (B, 3, H, W), normalised.
-            pixels: N of (x, y) in the image.
+        """Return how the cells at N pixels (x, y) of normalised images (B, 3, H, W) weigh all cells in the aggregation.
 
         Returns:
             (B, N, h, w) float32, each map sums to one; the corners of map and image coincide.

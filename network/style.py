@@ -25,8 +25,7 @@ def read_codes(codes: Sequence[int], *, positions: Mapping[int, str]) -> dict[st
     """Turn seven codes into a table of style sites.
 
     Args:
-        codes: of `--wt_layer`; 0 none, 1 and 2 whitened, 3 instance norm, 4 affine instance norm, 5 switchable
-            whitening.
+        codes: 0 none, 1 and 2 whitened, 3 instance norm, 4 affine instance norm, 5 switchable whitening.
         positions: position of a code -> site name, for the positions that the backbone has.
 
     Raises:
@@ -78,10 +77,9 @@ def inverse_root(covariances: Tensor, *, iterations: int) -> Tensor:
 
 
 class SyncSwitchWhiten2d(nn.Module):
-    """Whitens groups of channels; in training the batch statistics are those of all processes together.
+    """Whitens groups of channels, in float32 at least; in training by the batch statistics of all processes together.
 
     The running statistics start at zero, so a fresh layer in evaluation whitens by the instance part alone.
-    Half precision is computed in float32.
 
     Args:
         num_features: channels, a multiple of `group`.
@@ -99,8 +97,8 @@ class SyncSwitchWhiten2d(nn.Module):
     def __init__(
         self,
         num_features: int,
-        group: int = 16,
         *,
+        group: int = 16,
         kind: int = 2,
         iterations: int = 5,
         tied: bool = False,

@@ -128,11 +128,6 @@ def build_published(cfg: Config, content: dict[str, Any], *, path: str) -> Segme
 
     The default of --method gives way to the method that the file's head and --wt_layer stand for.
 
-    Args:
-        cfg: the configuration.
-        content: what `checkpoint.read` gave.
-        path: the file to name in errors.
-
     Raises:
         UserError: the file's head contradicts --method, nothing says the style codes, or entries do not fit.
     """

@@ -20,9 +20,8 @@ from datasets.segmentation import read_pair, to_tensor
 from datasets.splits import find_pairs
 from network import resolve_jitter
 from scripts.options import chosen_domains, data_config, data_parser
-from transforms.appearance import Appearance, AppearanceParams, AppearanceSampler
+from transforms.appearance import Appearance, AppearanceParams, AppearanceSampler, edge_target
 from transforms.build import build_appearance, build_appearance_sampler, build_geometry
-from transforms.edges import edge_target
 from transforms.geometry import Geometry, RandomFlip, RandomScale
 from transforms.view import View, make_view
 from utils.errors import UserError, run_entry_point

@@ -25,11 +25,11 @@ from transforms.appearance import (
     AppearanceSampler,
     Normalisation,
     bilateral_blur,
+    edge_target,
     gaussian_blur,
     jitter,
 )
 from transforms.build import JITTER_STRENGTHS, build_appearance, build_appearance_sampler, statistics_sampler
-from transforms.edges import edge_target
 from transforms.geometry import Geometry, RandomCrop, RandomFlip, RandomScale, Resize
 from transforms.view import make_view
 

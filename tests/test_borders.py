@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
-from loss.borders import ImageTargets, neighbour_classes
 from loss.criterion import Criterion
-from loss.terms import cross_entropy, relaxed_cross_entropy
+from loss.terms import ImageTargets, cross_entropy, neighbour_classes
 from tests.runs import train_arguments
 from tests.test_criterion import build, made_up_output, some_labels
 
@@ -58,9 +57,7 @@ def direct(logits: Tensor, labels: Tensor, *, bound: float, whole_batch: bool, r
 
 def loss_of(logits: Tensor, labels: Tensor, targets: ImageTargets) -> Tensor:
     num_classes = logits.shape[1]
-    return relaxed_cross_entropy(
-        logits, targets.weigh(targets.sets(labels, num_classes=num_classes), num_classes=num_classes)
-    )
+    return cross_entropy(logits, targets.weigh(targets.sets(labels, num_classes=num_classes), num_classes=num_classes))
 
 
 def test_neighbourhoods_of_the_original(golden: Path) -> None:
@@ -144,7 +141,7 @@ def test_terms_of_diia_with_borders() -> None:
         torch.testing.assert_close(terms[name], loss_of(getattr(output, name), labels, targets))
         assert terms[name] < plain[name]
     small = targets.sets(labels, num_classes=19)[:, ::4, ::4]
-    torch.testing.assert_close(terms["aux"], relaxed_cross_entropy(output.aux, targets.weigh(small, num_classes=19)))
+    torch.testing.assert_close(terms["aux"], cross_entropy(output.aux, targets.weigh(small, num_classes=19)))
     torch.testing.assert_close(terms["layout"], plain["layout"])  # the network's own labels are no borders to relax
     unrelaxed = criterion(output, labels, edges, whiten=False, relax=False)
     weighted = build("diia", IMAGE_WEIGHTS=True)(output, labels, edges, whiten=False)

@@ -21,8 +21,8 @@ from loss.whitening import Whitening, covariance
 from network.diia import TripleAggregation
 from tests import reference
 from tests.runs import build_run, launch, read_weights, run_folder, train_arguments
+from transforms.appearance import edge_target
 from transforms.build import build_fixed_augmentation, build_normalisation
-from transforms.edges import edge_target
 from utils import pictures
 from utils.errors import UserError
 

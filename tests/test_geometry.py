@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,17 @@ from PIL import Image
 from datasets.codec import ENCODINGS, decode_label, read_image
 from tests.street_data import blocks, make_cfg, paint
 from transforms.build import build_geometry
-from transforms.geometry import Geometry, RandomCrop, RandomFlip, RandomRotation, RandomScale, Resize, Step
-from transforms.protocols import CentreSquare, NativeSize
+from transforms.geometry import (
+    CentreSquare,
+    Geometry,
+    NativeSize,
+    RandomCrop,
+    RandomFlip,
+    RandomRotation,
+    RandomScale,
+    Resize,
+    Step,
+)
 from transforms.view import View, make_view
 from utils.errors import UserError
 
@@ -176,7 +186,7 @@ def test_a_region_equals_resize_then_crop(size: tuple[int, int], factor: float, 
     target = (int(size[1] * factor), int(size[0] * factor))
     left, top = (int(rng.integers(side - 1)) for side in target)
     box = (left, top, int(rng.integers(left + 1, target[0] + 1)), int(rng.integers(top + 1, target[1] + 1)))
-    part, labels = arrays(make_view(image, label).scaled(target, None).region(box))
+    part, labels = arrays(make_view(image, label).scaled(target).region(box))
     columns_first = image.resize((target[0], size[0]), Image.Resampling.BICUBIC)
     whole = np.asarray(columns_first.resize(target, Image.Resampling.BICUBIC).crop(box)).astype(int)
     nearest = np.asarray(Image.fromarray(label).resize(target, Image.Resampling.NEAREST).crop(box))
@@ -197,9 +207,7 @@ def test_mapped_frames_are_not_copied_and_give_the_same_pixels(tmp_path: Path) -
     assert np.shares_memory(view.image, mapped[0]) and np.shares_memory(view.label, mapped[1])
     box = (10, 5, 40, 30)
     for size in ((70, 50), (91, 66), (45, 32)):
-        first, second = (
-            shown.scaled(size, None).region(box) for shown in (view, make_view(Image.fromarray(image), label))
-        )
+        first, second = (shown.scaled(size).region(box) for shown in (view, make_view(Image.fromarray(image), label)))
         np.testing.assert_array_equal(first.image, second.image)
         np.testing.assert_array_equal(first.label, second.label)
     chain = Geometry((RandomScale(0.5, 2.0), RandomCrop(32), RandomFlip(), RandomRotation(10)))
@@ -212,7 +220,7 @@ def test_a_region_reads_only_its_part_of_the_frame() -> None:
     reached = []  # a pixel outside the filter's reach has no influence, one inside has
     for x in range(80):
         image[:, x], label[:, x] = 255, 9
-        part = make_view(image, label).scaled((160, 120), None).region((60, 40, 100, 80))
+        part = make_view(image, label).scaled((160, 120)).region((60, 40, 100, 80))
         reached.append((part.image != 50).any())
         image[:, x], label[:, x] = 50, 3
     assert np.flatnonzero(reached).tolist() == list(range(28, 52))  # pixels 30..49, and two on both sides
@@ -308,7 +316,7 @@ def without_the_shift(view: View, size: int) -> View:
     if view.focus is None:
         return view
     border = [(size - side) // 2 + 1 if size > side else 0 for side in view.size]
-    return view.scaled(view.size, (view.focus[0] - border[0], view.focus[1] - border[1]))
+    return replace(view, focus=(view.focus[0] - border[0], view.focus[1] - border[1]))
 
 
 def original_geometry(

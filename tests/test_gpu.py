@@ -17,8 +17,7 @@ from network.outputs import SegmentorOutput
 from tests import reference
 from tests.runs import read_weights, run_folder, train_arguments
 from tests.test_criterion import build
-from transforms.appearance import STD, Appearance, AppearanceParams, AppearanceSampler
-from transforms.edges import edge_target
+from transforms.appearance import STD, Appearance, AppearanceParams, AppearanceSampler, edge_target
 from utils.logs import read_history
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")

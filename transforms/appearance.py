@@ -1,4 +1,4 @@
-"""Colour jitter, blur and normalisation of a batch on its device, with parameters sampled per image.
+"""Colour jitter, blur and normalisation of a batch on its device, with parameters sampled per image; edges' target.
 
 One arithmetic on every device. B samples, H x W size; colours are float 0..255 and never rounded in between. On the CPU
 an image gets the same bits in every batch and with any number of threads.
@@ -6,8 +6,9 @@ an image gets the same bits in every batch and with any number of threads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import product
 from typing import NamedTuple
 
@@ -59,13 +60,10 @@ class AppearanceSampler:
         """Return the parameters; how many numbers are taken from `rng` does not depend on their values."""
         jitter = rng.random() < self.probability
         order = np.argsort([rng.random() for _ in range(4)])
-        factors = [rng.uniform(max(1 - strength, 0), 1 + strength) for strength in self.strengths[:3]]
-        factors.append(rng.uniform(-self.strengths[3], self.strengths[3]))
-        sigma = bilateral = 0.0
-        if self.bilateral:
-            bilateral = rng.uniform(0.05, 0.75)
-        elif self.blur:
-            sigma = 0.15 + 1.15 * rng.random()
+        *strengths, hue = self.strengths
+        factors = [rng.uniform(max(1 - strength, 0), 1 + strength) for strength in strengths] + [rng.uniform(-hue, hue)]
+        bilateral = rng.uniform(0.05, 0.75) if self.bilateral else 0.0
+        sigma = 0.15 + 1.15 * rng.random() if self.blur and not self.bilateral else 0.0
         numbers = (torch.tensor(values, dtype=torch.float32) for values in (factors, sigma, bilateral))
         return AppearanceParams(torch.tensor(jitter), torch.from_numpy(order), *numbers)
 
@@ -74,20 +72,13 @@ def _brightness(colours: Tensor, factor: Tensor) -> Tensor:
     return colours.mul_(factor).clamp_(0, 255)
 
 
-def _contrast(colours: Tensor, factor: Tensor) -> Tensor:
-    mean = _grey(colours).mean(3, keepdim=True).mean(2, keepdim=True)  # by rows: the sum is that of any batch
-    return colours.mul_(factor).add_(mean * (1 - factor)).clamp_(0, 255)
-
-
-def _saturation(colours: Tensor, factor: Tensor) -> Tensor:
-    grey = _grey(colours)
-    return colours.mul_(factor).add_(grey.mul_(1 - factor)).clamp_(0, 255)
-
-
-def _grey(colours: Tensor) -> Tensor:
-    """Return (B, 1, H, W), with torchvision's weights."""
+def _saturation(colours: Tensor, factor: Tensor, *, contrast: bool = False) -> Tensor:
+    """Blend with the grey image, or for contrast with its mean."""
     red, green, blue = colours.split(1, dim=1)
-    return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+    grey = (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)  # (B, 1, H, W), with torchvision's weights
+    if contrast:
+        grey = grey.mean(3, keepdim=True).mean(2, keepdim=True)  # by rows: the sum is that of any batch
+    return colours.mul_(factor).add_(grey.mul_(1 - factor)).clamp_(0, 255)
 
 
 def _hue(colours: Tensor, shift: Tensor) -> Tensor:
@@ -106,11 +97,15 @@ def _hue(colours: Tensor, shift: Tensor) -> Tensor:
     return colours
 
 
+OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...]
+OPERATIONS = (_brightness, partial(_saturation, contrast=True), _saturation, _hue)  # in the order of their numbers
+
+
 def jitter(colours: Tensor, params: AppearanceParams) -> Tensor:
     """Jitter (B, 3, H, W) float 0..255 in place, as torchvision's `adjust_*` would one image after another."""
     factors = params.factors.to(colours.device, non_blocking=True)
     for position in params.order.unbind(1):
-        for index, operation in enumerate((_brightness, _contrast, _saturation, _hue)):
+        for index, operation in enumerate(OPERATIONS):
             chosen = (params.jitter & (position == index)).nonzero()[:, 0]  # the samples whose turn it is
             if len(chosen):
                 chosen = chosen.to(colours.device, non_blocking=True)
@@ -132,18 +127,17 @@ def _kernels(sigma: Tensor) -> Tensor:
 def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
     """Blur (B, C, H, W) float, each sample with its sigma in pixels, (B,) on the CPU; the border pixel is repeated."""
     kernels = _kernels(sigma)
-    radius, (height, width) = kernels.shape[1] // 2, images.shape[2:]
+    radius = kernels.shape[1] // 2
     if radius == 0:
         return images
     weights = kernels.to(images.device, non_blocking=True).T[:, :, None, None, None]  # (2r+1, B, 1, 1, 1)
     # Sums of shifted maps: as fast as a grouped convolution on large batches, ten times as fast on small ones.
-    padded, rows = F.pad(images, (0, 0, radius, radius), mode="replicate"), torch.zeros_like(images)
-    for offset, weight in enumerate(weights):
-        rows.addcmul_(padded[:, :, offset : offset + height], weight)
-    padded, blurred = F.pad(rows, (radius, radius, 0, 0), mode="replicate"), torch.zeros_like(images)
-    for offset, weight in enumerate(weights):
-        blurred.addcmul_(padded[..., offset : offset + width], weight)
-    return blurred
+    for dim, border in ((2, (0, 0, radius, radius)), (3, (radius, radius, 0, 0))):
+        padded, blurred = F.pad(images, border, mode="replicate"), torch.zeros_like(images)
+        for offset, weight in enumerate(weights):
+            blurred.addcmul_(padded.narrow(dim, offset, images.shape[dim]), weight)
+        images = blurred
+    return images
 
 
 def bilateral_blur(images: Tensor, sigma: Tensor) -> Tensor:
@@ -167,10 +161,9 @@ def bilateral_blur(images: Tensor, sigma: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return 255 * mean and 255 * std of ImageNet, (3, 1, 1) each, once per device."""
-    mean, std = (torch.tensor(values, device=device).mul(255).reshape(3, 1, 1) for values in (MEAN, STD))
-    return mean, std
+def _constants(device: torch.device) -> Tensor:
+    """Return 255 * mean and 255 * std of ImageNet, (2, 3, 1, 1), once per device."""
+    return torch.tensor((MEAN, STD), device=device).mul(255)[..., None, None]
 
 
 @dataclass(frozen=True)
@@ -181,12 +174,10 @@ class Normalisation:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return (B, 3, H, W) float32 for (B, 3, H, W) uint8 or float."""
-        images = images.float()
-        if not self.per_image:
-            mean, std = _constants(images.device)
-            return (images - mean) / std
-        mean, std = images.mean(dim=(2, 3), keepdim=True), images.std(dim=(2, 3), keepdim=True)
-        return (images - mean) / (std + 255e-5)
+        images, (mean, std) = images.float(), _constants(images.device)
+        if self.per_image:
+            mean, std = images.mean(dim=(2, 3), keepdim=True), images.std(dim=(2, 3), keepdim=True) + 255e-5
+        return (images - mean) / std
 
 
 @dataclass(frozen=True)
@@ -214,3 +205,19 @@ class Appearance:
         colours = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
         colours = gaussian_blur(jitter(colours, params), params.sigma)
         return bilateral_blur(colours, params.bilateral) if params.bilateral.any() else colours
+
+
+def edge_target(images: Tensor) -> Tensor:
+    """Return |Sobel x| of the grey image, rounded and cut off at 255: the target of edge reconstruction.
+
+    It maps (B, 3, H, W) uint8 RGB, before any change of colour, to (B, H, W) float32. Source: the original's 3x3
+    x-derivative; the border is mirrored without doubling its pixel.
+    """
+    red, green, blue = images.float().unbind(dim=1)
+    # Parity: OpenCV's weights for blue, green, red, applied to red, green, blue as the original does; in thousandths,
+    # so that all sums are whole numbers that float32 holds and every device rounds alike.
+    grey = (red * 114).add_(green, alpha=587).add_(blue, alpha=299)  # (B, H, W)
+    padded = F.pad(grey, (1, 1, 1, 1), mode="reflect")  # (B, H+2, W+2)
+    across = padded[..., 2:] - padded[..., :-2]  # (B, H+2, W)
+    sobel = (across[:, :-2] + across[:, 2:]).add_(across[:, 1:-1], alpha=2)  # (B, H, W)
+    return sobel.div_(1000).round_().abs_().clamp_(max=255)

@@ -10,14 +10,10 @@ from torch.utils.data import default_collate
 
 from config import Config
 from transforms.appearance import Appearance, AppearanceParams, AppearanceSampler, Normalisation
-from transforms.geometry import Geometry, RandomCrop, RandomFlip, RandomRotation, RandomScale, Resize, Step
+from transforms.geometry import Geometry, RandomCrop, RandomFlip, RandomRotation, RandomScale, Resize
 from utils.errors import UserError
 
-# Strengths of brightness, contrast, saturation and hue.
-JITTER_STRENGTHS: dict[str, tuple[float, float, float, float]] = {
-    "diia": (0.8, 0.8, 0.8, 0.3),
-    "robustnet": (0.4, 0.4, 0.4, 0.1),
-}
+JITTER_STRENGTHS = {"diia": (0.8, 0.8, 0.8, 0.3), "robustnet": (0.4, 0.4, 0.4, 0.1)}  # as `AppearanceSampler` has them
 
 
 def build_geometry(cfg: Config) -> Geometry:
@@ -27,15 +23,10 @@ def build_geometry(cfg: Config) -> Geometry:
         raise UserError(
             f"--scale_min {augment.SCALE_MIN} --scale_max {augment.SCALE_MAX}: the first must not be above the second"
         )
-    steps: list[Step] = [
-        RandomScale(augment.SCALE_MIN, augment.SCALE_MAX, augment.PRE_SIZE),
-        RandomCrop(augment.CROP_SIZE, pad=not augment.CROP_NOPAD),
-        Resize(augment.CROP_SIZE),
-        RandomFlip(),
-    ]
-    if augment.RROTATE > 0:
-        steps.append(RandomRotation(augment.RROTATE))
-    return Geometry(tuple(steps))
+    scale = RandomScale(augment.SCALE_MIN, augment.SCALE_MAX, augment.PRE_SIZE)
+    crop = RandomCrop(augment.CROP_SIZE, pad=not augment.CROP_NOPAD)
+    rotation = (RandomRotation(augment.RROTATE),) if augment.RROTATE > 0 else ()
+    return Geometry((scale, crop, Resize(augment.CROP_SIZE), RandomFlip(), *rotation))
 
 
 def build_appearance_sampler(cfg: Config, *, jitter: str) -> AppearanceSampler:

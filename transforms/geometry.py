@@ -1,4 +1,4 @@
-"""Geometric steps on a view; each is `step(view, rng) -> View`, samples what it needs and carries the focus."""
+"""Geometric steps `step(view, rng) -> View`, which sample what they need and carry the focus; forms of evaluation."""
 
 from __future__ import annotations
 
@@ -24,11 +24,8 @@ class RandomScale:
         factor = rng.uniform(self.low, self.high)
         if self.pre_size:
             factor *= self.pre_size / min(view.size)
-        size = (max(int(view.size[0] * factor), 1), max(int(view.size[1] * factor), 1))
-        focus = None
-        if view.focus is not None:  # Parity: truncated, so it may be one pixel off
-            focus = (min(int(view.focus[0] * factor), size[0] - 1), min(int(view.focus[1] * factor), size[1] - 1))
-        return view.scaled(size, focus)
+        width, height = (max(int(length * factor), 1) for length in view.size)
+        return view.scaled((width, height), factor=factor)
 
 
 @dataclass(frozen=True)
@@ -43,28 +40,22 @@ class RandomCrop:
 
     def __call__(self, view: View, rng: Rng) -> View:
         """Sample x, then y, where there is a choice; nothing where the view has the size already."""
-        width, height = view.size
-        if (width, height) == (self.size, self.size):
+        if view.size == (self.size, self.size):
             return view.pixels()
-        side = self.size if self.pad else min(width, height, self.size)
-        pad_x, pad_y = _border(width, side), _border(height, side)
-        focus_x, focus_y = (None, None) if view.focus is None else view.focus
-        left = _offset(width + 2 * pad_x, side, None if focus_x is None else focus_x + pad_x, rng)
-        top = _offset(height + 2 * pad_y, side, None if focus_y is None else focus_y + pad_y, rng)
-        left, top = left - pad_x, top - pad_y
+        side = self.size if self.pad else min(*view.size, self.size)
+        left, top = (_start(*axis, side, rng) for axis in zip(view.size, view.focus or (None, None), strict=True))
         return view.region((left, top, left + side, top + side))
 
 
-def _border(length: int, side: int) -> int:
-    return (side - length) // 2 + 1 if side > length else 0
-
-
-def _offset(length: int, side: int, focus: int | None, rng: Rng) -> int:
-    """Sample where a window of `side` starts in 0..length-side, so that it holds the focus."""
+def _start(length: int, focus: int | None, side: int, rng: Rng) -> int:
+    """Sample where a window of `side` starts, so that it holds the focus and lies in the length with its border."""
+    border = (side - length) // 2 + 1 if side > length else 0
+    last = length + border - side
     if focus is None:
-        return 0 if length == side else int(rng.integers(0, length - side, endpoint=True))
+        return last if last == -border else int(rng.integers(0, last + border, endpoint=True)) - border
+    focus += border
     start = int(rng.integers(focus - side, focus, endpoint=True))  # Parity: the lowest just misses the focus
-    return min(max(start, focus - side + 1, 0), length - side)
+    return min(max(start, focus - side + 1, 0) - border, last)
 
 
 @dataclass(frozen=True)
@@ -74,13 +65,7 @@ class Resize:
     size: int
 
     def __call__(self, view: View, rng: Rng) -> View:
-        view = view.pixels()
-        if view.size == (self.size, self.size):
-            return view
-        focus = None
-        if view.focus is not None:
-            focus = (view.focus[0] * self.size // view.size[0], view.focus[1] * self.size // view.size[1])
-        return view.scaled((self.size, self.size), focus).pixels()
+        return view.pixels().scaled((self.size, self.size)).pixels()
 
 
 @dataclass(frozen=True)
@@ -128,7 +113,38 @@ class Geometry:
     steps: tuple[Step, ...]
 
     def __call__(self, view: View, rng: Rng) -> View:
-        """Apply every step and return pixels."""
         for step in self.steps:
             view = step(view, rng)
         return view.pixels()
+
+
+@dataclass(frozen=True)
+class NativeSize:
+    """Brings whole images to the form that is evaluated: every pixel of every image at its own size."""
+
+    text: str = "native size, every pixel"
+
+    def __call__(self, view: View) -> View:
+        return view.pixels()
+
+
+@dataclass(frozen=True)
+class CentreSquare:
+    """The centre square of the image at a fixed height; what sticks out of a narrow image is ignored.
+
+    Source: the original's validation of Mapillary (there the padding counts as road).
+    """
+
+    side: int = 1536
+
+    @property
+    def text(self) -> str:
+        return f"height {self.side}, centre square, padding ignored"
+
+    def __call__(self, view: View) -> View:
+        width = max(int(view.size[0] / view.size[1] * self.side), 1)
+        left = round((width - self.side) / 2)
+        return view.scaled((width, self.side)).region((left, 0, left + self.side, self.side))
+
+
+Protocol = NativeSize | CentreSquare

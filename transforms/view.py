@@ -39,8 +39,13 @@ class View:
     size: tuple[int, int]
     focus: tuple[int, int] | None = None
 
-    def scaled(self, size: tuple[int, int], focus: tuple[int, int] | None) -> View:
-        """Show the same pixels at another size."""
+    def scaled(self, size: tuple[int, int], *, factor: float | None = None) -> View:
+        """Show the same pixels at another size; the focus moves by a factor, by default by that of the sizes."""
+        focus = None
+        if self.focus is not None:  # Parity: truncated, so it may be one pixel off
+            places = zip(self.focus, size, self.size, strict=True)
+            x, y = (min(int(old * factor) if factor else old * new // was, new - 1) for old, new, was in places)
+            focus = (x, y)
         return replace(self, size=size, focus=focus)
 
     def region(self, box: tuple[int, int, int, int]) -> View:
@@ -54,9 +59,8 @@ class View:
         assert inner[0] < inner[2] and inner[1] < inner[3], f"the box {box} misses the image of size {self.size}"
         image, label = _resample_image(self.image, self.size, inner), _resample_label(self.label, self.size, inner)
         if inner != box:
-            place = (inner[0] - left, inner[1] - top)
-            image = _on_canvas(image, (right - left, bottom - top), place, 0)
-            label = _on_canvas(label, (right - left, bottom - top), place, IGNORE)
+            border = ((inner[1] - top, bottom - inner[3]), (inner[0] - left, right - inner[2]))
+            image, label = np.pad(image, (*border, (0, 0))), np.pad(label, border, constant_values=IGNORE)
         focus = None if self.focus is None else (self.focus[0] - left, self.focus[1] - top)
         return View(image, label, (right - left, bottom - top), focus)
 
@@ -121,9 +125,8 @@ def _weighted_rows(array: np.ndarray, places: np.ndarray, weights: np.ndarray) -
 
 def _nearest_index(source: int, target: int) -> np.ndarray:
     """Return (target,) source positions of nearest resampling, rounded as Pillow rounds (steps added up in double)."""
-    step = source / target
-    steps = np.full(target, step)
-    steps[0] = step * 0.5
+    steps = np.full(target, source / target)
+    steps[0] *= 0.5
     return np.minimum(np.cumsum(steps).astype(np.int64), source - 1)
 
 
@@ -135,9 +138,3 @@ def _resample_label(label: np.ndarray, size: tuple[int, int], box: tuple[int, in
     rows = _nearest_index(label.shape[0], size[1])[top:bottom]
     part = np.asarray(label[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
     return part.take(rows - rows[0], axis=0).take(columns - columns[0], axis=1)
-
-
-def _on_canvas(array: np.ndarray, size: tuple[int, int], place: tuple[int, int], fill: int) -> np.ndarray:
-    canvas = np.full((size[1], size[0], *array.shape[2:]), fill, dtype=np.uint8)
-    canvas[place[1] : place[1] + array.shape[0], place[0] : place[0] + array.shape[1]] = array
-    return canvas
