@@ -30,12 +30,10 @@ def is_initialized() -> bool:
 
 
 def rank() -> int:
-    """Return the number of this process, 0 without a group."""
     return dist.get_rank() if is_initialized() else 0
 
 
 def world_size() -> int:
-    """Return the number of processes, 1 without a group."""
     return dist.get_world_size() if is_initialized() else 1
 
 
@@ -148,7 +146,6 @@ def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def all_reduce_min(value: int, device: torch.device) -> int:
-    """Return the smallest of the processes' numbers."""
     if world_size() == 1:
         return value
     tensor = torch.tensor(value, device=device)
