@@ -73,39 +73,26 @@ def set_deterministic(*, wanted: bool) -> None:
     torch.use_deterministic_algorithms(wanted, warn_only=True)
 
 
-def init(device: torch.device, dist_url: str = "env://") -> None:
-    """Join the process group that the launcher announced (nccl on GPUs, gloo on CPUs); nothing without a launcher.
-
-    Raises:
-        UserError: `dist_url` or the launcher's variables name no place where the processes could meet.
-    """
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ or is_initialized():
-        return
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    try:
-        dist.init_process_group(
-            backend,
-            init_method=dist_url,
-            rank=int(os.environ["RANK"]),
-            world_size=int(os.environ["WORLD_SIZE"]),
-            timeout=datetime.timedelta(hours=2),  # rank 0 may scan a whole data set before the first step
-        )
-    except (ValueError, RuntimeError) as error:
-        sentence = f"--dist_url {dist_url}: the processes cannot meet there ({error}); start with torchrun"
-        raise UserError(sentence) from error
-
-
 @contextmanager
 def process_group(device: torch.device, dist_url: str = "env://") -> Iterator[None]:
-    """Hold the process group of a run and leave it in order at the end.
+    """Hold the process group that the launcher announced (nccl on GPUs, gloo on CPUs); none without a launcher.
 
     After an error it is left as it is: the others may be waiting in it, and the launcher ends them when this one exits.
 
     Raises:
-        UserError: the GPU's memory did not suffice, or another process or a loader process has gone.
+        UserError: `dist_url` or the launcher's variables name no place where the processes could meet, the GPU's memory
+            did not suffice, or another process or a loader process has gone.
     """
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not is_initialized():
+        timeout = datetime.timedelta(hours=2)  # rank 0 may scan a whole data set before the first step
+        try:
+            number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, init_method=dist_url, timeout=timeout, rank=number, world_size=count)
+        except (ValueError, RuntimeError) as error:
+            sentence = f"--dist_url {dist_url}: the processes cannot meet there ({error}); start with torchrun"
+            raise UserError(sentence) from error
     try:
-        init(device, dist_url)
         yield
     except RuntimeError as error:
         for pattern, sentence in REASONS.items():
