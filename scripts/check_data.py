@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from datasets.checks import SAMPLE, DomainReport, check_domain
 from datasets.domains import load_domains
-from scripts.options import chosen_domains, data_config, data_parser
+from scripts import chosen_domains, data_config, data_parser
 from utils.errors import UserError, run_entry_point
 from utils.parallel import cores
 from utils.tables import format_table
