@@ -33,10 +33,10 @@ class Row(NamedTuple):
 
 def make_parser(program: str, description: str, *, runs: int, threads: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(f"python -m benchmarks.{program}", description=description)
-    parser.add_argument("rows", nargs="*", metavar="ROW", help="beginnings of the rows' names; all by default")
-    parser.add_argument("--runs", type=int, default=runs, help="counted runs of each work (%(default)s)")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="name prefixes of the rows to run; all by default")
+    parser.add_argument("--runs", type=int, default=runs, help="timed runs per row (%(default)s)")
     parser.add_argument("--threads", type=int, default=threads, help="threads of torch (%(default)s)")
-    parser.add_argument("--cpu", action="store_true", help="count processor time: for a machine that others use too")
+    parser.add_argument("--cpu", action="store_true", help="measure CPU time, for shared machines")
     return parser
 
 

@@ -31,7 +31,7 @@ def make_parser(name: str, description: str, *, details: str = "") -> argparse.A
 def data_parser(name: str, description: str, *, details: str = "") -> argparse.ArgumentParser:
     """Return the parser of a program about data: names of domains, and the flags that say where they are."""
     parser = make_parser(name, description, details=details)
-    parser.add_argument("names", nargs="*", metavar="DOMAIN", help="data sets by name")
+    parser.add_argument("names", nargs="*", metavar="DOMAIN", help="names of data sets")
     parser.add_argument("--domains", default="", metavar="FILE.yaml", help="file that declares domains of your own")
     parser.add_argument("--config", default="", metavar="FILE.yaml", help="settings, as for train.py")
     text = "settings by key, as for train.py: DATASET.GTAV_DIR=/data/GTAV, AUGMENT.CROP_SIZE=512"
