@@ -245,7 +245,7 @@ def parse(argv: Sequence[str] | None = None, *, program: str) -> Config:
 
 def to_dict(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration as plain dicts, lists and scalars, fit for a checkpoint or YAML."""
-    return {name: to_dict(value) if isinstance(value, Mapping) else value for name, value in tree.items()}
+    return {name: to_dict(value) if isinstance(value, Mapping) else deepcopy(value) for name, value in tree.items()}
 
 
 def from_dict(tree: Mapping[str, Any], *, source: str = "configuration") -> Config:

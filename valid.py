@@ -46,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def evaluate(cfg: Config, device: torch.device) -> Report:
     """Evaluate the weight file on every domain of --val_dataset; every process returns the same report."""
     if not cfg.RUN.SNAPSHOT:
-        raise UserError("no weights to score: give --snapshot FILE")
+        raise UserError("no weights to evaluate: give --snapshot FILE")
     if not cfg.DATASET.VAL:
-        raise UserError("no domain to score: give --val_dataset NAME ...")
+        raise UserError("no domain to evaluate on: give --val_dataset NAME ...")
     content, folder = checkpoint.read(cfg.RUN.SNAPSHOT), result_folder(cfg)
     network, saved, weights = load_network(cfg, content)
     share = {"rank": distributed.rank(), "world_size": distributed.world_size(), "limit": cfg.EVAL.LIMIT}

@@ -119,6 +119,7 @@ def open_records(cfg: Config, start: Start, *, step: int, config_yaml: str, repo
     """
     folder = open_folder(cfg, start)
     logs.setup_logging(folder / "log.txt")
+    logger.info("run folder %s", folder)
     versions = logs.versions(repository)
     if distributed.is_main():
         mark = f".from-step-{step}" if (folder / "config.yaml").exists() else ""
