@@ -57,7 +57,8 @@ class Data(Section):
     CITY_MODE: Literal["train", "trainval"] = option("train", "--city_mode", "Cityscapes split to train on.")
     CLASS_UNIFORM_PCT: float = option(0.0, "--class_uniform_pct",
         "Share of an epoch that is sampled around class centroids, the same number for every class.", low=0, high=1)
-    CLASS_UNIFORM_TILE: int = option(1024, "--class_uniform_tile", "Side in pixels of a class centroid's tile.", low=1)
+    CLASS_UNIFORM_TILE: int = option(1024, "--class_uniform_tile",
+        "Side in pixels of the tiles that are searched for class centroids.", low=1)
     MAX_CU_EPOCH: int = option(100000, "--max_cu_epoch", "Epochs with class-uniform sampling; then plain ones.", low=0)
     CENTROID_CACHE: str = option("./cache", "--centroid_cache", "Folder of the class centroids.",
         aliases=("--cache_dir", "DATASET.CACHE_DIR"))
@@ -66,13 +67,14 @@ class Data(Section):
         aliases=("--cache", "DATASET.FRAMES_DIR"))
     COARSE_BOOST_CLASSES: list[int] = option([], "--coarse_boost_classes",
         "Classes (train ids) that are sampled in Cityscapes' coarse frames too.", lengths=(0, 19), low=0, high=18)
-    QUICK_CHECK: bool = option(True, "--quick_check", "Check a sample of the data first (scripts.check_data --quick).")
+    QUICK_CHECK: bool = option(True, "--quick_check",
+        "Check a sample of the data first, as python -m scripts.check_data --quick does.")
     NUM_WORKERS: int = shared(-1, "--num_workers", "Loader workers per process, -1: as many as fit the cores.", low=-1)
 
 class Network(Section):
     ARCH: str = shared("network.deepv3.DeepR50V3PlusD", "--arch", "Backbone and output stride, by dotted name.")
     BACKBONE: str = shared("", "--backbone",
-        "Backbone by plain name instead of --arch: resnet50, mobilenet_v2; scripts.network_summary lists all.")
+        "Backbone by plain name instead of --arch: resnet50, mobilenet_v2; all: python -m scripts.network_summary.")
     OUTPUT_STRIDE: int = shared(0, "--output_stride",
         "Stride of the last features, 8, 16 or 32 (ResNets: 4 too); 0: that of --arch, 16 with --backbone.", low=0)
     METHOD: str = shared("diia", "--method",
@@ -113,8 +115,8 @@ class Loss(Section):
         "OHEM: cross entropy over hard pixels alone, whose true class has less than this probability (0.7 say); "
         "0 for all pixels.", low=0, high=1)
     OHEM_MIN_KEPT: int = option(100000, "--ohem_min_kept",
-        "Pixels per crop that --ohem_thresh keeps at least, on average over a process's batch.", low=0,
-        needs=("--ohem_thresh",))
+        "Pixels per crop that --ohem_thresh keeps at least, on average over a process's batch, the hardest first.",
+        low=0, needs=("--ohem_thresh",))
     LAYOUT_CONFIDENCE: Literal["logits", "softmax"] = option("logits", "--layout_confidence",
         "What the thresholds of DIIA's coarse layout compare.")
 
@@ -169,13 +171,14 @@ class Evaluation(Section):
     VISUALIZE: bool = shared(False, "--visualize_feature",
         "Plot covariances, whitening masks, edge maps, coarse layouts and attention of the images of --pictures.")
     ATTENTION_PIXELS: list[int] = shared([], "--attention_pixels",
-        "Pixels (x y x y ...) whose attention is plotted; none: amid the largest classes.", lengths=(0, 24), low=0,
-        needs=("--visualize_feature",))
+        "Pixels (x y x y ...) whose attention is plotted; none: in the middle of the largest classes.",
+        lengths=(0, 24), low=0, needs=("--visualize_feature",))
     OUT: str = option("", "--out", "Folder for the tables and pictures of valid.py.", programs=("valid",))
 
 class Run(Section):
     SNAPSHOT: str = shared("", "--snapshot", "Weight file to start from, or to evaluate.")
-    RESTORE_OPTIMIZER: bool = option(False, "--restore_optimizer", "Resume the run of --snapshot with its progress.")
+    RESTORE_OPTIMIZER: bool = option(False, "--restore_optimizer",
+        "Resume the run of --snapshot: optimiser, schedule and progress too.")
     RESUME: str = option("", "--resume", "Resume from a checkpoint file, or auto: from the last one of this run.")
     DATE: str = option("default", "--date", "First part of the run's folder name.")
     EXP: str = option("default", "--exp", "Second part of the run's folder name.")
@@ -190,7 +193,8 @@ class Run(Section):
     LOCAL_RANK: int = option(-1, "--local_rank", "Set by old launchers; torchrun's variables win.", low=-1,
         aliases=("--local-rank",))
     DIST_URL: str = shared("env://", "--dist_url", "Where the processes meet.")
-    DETERMINISTIC: bool = shared(False, "--deterministic", "Use operations that give the same bits every time.")
+    DETERMINISTIC: bool = shared(False, "--deterministic",
+        "Use operations that give the same bits every time, where there are any.")
     DUMP_AUGMENTATION: bool = option(False, "--dump_augmentation_images", "Plot the first training batch.")
 
 class Config(Section):
@@ -210,7 +214,10 @@ cfg.update(options.build_tree({key: row.default for key, row in KEYS.items()} | 
 GROUPS = {section: fields.__name__.lower() for section, fields in get_type_hints(Config).items()}
 PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {  # program -> what --help says, defaults of its own
     "train": ("Train a network on source domains and evaluate it on unseen ones.", {}),
-    "valid": ("Evaluate a weight file on target domains; flags of train.py fit too.", {"DATASET.VAL": ["bdd100k"]}),
+    "valid": (
+        "Evaluate a weight file on target domains; the other flags of train.py are accepted too.",
+        {"DATASET.VAL": ["bdd100k"]},
+    ),
 }
 _NEVER = "did nothing in the original program and does not exist here: leave it out"
 REFUSED = {
@@ -264,7 +271,7 @@ def to_yaml(tree: Mapping[str, Any]) -> str:
 def make_parser(*, program: str) -> argparse.ArgumentParser:
     description, own = PROGRAMS[program]
     rows = {key: replace(row, default=own.get(key, row.default)) for key, row in KEYS.items()}
-    about = {"prog": f"python {program}.py", "description": description, "version": f"diia {version()}"}
+    about = {"prog": f"python {program}.py", "description": description, "version": f"DIIA {version()}"}
     return options.build_parser(rows, program=program, groups=GROUPS, **about)
 
 

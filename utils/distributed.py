@@ -21,7 +21,7 @@ REASONS = {  # what torch says -> what it means for the user
     "--bs_mult_val, or use --fp16",
     "gloo.*by peer": "another process of this run has ended; it says why",
     "^DataLoader worker": "a loader process was killed, most likely for want of memory: lower --num_workers (0 for "
-    "none); a training goes on with --resume auto",
+    "none); resume a training with --resume auto",
 }
 
 
