@@ -57,7 +57,8 @@ class Data(Section):
     CITY_MODE: Literal["train", "trainval"] = option("train", "--city_mode", "Cityscapes split to train on.")
     CLASS_UNIFORM_PCT: float = option(0.0, "--class_uniform_pct",
         "Share of an epoch that is sampled around class centroids, the same number for every class.", low=0, high=1)
-    CLASS_UNIFORM_TILE: int = option(1024, "--class_uniform_tile", "Side in pixels of a class centroid's tile.", low=1)
+    CLASS_UNIFORM_TILE: int = option(1024, "--class_uniform_tile",
+        "Side in pixels of the tiles that are searched for class centroids.", low=1)
     MAX_CU_EPOCH: int = option(100000, "--max_cu_epoch", "Epochs that use class-uniform sampling.", low=0)
     CENTROID_CACHE: str = option("./cache", "--centroid_cache", "Folder of the class centroids.",
         aliases=("--cache_dir", "DATASET.CACHE_DIR"))
@@ -72,7 +73,7 @@ class Data(Section):
 class Network(Section):
     ARCH: str = shared("network.deepv3.DeepR50V3PlusD", "--arch", "Backbone and output stride, by dotted name.")
     BACKBONE: str = shared("", "--backbone",
-        "Backbone by plain name instead of --arch: resnet50, mobilenet_v2; scripts.network_summary lists all.")
+        "Backbone by plain name instead of --arch: resnet50, mobilenet_v2; all: python -m scripts.network_summary.")
     OUTPUT_STRIDE: int = shared(0, "--output_stride",
         "Stride of the last features, 8, 16 or 32 (ResNets: 4 too); 0: that of --arch, 16 with --backbone.", low=0)
     METHOD: str = shared("diia", "--method",
@@ -113,8 +114,8 @@ class Loss(Section):
         "OHEM: cross entropy over hard pixels only, whose true class has less than this probability (e.g. 0.7); "
         "0 for all pixels.", low=0, high=1)
     OHEM_MIN_KEPT: int = option(100000, "--ohem_min_kept",
-        "Pixels per crop that --ohem_thresh keeps at least, on average over a process's batch.", low=0,
-        needs=("--ohem_thresh",))
+        "Pixels per crop that --ohem_thresh keeps at least, on average over a process's batch, the hardest first.",
+        low=0, needs=("--ohem_thresh",))
     LAYOUT_CONFIDENCE: Literal["logits", "softmax"] = option("logits", "--layout_confidence",
         "What the thresholds of DIIA's coarse layout compare.")
 
@@ -175,7 +176,8 @@ class Evaluation(Section):
 
 class Run(Section):
     SNAPSHOT: str = shared("", "--snapshot", "Weight file to start from, or to evaluate.")
-    RESTORE_OPTIMIZER: bool = option(False, "--restore_optimizer", "Resume the run of --snapshot with its progress.")
+    RESTORE_OPTIMIZER: bool = option(False, "--restore_optimizer",
+        "Resume the run of --snapshot: optimiser, schedule and progress too.")
     RESUME: str = option("", "--resume", "Resume from a checkpoint file, or auto: from the last one of this run.")
     DATE: str = option("default", "--date", "First part of the run's folder name.")
     EXP: str = option("default", "--exp", "Second part of the run's folder name.")
@@ -190,7 +192,7 @@ class Run(Section):
     LOCAL_RANK: int = option(-1, "--local_rank", "Set by old launchers; overridden by torchrun's variables.", low=-1,
         aliases=("--local-rank",))
     DIST_URL: str = shared("env://", "--dist_url", "Rendezvous URL of the process group.")
-    DETERMINISTIC: bool = shared(False, "--deterministic", "Use deterministic operations (bitwise reproducible).")
+    DETERMINISTIC: bool = shared(False, "--deterministic", "Use deterministic operations where there are any.")
     DUMP_AUGMENTATION: bool = option(False, "--dump_augmentation_images", "Plot the first training batch.")
 
 class Config(Section):
@@ -245,7 +247,7 @@ def parse(argv: Sequence[str] | None = None, *, program: str) -> Config:
 
 def to_dict(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration as plain dicts, lists and scalars, fit for a checkpoint or YAML."""
-    return {name: to_dict(value) if isinstance(value, Mapping) else value for name, value in tree.items()}
+    return {name: to_dict(value) if isinstance(value, Mapping) else deepcopy(value) for name, value in tree.items()}
 
 
 def from_dict(tree: Mapping[str, Any], *, source: str = "configuration") -> Config:
@@ -264,7 +266,7 @@ def to_yaml(tree: Mapping[str, Any]) -> str:
 def make_parser(*, program: str) -> argparse.ArgumentParser:
     description, own = PROGRAMS[program]
     rows = {key: replace(row, default=own.get(key, row.default)) for key, row in KEYS.items()}
-    about = {"prog": f"python {program}.py", "description": description, "version": f"diia {version()}"}
+    about = {"prog": f"python {program}.py", "description": description, "version": f"DIIA {version()}"}
     return options.build_parser(rows, program=program, groups=GROUPS, **about)
 
 

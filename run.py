@@ -83,7 +83,8 @@ def build_run(cfg: Config, splits: Splits, *, device: torch.device, start: Start
     network, world_size = build_network(cfg), distributed.world_size()
     share = {"rank": distributed.rank(), "world_size": world_size}
     loader = build_training_loader(cfg, splits, jitter=resolve_jitter(cfg), **share)
-    evaluation_loaders(cfg, splits), whitened_splits(cfg, network.method, splits)  # what is missing shows now
+    evaluation_loaders(cfg, splits)  # what is missing shows now, not epochs later
+    whitened_splits(cfg, network.method, splits)
     if start.checkpoint is None and cfg.RUN.SNAPSHOT:
         load_weights(network, checkpoint.read(cfg.RUN.SNAPSHOT), path=cfg.RUN.SNAPSHOT)
     elif start.checkpoint is None:

@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with distributed.process_group(device, cfg.RUN.DIST_URL):
         logs.setup_logging()
         splits, start = Splits(load_domains(cfg)), find_start(cfg)
-        if cfg.DATASET.QUICK_CHECK and distributed.is_main():
-            check_data(cfg, splits)
+        if cfg.DATASET.QUICK_CHECK:
+            distributed.from_main(lambda: check_data(cfg, splits))
         run = build_run(cfg, splits, device=device, start=start)
         restore(run, start)
         yaml = config.to_yaml(cfg)

@@ -77,7 +77,7 @@ class Evaluator:
         spacing = max(share // self.num_pictures, 1) if self.num_pictures and distributed.is_main() else 0
         frames, training, position, dtype = list[Frame](), network.training, 0, self.autocast_dtype
         network.eval()
-        bar = tqdm(total=share, desc=f"score {name}", unit="image", disable=not distributed.is_main(), leave=False)
+        bar = tqdm(total=share, desc=f"evaluate {name}", unit="image", disable=not distributed.is_main(), leave=False)
         for group in cudnn_benchmark_off(_same_size(loader, self.batch_size)):
             images = torch.stack([sample.image for sample in group]).to(self.device)  # (B,3,h,w)
             labels = torch.stack([sample.label for sample in group]).to(self.device)  # (B,h,w) uint8

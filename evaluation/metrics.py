@@ -32,14 +32,14 @@ def argmax_classes(logits: Tensor) -> Tensor:
     if logits.device.type != "cpu" or logits.dtype != torch.float32:
         return logits.argmax(dim=1).byte()
     planes = logits.detach().numpy()
-    found = np.zeros((batch, height, width), dtype=np.uint8)
+    result = np.zeros((batch, height, width), dtype=np.uint8)
     rows, threads = max(_CHUNK_PIXELS // max(width, 1), 1), torch.get_num_threads()
     parts = [(image, top) for image in range(batch) for top in range(0, height, rows)]
 
     def search(first: int) -> None:
         buffers = np.empty((rows, width), dtype=np.float32), np.empty((rows, width), dtype=np.uint8)
         for image, top in parts[first::threads]:
-            part, index = planes[image, :, top : top + rows], found[image, top : top + rows]  # (C, rows, w), (rows, w)
+            part, index = planes[image, :, top : top + rows], result[image, top : top + rows]  # (C, rows, w), (rows, w)
             best, candidate = (buffer[: len(index)] for buffer in buffers)
             larger = candidate.view(bool)
             np.copyto(best, part[0])
@@ -53,7 +53,7 @@ def argmax_classes(logits: Tensor) -> Tensor:
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(search, range(threads)))
-    return torch.from_numpy(found)
+    return torch.from_numpy(result)
 
 
 def confusion_matrix(label: Tensor, prediction: Tensor, *, num_classes: int) -> Tensor:

@@ -358,6 +358,9 @@ def test_a_checkpoint_brings_the_configuration_back() -> None:
     plain = config.to_dict(cfg)
     assert type(plain) is dict and type(plain["OPTIM"]) is dict and plain["DATASET"]["TRAIN"] == ["gtav", "synthia"]
     assert config.from_dict(plain) == cfg
+    plain["DATASET"]["TRAIN"].append("camvid")
+    assert cfg.DATASET.TRAIN == ["gtav", "synthia"]
+    plain["DATASET"]["TRAIN"].pop()
     del plain["EVAL"]
     assert config.from_dict(plain) == cfg  # written before a key existed
     plain["OPTIM"]["LRR"] = 1

@@ -103,6 +103,7 @@ def test_a_run_leaves_what_it_was_made_with(straight: Path) -> None:
     assert saved["OPTIM"]["ACCUMULATE"] == 2
     assert {"torch", "git", "python"} <= json.loads((straight / "versions.json").read_text()).keys()
     log = (straight / "log.txt").read_text()
+    assert f"run folder {straight}" in log
     for word in ("built", "DIIA", "ISW", "recipe", "4 per step, 2 steps per epoch", "whitening masks keep"):
         assert word.lower() in log.lower(), word
 

@@ -1,4 +1,4 @@
-"""Everything that is neither data, network nor loss: processes, checkpoints, scores, logs, reports."""
+"""What every storey uses: errors, files, processes, options, checkpoints, runs, logs, pictures, tables."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class Start(NamedTuple):
-    """What a run starts from: `checkpoint` to resume (None: step 0) and `folder` to go on in (None: a new one)."""
+    """What a run starts from: `checkpoint` to resume (None: step 0) and `folder` to write to (None: a new one)."""
 
     checkpoint: Path | None = None
     folder: Path | None = None
@@ -51,7 +51,7 @@ def find_start(cfg: Config) -> Start:
             file = Path(cfg.RUN.RESUME)
             if not file.is_file():
                 raise UserError(f"--resume {file}: there is no such file")
-            # from an older checkpoint, or one outside of a run, a run goes on elsewhere, so that it overwrites nothing
+            # an older checkpoint, or one outside of a run, is resumed in a new folder, so that nothing is overwritten
             in_run = file.name == "last.pth" and (file.parent / "config.yaml").is_file()
             return Start(file, file.parent if in_run else None)
         return Start(Path(cfg.RUN.SNAPSHOT)) if cfg.RUN.RESTORE_OPTIMIZER and cfg.RUN.SNAPSHOT else Start()
@@ -64,7 +64,7 @@ def _root(cfg: Config) -> Path:
 
 
 def open_folder(cfg: Config, start: Start) -> Path:
-    """Return the run folder: the one to go on in, or a new `{ckpt}/{date}/{exp}/{time}`, made by rank 0.
+    """Return the run folder: that of `start`, or a new `{ckpt}/{date}/{exp}/{time}`, made by rank 0.
 
     Raises:
         UserError: this folder or that of --tb_path cannot be made.
@@ -119,6 +119,7 @@ def open_records(cfg: Config, start: Start, *, step: int, config_yaml: str, repo
     """
     folder = open_folder(cfg, start)
     logs.setup_logging(folder / "log.txt")
+    logger.info("run folder %s", folder)
     versions = logs.versions(repository)
     if distributed.is_main():
         mark = f".from-step-{step}" if (folder / "config.yaml").exists() else ""
