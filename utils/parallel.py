@@ -65,6 +65,10 @@ def parallel_map(
         raise UserError(
             f"{title}: a worker process was killed, most likely for want of memory; use fewer than {workers}"
         ) from error
+    except (KeyboardInterrupt, GeneratorExit):  # nobody waits for what the workers are at
+        for process in multiprocessing.active_children():
+            process.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -74,7 +78,7 @@ def _start(work: Callable[[Any], Any]) -> None:
     _work = work
     if "torch" in sys.modules:  # its pool of threads does not survive a fork, and workers are as many as cores
         sys.modules["torch"].set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ctrl-C ends every process of a terminal: at once, without traceback
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers: a dead one would look like a fault
     Thread(target=_follow_parent, daemon=True).start()
 
 
