@@ -138,7 +138,8 @@ def build_published(cfg: Config, content: dict[str, Any], *, path: str) -> Segme
     elif name != DEFAULT_METHOD:
         raise UserError(f"{path}: has the {head} head, which --method {name} does not")
     elif codes is None:
-        raise UserError(f"{path}: has the {head} head and no config; give --method or --wt_layer as it was trained with")
+        hint = "give --method or --wt_layer as it was trained with"
+        raise UserError(f"{path}: has the {head} head and no config; {hint}")
     else:
         method = method_for(head=head, codes=codes)
     network = build_network(cfg, method=method)

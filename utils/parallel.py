@@ -57,7 +57,7 @@ def parallel_map(
     if workers < 1:
         yield from bar(map(work, items))
         return
-    pool = ProcessPoolExecutor(workers, initializer=_start, initargs=(work,))
+    pool, interrupted = ProcessPoolExecutor(workers, initializer=_start, initargs=(work,)), False
     try:
         size = max(1, min(16, len(items) // (4 * workers)))  # handing over a task costs time too
         yield from bar(pool.map(_call, items, chunksize=size))
@@ -66,11 +66,12 @@ def parallel_map(
             f"{title}: a worker process was killed, most likely for want of memory; use fewer than {workers}"
         ) from error
     except (KeyboardInterrupt, GeneratorExit):  # nobody waits for what the workers are at
+        interrupted = True
         for process in multiprocessing.active_children():
             process.kill()
         raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(cancel_futures=not interrupted)  # without its workers a pool gives up its futures by itself
 
 
 def _start(work: Callable[[Any], Any]) -> None:
