@@ -102,8 +102,8 @@ def _directory(archive: str, size: int, time: int) -> dict[str, zipfile.ZipInfo]
 
 def archived(root: str) -> dict[str, str]:
     """Return the path of every member of the archives in a folder by its name, of equal names the first archive's."""
-    archives = sorted(glob.glob("*.zip", root_dir=root), reverse=True)
-    return {name: f"{root}/{archive}/{name}" for archive in archives for name in members(f"{root}/{archive}")}
+    archives = sorted(filter(os.path.isfile, glob.glob(f"{glob.escape(root)}/*.zip")), reverse=True)
+    return {name: f"{archive}/{name}" for archive in archives for name in members(archive)}
 
 
 def find(root: str, pattern: str, members: Mapping[str, str]) -> dict[str, str]:

@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--frame_cache", "--cache", default="", metavar="DIR", help="folder of decoded frames; or DATASET.FRAME_CACHE"
     )
     parser.add_argument("--split", default="train", help="split to decode")
-    parser.add_argument("--verify", action="store_true", help="compare what is there with the sources, remove the rest")
+    parser.add_argument(
+        "--verify", action="store_true", help="compare what is there with the sources, remove what differs"
+    )
     parser.add_argument("--num_workers", default="", metavar="N", help="processes, -1 for a number that fits the cores")
     args = parser.parse_args(argv)
     cfg, differing = data_config(args, "frame_cache", "num_workers"), []

@@ -215,7 +215,8 @@ def _parser() -> argparse.ArgumentParser:
     sources += "gtav also read_mapping.zip or its split.mat. Their names do not matter, what they hold does"
     parser.add_argument("name", metavar="DOMAIN", help=", ".join(NAMES))
     parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help=sources)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the data set, made if missing")
+    text = "folder of the data set, made if missing; without it only the missing lists of gtav or synthia are made"
+    parser.add_argument("--out", type=Path, metavar="DIR", help=text)
     modes = parser.add_mutually_exclusive_group()
     for mode, text in MODES.items():
         modes.add_argument(f"--{mode}", dest="mode", action="store_const", const=mode, default="link", help=text)

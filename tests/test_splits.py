@@ -234,6 +234,9 @@ def test_a_folder_may_be_named_like_an_archive(tmp_path: Path) -> None:
     write_domain(root, "camvid")
     split = opened(root, "camvid")
     assert len(split.pairs) == 4 and read_pair(split.pairs[0], encoding=split.encoding)[0].shape == (40, 64, 3)
+    (root / "test.zip").mkdir()
+    with pytest.raises(UserError, match="camvid/test: no image matches"):
+        opened(root, "camvid", "test")
 
 
 def test_without_lists_the_way_to_them_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
