@@ -24,7 +24,7 @@ from utils.options import Section, Setting, option, shared
 __C: Config = EasyDict()
 cfg = __C  # defaults, which may be changed until the first `parse`; from then on a copy of what the last one returned
 
-# Where the data sets are: edit these lines (the README shows the folders expected below each).
+# Where the data sets are: edit these lines (docs/data.md shows the folders expected below each).
 __C.DATASET = EasyDict()
 __C.DATASET.CITYSCAPES_DIR = "./data/cityscapes"
 __C.DATASET.MAPILLARY_DIR = "./data/mapillary"
@@ -50,7 +50,7 @@ class Data(Section):
     TRAIN: list[str] = option(["cityscapes"], "--dataset", "Source domains to train on.", lengths=(1, 100))
     VAL: list[str] = shared(["mapillary"], "--val_dataset", "Target domains to evaluate on.")
     COVSTAT: list[str] = option([], "--covstat_val_dataset",
-        "Domains whose training images give the covariance statistics of ISW; none named: the sources.")
+        "Domains whose training images give the covariance statistics of ISW; default: the source domains.")
     SPLIT: str = option("val", "--split", "Split that valid.py evaluates.", programs=("valid",))
     IMAGE_UNIFORM_SAMPLING: bool = option(False, "--image_uniform_sampling",
         "Pool several source domains, every image alike, instead of equal shares per domain.")
@@ -59,7 +59,7 @@ class Data(Section):
         "Share of an epoch that is sampled around class centroids, the same number for every class.", low=0, high=1)
     CLASS_UNIFORM_TILE: int = option(1024, "--class_uniform_tile",
         "Side in pixels of the tiles that are searched for class centroids.", low=1)
-    MAX_CU_EPOCH: int = option(100000, "--max_cu_epoch", "Epochs with class-uniform sampling; then plain ones.", low=0)
+    MAX_CU_EPOCH: int = option(100000, "--max_cu_epoch", "Epochs that use class-uniform sampling.", low=0)
     CENTROID_CACHE: str = option("./cache", "--centroid_cache", "Folder of the class centroids.",
         aliases=("--cache_dir", "DATASET.CACHE_DIR"))
     FRAME_CACHE: str = option("", "--frame_cache",
@@ -67,9 +67,8 @@ class Data(Section):
         aliases=("--cache", "DATASET.FRAMES_DIR"))
     COARSE_BOOST_CLASSES: list[int] = option([], "--coarse_boost_classes",
         "Classes (train ids) that are sampled in Cityscapes' coarse frames too.", lengths=(0, 19), low=0, high=18)
-    QUICK_CHECK: bool = option(True, "--quick_check",
-        "Check a sample of the data first, as python -m scripts.check_data --quick does.")
-    NUM_WORKERS: int = shared(-1, "--num_workers", "Loader workers per process, -1: as many as fit the cores.", low=-1)
+    QUICK_CHECK: bool = option(True, "--quick_check", "Check a sample of the data first (scripts.check_data --quick).")
+    NUM_WORKERS: int = shared(-1, "--num_workers", "Loader workers per process, -1: one per core.", low=-1)
 
 class Network(Section):
     ARCH: str = shared("network.deepv3.DeepR50V3PlusD", "--arch", "Backbone and output stride, by dotted name.")
@@ -79,7 +78,7 @@ class Network(Section):
         "Stride of the last features, 8, 16 or 32 (ResNets: 4 too); 0: that of --arch, 16 with --backbone.", low=0)
     METHOD: str = shared("diia", "--method",
         "Method to build: base, ibn, is, iw, irw, isw and sw have the plain DeepLabV3+ head, diia its own; "
-        "diia-no-edge, diia-no-layout, diia-no-aggregation and diia-no-whitening lack a part, diia-coarse has the "
+        "diia-no-edge, diia-no-layout, diia-no-aggregation and diia-no-whitening omit one part, diia-coarse has the "
         "coarse head alone.")
     WT_LAYER: list[int] | None = shared(None, "--wt_layer",
         "Seven style codes, stem to last stage: 0 none, 1 whitening (IW, IRW), 2 ISW, 3 IN, 4 affine IN, 5 SW.",
@@ -98,21 +97,21 @@ class Whitening(Section):
     STAT_IMAGES: int = option(500, "--stat_images", "Images read per pass of the ISW statistics.", low=1)
 
 class Loss(Section):
-    CLASS_WEIGHTS: bool = option(False, "--cls_wt_loss", "Weigh the cross entropy by fixed class weights.")
+    CLASS_WEIGHTS: bool = option(False, "--cls_wt_loss", "Weight the cross entropy by fixed class weights.")
     IMAGE_WEIGHTS: bool = option(False, "--img_wt_loss",
-        "Weigh the cross entropy by image: a class weighs 1 + wt_bound * (1 - its share of the image).")
+        "Weight the cross entropy by image: a class weighs 1 + wt_bound * (1 - its share of the image).")
     BATCH_WEIGHTS: bool = option(False, "--batch_weighting",
         "Take the shares of --img_wt_loss and --jointwtborder over a process's batch, not per image.", needs=BY_IMAGE)
     WEIGHT_BOUND: float = option(1.0, "--wt_bound",
         "Largest extra weight of a rare class in --img_wt_loss and --jointwtborder, 0 for equal weights.", low=0,
         aliases=("-wb",), needs=BY_IMAGE)
     RELAX_BORDERS: bool = option(False, "--jointwtborder",
-        "Relax labels at borders: any class of a pixel's 3x3 neighbourhood is right; weighs by image too.")
+        "Relax labels at borders: any class of a pixel's 3x3 neighbourhood counts as correct; also weights by image.")
     STRICT_CLASSES: list[int] = option([], "--strict_bdr_cls",
         "Classes (train ids) whose own pixels --jointwtborder does not relax.", lengths=(0, 19), low=0, high=18,
         needs=("--jointwtborder",))
     OHEM_THRESH: float = option(0.0, "--ohem_thresh",
-        "OHEM: cross entropy over hard pixels alone, whose true class has less than this probability (0.7 say); "
+        "OHEM: cross entropy over hard pixels only, whose true class has less than this probability (e.g. 0.7); "
         "0 for all pixels.", low=0, high=1)
     OHEM_MIN_KEPT: int = option(100000, "--ohem_min_kept",
         "Pixels per crop that --ohem_thresh keeps at least, on average over a process's batch, the hardest first.",
@@ -123,7 +122,7 @@ class Loss(Section):
 class Augmentation(Section):
     CROP_SIZE: int = option(720, "--crop_size", "Side in pixels of the training crop.", low=32)
     CROP_NOPAD: bool = option(False, "--crop_nopad", "Do not pad images that are smaller than the crop.")
-    PRE_SIZE: int = option(0, "--pre_size", "Resize the shorter side to this before scaling, 0 for not.", low=0)
+    PRE_SIZE: int = option(0, "--pre_size", "Resize the shorter side to this before scaling, 0 to disable.", low=0)
     SCALE_MIN: float = option(0.5, "--scale_min", "Smallest random scale.", above=0)
     SCALE_MAX: float = option(2.0, "--scale_max", "Largest random scale.", above=0)
     RROTATE: float = option(0.0, "--rrotate", "Largest random rotation in degrees, either way.", low=0, high=180)
@@ -131,15 +130,15 @@ class Augmentation(Section):
     JITTER: Literal["method", "diia", "robustnet"] = option("method", "--jitter",
         "Strengths of the colour jitter; method takes those of --method.")
     GBLUR: bool = option(False, "--gblur", "Blur every training crop with a random Gaussian.")
-    BBLUR: bool = option(False, "--bblur", "Blur every training crop bilaterally; takes the place of --gblur.")
+    BBLUR: bool = option(False, "--bblur", "Blur every training crop bilaterally; replaces --gblur.")
     IMAGE_IN: bool = option(False, "--image_in", "Normalise every image by its own mean and deviation.")
 
 class Optimisation(Section):
-    NAME: Literal["sgd", "adamw"] = option("sgd", "--optimizer", "Optimiser; AdamW wants a smaller --lr, 0.0001 say.",
+    NAME: Literal["sgd", "adamw"] = option("sgd", "--optimizer", "Optimiser; AdamW needs a smaller --lr, e.g. 0.0001.",
         shorthands=("sgd",))
     LR: float = option(0.01, "--lr", "Learning rate of the first step.", above=0)
     LR_SCHEDULE: Literal["poly", "scl-poly"] = option("poly", "--lr_schedule",
-        "Learning-rate schedule; scl-poly starts again at --rlx_off_iter.")
+        "Learning-rate schedule; scl-poly restarts at --rlx_off_iter.")
     POLY_EXP: float = option(0.9, "--poly_exp", "Exponent of the poly schedule.", low=0)
     RESCALE: float = option(1.0, "--rescale", "Factor of the second part of scl-poly.", above=0)
     REPOLY: float = option(1.5, "--repoly", "Exponent of the second part of scl-poly.", low=0)
@@ -151,11 +150,11 @@ class Optimisation(Section):
         "Weight decay; decoupled from the gradient in AdamW, where 0.01 is usual.", low=0)
     MOMENTUM: float = option(0.9, "--momentum", "Momentum of SGD.", low=0, high=1, needs=("--optimizer sgd",))
     BATCH_SIZE: int = option(2, "--bs_mult", "Images per process and forward pass.", low=1)
-    ACCUMULATE: int = option(1, "--accumulate", "Forward passes whose gradients make one step.", low=1)
+    ACCUMULATE: int = option(1, "--accumulate", "Forward passes accumulated per optimiser step.", low=1)
     CLIP_GRAD_NORM: float = option(0.0, "--clip_grad_norm",
-        "Largest norm of the gradient of all weights together; a longer one is scaled down. 0 for no limit.", low=0)
+        "Largest norm of the gradient of all weights; larger gradients are scaled down. 0: no limit.", low=0)
     EMA_DECAY: float = option(0.0, "--ema_decay",
-        "Evaluate and also keep weights averaged over the steps (EMA) with this decay, 0.999 say; 0 for none.",
+        "Maintain and evaluate an exponential moving average (EMA) of the weights with this decay; 0 for none.",
         low=0, high=0.999999)
     FP16: bool = shared(False, "--fp16", "Mixed precision: float16 on a GPU, bfloat16 on the CPU.")
 
@@ -163,15 +162,15 @@ class Evaluation(Section):
     BATCH_SIZE: int = shared(1, "--bs_mult_val", "Images per process and forward pass of the evaluation.", low=1)
     PROTOCOL: Literal["full", "robustnet"] = shared("full", "--eval_protocol",
         "Evaluate every pixel at native size (full), or only Mapillary's 1536 centre square (robustnet).")
-    INTERVAL: int = option(1, "--val_interval", "Epochs between two validations, 0 for only at the end.", low=0)
+    INTERVAL: int = option(1, "--val_interval", "Epochs between two validations; 0: only at the end.", low=0)
     SOURCE: bool = option(True, "--val_source", "Evaluate on the source domains while training too.")
     LIMIT: int = shared(0, "--val_limit",
-        "Images evaluated per domain, evenly spread, 0 for all; a training ends with scores on all.", low=0)
+        "Images evaluated per domain, evenly spread, 0 for all; the final evaluation uses all images.", low=0)
     PICTURES: int = shared(4, "--pictures", "Images per domain that are plotted.", low=0)
     VISUALIZE: bool = shared(False, "--visualize_feature",
         "Plot covariances, whitening masks, edge maps, coarse layouts and attention of the images of --pictures.")
     ATTENTION_PIXELS: list[int] = shared([], "--attention_pixels",
-        "Pixels (x y x y ...) whose attention is plotted; none: in the middle of the largest classes.",
+        "Pixels (x y x y ...) whose attention is plotted; default: centres of the largest classes.",
         lengths=(0, 24), low=0, needs=("--visualize_feature",))
     OUT: str = option("", "--out", "Folder for the tables and pictures of valid.py.", programs=("valid",))
 
@@ -183,18 +182,17 @@ class Run(Section):
     DATE: str = option("default", "--date", "First part of the run's folder name.")
     EXP: str = option("default", "--exp", "Second part of the run's folder name.")
     TB_TAG: str = option("", "--tb_tag", "Text added to the TensorBoard folder name.")
-    CKPT: str = option("./logs/ckpt", "--ckpt", "Folder below which runs are kept.")
-    TB_PATH: str = option("./logs/tb", "--tb_path", "Folder below which TensorBoard files are kept.")
-    TEST_MODE: bool = option(False, "--test_mode", "Do a few steps of everything, to see that it works.")
+    CKPT: str = option("./logs/ckpt", "--ckpt", "Root folder of runs.")
+    TB_PATH: str = option("./logs/tb", "--tb_path", "Root folder of TensorBoard files.")
+    TEST_MODE: bool = option(False, "--test_mode", "Smoke test: a few steps of each phase.")
     SEED: int = option(304, "--seed", "Seed of weights, order and augmentation.", low=0, high=2**32 - 1)
     LOG_INTERVAL: int = option(50, "--log_interval", "Steps between two lines of the log.", low=1)
     SAVE_INTERVAL: int = option(0, "--save_interval", "Steps between two checkpoints, 0 for epoch ends only.", low=0)
     DEVICE: Literal["auto", "cpu", "cuda"] = shared("auto", "--device", "Device to compute on.")
-    LOCAL_RANK: int = option(-1, "--local_rank", "Set by old launchers; torchrun's variables win.", low=-1,
+    LOCAL_RANK: int = option(-1, "--local_rank", "Set by old launchers; overridden by torchrun's variables.", low=-1,
         aliases=("--local-rank",))
-    DIST_URL: str = shared("env://", "--dist_url", "Where the processes meet.")
-    DETERMINISTIC: bool = shared(False, "--deterministic",
-        "Use operations that give the same bits every time, where there are any.")
+    DIST_URL: str = shared("env://", "--dist_url", "Rendezvous URL of the process group.")
+    DETERMINISTIC: bool = shared(False, "--deterministic", "Use deterministic operations where there are any.")
     DUMP_AUGMENTATION: bool = option(False, "--dump_augmentation_images", "Plot the first training batch.")
 
 class Config(Section):
@@ -214,10 +212,7 @@ cfg.update(options.build_tree({key: row.default for key, row in KEYS.items()} | 
 GROUPS = {section: fields.__name__.lower() for section, fields in get_type_hints(Config).items()}
 PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {  # program -> what --help says, defaults of its own
     "train": ("Train a network on source domains and evaluate it on unseen ones.", {}),
-    "valid": (
-        "Evaluate a weight file on target domains; the other flags of train.py are accepted too.",
-        {"DATASET.VAL": ["bdd100k"]},
-    ),
+    "valid": ("Evaluate weights on target domains; flags of train.py are accepted too.", {"DATASET.VAL": ["bdd100k"]}),
 }
 _NEVER = "did nothing in the original program and does not exist here: leave it out"
 REFUSED = {

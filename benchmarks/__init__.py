@@ -1,4 +1,7 @@
-"""What the benchmarks share: flags, works that take turns, medians in a Markdown table, the name of the machine."""
+"""Timings: `python -m benchmarks.data` of the data path, `python -m benchmarks.parts` of a step and its parts.
+
+Shared here: flags, works that take turns, medians in a Markdown table, the name of the machine.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +9,34 @@ import argparse
 import platform
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import fmean, median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from utils.logs import write_line
 from utils.tables import format_table
 
-Work = Callable[[], object]
+Work = Iterator[object]  # sets up and runs once at the first `next`, runs again at every further one
 
 
 class Row(NamedTuple):
-    """What is timed: set-ups of our work and of a straightforward one, the original's figure, the goal."""
+    """What is timed: our work and a straightforward one, the original's figure, the goal."""
 
-    ours: Callable[[], Work]
-    plain: Callable[[], Work] | None = None
+    ours: Work
+    plain: Work | None = None
     original: str = "-"
     goal: str = "-"
 
 
 def make_parser(program: str, description: str, *, runs: int, threads: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(f"python -m benchmarks.{program}", description=description)
-    parser.add_argument("rows", nargs="*", metavar="ROW", help="beginnings of the rows' names; all by default")
-    parser.add_argument("--runs", type=int, default=runs, help="counted runs of each work (%(default)s)")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="name prefixes of the rows to run; all by default")
+    parser.add_argument("--runs", type=int, default=runs, help="timed runs per row (%(default)s)")
     parser.add_argument("--threads", type=int, default=threads, help="threads of torch (%(default)s)")
-    parser.add_argument("--cpu", action="store_true", help="count processor time: for a machine that others use too")
+    parser.add_argument("--cpu", action="store_true", help="measure CPU time, for shared machines")
     return parser
 
 
@@ -45,13 +48,16 @@ def report(rows: Mapping[str, Row], args: argparse.Namespace, *, device: torch.d
     def clock() -> float:
         if is_gpu:
             torch.cuda.synchronize()
-        return processor_time() if args.cpu else time.perf_counter()
+        if not args.cpu:
+            return time.perf_counter()
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(part.ru_utime + part.ru_stime for part in used)
 
     table = [["work", "straightforward", "ours", "mean of ours", "slowest", "ratio", "original", "goal"]]
     for name, row in rows.items():
         if args.rows and not name.startswith(tuple(args.rows)):
             continue
-        ours, *plain = measure([setup() for setup in (row.ours, row.plain) if setup], runs=args.runs, clock=clock)
+        ours, *plain = measure([work for work in (row.ours, row.plain) if work], runs=args.runs, clock=clock)
         figures = [f"{value:.1f} ms" for value in (median(ours), fmean(ours), max(ours))]
         reference = [f"{median(plain[0]):.1f} ms", f"{median(plain[0]) / median(ours):.1f}"] if plain else ["-", "-"]
         table.append([name, reference[0], *figures, reference[1], row.original, row.goal])
@@ -61,22 +67,20 @@ def report(rows: Mapping[str, Row], args: argparse.Namespace, *, device: torch.d
     write_line(format_table([list(cells) for cells in zip(*filled, strict=True)], "markdown"))
 
 
-def measure(works: list[Work], *, runs: int, clock: Callable[[], float] = time.perf_counter) -> list[list[float]]:
+def repeated(function: Callable[..., object], *args: Any, **kwargs: Any) -> Work:
+    while True:
+        yield function(*args, **kwargs)
+
+
+def measure(works: list[Work], *, runs: int, clock: Callable[[], float]) -> list[list[float]]:
     """Return the milliseconds of each work, run by run; they take turns, and two runs come before those that count."""
     taken: list[list[float]] = [[] for _ in works]
-    for run in range(runs + 2):
+    for _ in range(runs + 2):
         for work, milliseconds in zip(works, taken, strict=True):
             start = clock()
-            work()
-            if run >= 2:
-                milliseconds.append(1000 * (clock() - start))
-    return taken
-
-
-def processor_time() -> float:
-    """Return the seconds that cores have spent on this process and on its children that have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(part.ru_utime + part.ru_stime for part in used)
+            next(work)
+            milliseconds.append(1000 * (clock() - start))
+    return [milliseconds[2:] for milliseconds in taken]
 
 
 def processor() -> str:
@@ -84,4 +88,4 @@ def processor() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()} ({torch.backends.cpu.get_cpu_capability()})"
+    return f"{[*names, platform.processor()][0]} ({torch.backends.cpu.get_cpu_capability()})"

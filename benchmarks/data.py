@@ -13,9 +13,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
-from functools import partial
-from itertools import count
+from collections.abc import Iterator
+from itertools import count, cycle
 from pathlib import Path
 
 import cv2
@@ -23,11 +22,12 @@ import imageio.v3
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import default_collate
 from torchvision.io import ImageReadMode, decode_image, read_file
 
 import config
-from benchmarks import Row, Work, make_parser, report, straightforward
+from benchmarks import Row, Work, make_parser, repeated, report, straightforward
 from datasets.codec import DECODERS, ENCODINGS, decode_label, read_image
 from datasets.domains import BUILTIN
 from datasets.frames import FrameCache
@@ -37,7 +37,7 @@ from datasets.segmentation import TrainingSet
 from datasets.splits import Pair, Split
 from evaluation.metrics import argmax_classes, confusion_matrix
 from loss.terms import neighbour_classes
-from transforms.appearance import edge_target
+from transforms.appearance import AppearanceParams, edge_target
 from transforms.build import build_appearance, build_appearance_sampler, build_geometry
 from utils.parallel import opencv
 
@@ -66,45 +66,39 @@ def make_pair(folder: Path, number: int) -> Pair:
 
 
 def sample_rows(pairs: list[Pair], root: Path) -> dict[str, Row]:
-    """Return the rows of the worker's part, from PNG and from decoded frames, and of the device's part."""
+    """Return the rows of the worker's part, from PNG, a zip and decoded frames, and of the device's part."""
     cfg = config.parse(["--crop_size", str(CROP), "--gblur", "--color_aug", "0.5"], program="train")
     sampler, appearance = build_appearance_sampler(cfg, jitter="diia"), build_appearance(cfg)
-    frame, cache, archive = read_image(pairs[0].image)[:CROP, :CROP], FrameCache(root / "frames"), root / "frames.zip"
+    frame, archive = read_image(pairs[0].image)[:CROP, :CROP], root / "frames.zip"
+    batch, image = torch.from_numpy(frame).permute(2, 0, 1)[None].contiguous(), Image.fromarray(frame)
     with zipfile.ZipFile(archive, "w") as file:
         for path in (path for pair in pairs for path in pair[:2]):
             file.write(path, Path(path).relative_to(root))
     parts = [[path.replace(str(root), str(archive)) for path in pair[:2]] for pair in pairs]
-    zipped = [Pair(image, label, Path(image).name) for image, label in parts]
-    batch, crop = torch.from_numpy(frame).permute(2, 0, 1)[None].contiguous(), Image.fromarray(frame)
+    zipped = [Pair(image_path, label_path, Path(image_path).name) for image_path, label_path in parts]
 
-    def dataset(read: list[Pair], cache: FrameCache | None) -> Work:
+    def ours(read: list[Pair], cache: FrameCache | None = None) -> Work:
         source = Split(BUILTIN["gtav"], "train", tuple(read))
         data = TrainingSet([source], geometry=build_geometry(cfg), sampler=sampler, seed=0, cache=cache)
         for item in range(FRAMES if cache else 0):
             data[Pick(item, item)]  # writes the frame
-        return numbered(lambda number: data[Pick(number % FRAMES, number)])
+        for run in count():
+            yield data[Pick(run % FRAMES, run)]
 
-    def plain(number: int) -> object:
-        return straightforward.crop(pairs[number % FRAMES], sample_rng(0, number))
+    def plain() -> Work:
+        return (straightforward.crop(pairs[run % FRAMES], sample_rng(0, run)) for run in count())
 
-    def on_device(number: int) -> object:
-        return edge_target(batch), appearance(batch, default_collate([sampler(sample_rng(1, number))]))
+    def params() -> Iterator[AppearanceParams]:
+        return (sampler(sample_rng(1, run)) for run in count())
 
-    def plainly(number: int) -> object:
-        return straightforward.appearance(crop, sampler(sample_rng(1, number)))
-
+    on_device = ((edge_target(batch), appearance(batch, default_collate([sampled]))) for sampled in params())
+    plainly = (straightforward.appearance(image, sampled) for sampled in params())
     return {
-        "worker: sample from PNG": Row(partial(dataset, pairs, None), partial(numbered, plain)),
-        "worker: sample from PNG in a zip archive": Row(partial(dataset, zipped, None), partial(numbered, plain)),
-        "worker: sample from the cache": Row(partial(dataset, pairs, cache), partial(numbered, plain)),
-        "device: appearance and edges of one crop": Row(partial(numbered, on_device), partial(numbered, plainly)),
+        "worker: sample from PNG": Row(ours(pairs), plain()),
+        "worker: sample from PNG in a zip archive": Row(ours(zipped), plain()),
+        "worker: sample from the cache": Row(ours(pairs, FrameCache(root / "frames")), plain()),
+        "device: appearance and edges of one crop": Row(on_device, plainly),
     }
-
-
-def numbered(work: Callable[[int], object]) -> Work:
-    """Return the work whose runs are given 0, 1, 2, ..."""
-    numbers = count()
-    return lambda: work(next(numbers))
 
 
 def label_rows(pairs: list[Pair]) -> dict[str, Row]:
@@ -114,41 +108,26 @@ def label_rows(pairs: list[Pair]) -> dict[str, Row]:
     logits = torch.randn(1, NUM_CLASSES, 1024, 2048, generator=generator)
     truth = torch.randint(0, NUM_CLASSES, (1, 1024, 2048), generator=generator).byte()
 
-    def ours(number: int) -> np.ndarray:
-        return decode_label(pairs[number % FRAMES].label, encoding=ENCODING)
+    def ours() -> Iterator[np.ndarray]:
+        return (decode_label(pair.label, encoding=ENCODING) for pair in cycle(pairs))
 
-    def plain(number: int) -> np.ndarray:
-        return straightforward.train_ids(pairs[number % FRAMES].label)
+    def plain() -> Iterator[np.ndarray]:
+        return (straightforward.train_ids(pair.label) for pair in cycle(pairs))
 
+    def counts() -> Tensor:
+        return confusion_matrix(truth, argmax_classes(logits), num_classes=NUM_CLASSES)
+
+    centroids = (class_centroids(label, tile=1024) for label in ours())
+    plain_centroids = map(straightforward.centroids, plain())
+    borders = repeated(neighbour_classes, crop, num_classes=NUM_CLASSES)
+    plain_borders = repeated(straightforward.borders, crop[0].numpy())
+    plain_counts = repeated(straightforward.counts, logits[0].numpy(), truth[0].numpy())
     return {
-        "label decoding": Row(partial(numbered, ours), partial(numbered, plain), "564 ms"),
-        "class centroids, decoding included": Row(
-            partial(numbered, lambda number: class_centroids(ours(number), tile=1024)),
-            partial(numbered, lambda number: straightforward.centroids(plain(number))),
-            "632 ms",
-            "12 ms",
-        ),
-        "border-relaxed labels, 768 crop": Row(
-            lambda: partial(neighbour_classes, crop, num_classes=NUM_CLASSES),
-            lambda: partial(straightforward.borders, crop[0].numpy()),
-            "335 ms",
-            "5 ms",
-        ),
-        "argmax and confusion matrix, 1024x2048": Row(
-            lambda: lambda: confusion_matrix(truth, argmax_classes(logits), num_classes=NUM_CLASSES),
-            lambda: partial(straightforward.counts, logits[0].numpy(), truth[0].numpy()),
-            "79 ms",
-            "25 ms",
-        ),
+        "label decoding": Row(ours(), plain(), "564 ms"),
+        "class centroids, decoding included": Row(centroids, plain_centroids, "632 ms", "12 ms"),
+        "border-relaxed labels, 768 crop": Row(borders, plain_borders, "335 ms", "5 ms"),
+        "argmax and confusion matrix, 1024x2048": Row(repeated(counts), plain_counts, "79 ms", "25 ms"),
     }
-
-
-def decoding_rows(path: str) -> dict[str, Row]:
-    """Return the rows of decoding an image by the decoders that `read_image` knows, and by two that it does not."""
-    decoders: dict[str, Work] = {name: partial(read_image, path, decoder=name) for name in DECODERS}
-    decoders["torchvision"] = lambda: decode_image(read_file(path), ImageReadMode.RGB)
-    decoders["imageio"] = partial(imageio.v3.imread, path)
-    return {f"image decoding, {name}": Row(partial(partial, work), None, "60 ms") for name, work in decoders.items()}
 
 
 UNTIL_FIRST_BATCH = """
@@ -164,39 +143,29 @@ train.main(sys.argv[1:])
 
 
 def first_batch(root: Path, pair: Pair, *, images: int = 12_000) -> Work:
-    """Run train.py itself on a folder of links to one pair, from the command to the first batch at the network."""
+    """Run train.py itself on a folder of links to one pair, from the command to the first batch."""
     for kind, source in (("images", pair.image), ("labels", pair.label)):
         for split, number in (("train", images), ("valid", 1)):
             folder = root / "gtav" / kind / split / "01"
             folder.mkdir(parents=True)
             for index in range(number):
                 os.link(source, folder / f"{index:05d}.png")
-    flags = f"--dataset gtav --val_dataset gtav --pretrained none --bs_mult 8 --crop_size {CROP} --gblur"
-    flags += (
-        f" --color_aug 0.5 --class_uniform_pct 0.5 --centroid_cache {root / 'cache'} --ckpt {root} --tb_path {root}"
-    )
-    flags += f" --opts DATASET.GTAV_DIR={root / 'gtav'}"
+    flags = f"--dataset gtav --val_dataset gtav --pretrained none --bs_mult 8 --crop_size {CROP} --gblur "
+    flags += f"--color_aug 0.5 --class_uniform_pct 0.5 --centroid_cache {root}/cache --ckpt {root} --tb_path {root} "
+    flags += f"--opts DATASET.GTAV_DIR={root}/gtav"
     command, folder = [sys.executable, "-c", UNTIL_FIRST_BATCH, *flags.split()], Path(__file__).resolve().parents[1]
-    return partial(subprocess.run, command, cwd=folder, check=True, capture_output=True)
-
-
-def make_rows(root: Path) -> dict[str, Row]:
-    pairs = [make_pair(root, number) for number in range(FRAMES)]
-    start = Row(partial(first_batch, root, pairs[0]), goal="10000 ms")
-    return {
-        **sample_rows(pairs, root),
-        **label_rows(pairs),
-        **decoding_rows(pairs[0].image),
-        "first batch on 12,000 images, from the command, caches warm": start,
-    }
-
-
-def main() -> None:
-    args = make_parser("data", "Time the data path on one core.", runs=15, threads=1).parse_args()
-    opencv()  # one thread
-    with tempfile.TemporaryDirectory() as folder:
-        report(make_rows(Path(folder)), args)
+    yield from repeated(subprocess.run, command, cwd=folder, check=True, capture_output=True)
 
 
 if __name__ == "__main__":
-    main()
+    args = make_parser("data", "Time the data path on one core.", runs=15, threads=1).parse_args()
+    opencv()  # one thread
+    with tempfile.TemporaryDirectory() as name:
+        pairs = [make_pair(Path(name), number) for number in range(FRAMES)]
+        rows = sample_rows(pairs, Path(name)) | label_rows(pairs)
+        path, start = pairs[0].image, "first batch on 12,000 images, from the command, caches warm"
+        decoders = {kind: repeated(read_image, path, decoder=kind) for kind in DECODERS}  # ours, and two others
+        decoders["torchvision"] = (decode_image(read_file(path), ImageReadMode.RGB) for _ in count())
+        decoders["imageio"] = repeated(imageio.v3.imread, path)
+        rows |= {f"image decoding, {kind}": Row(work, None, "60 ms") for kind, work in decoders.items()}
+        report({**rows, start: Row(first_batch(Path(name), pairs[0]), goal="10000 ms")}, args)

@@ -5,7 +5,7 @@ The original's figures are medians on two CPU cores in float32, for the same wor
 
 from __future__ import annotations
 
-from functools import partial
+from itertools import count
 
 import torch
 from torch.utils.data import default_collate
@@ -20,10 +20,12 @@ from network.diia import coarse_layout
 from transforms.appearance import edge_target
 from transforms.build import build_appearance, build_appearance_sampler
 
+FLAGS = ["--method", "diia", "--clusters", "3", "--crop_size", "768", "--gblur", "--color_aug", "0.5"]
+
 
 def make_network(device: torch.device) -> tuple[Segmentor, config.Config]:
     """Build DIIA's ResNet-50 network with random weights."""
-    cfg = config.parse(["--method", "diia", "--clusters", "3", "--crop_size", "768", "--gblur"], program="train")
+    cfg = config.parse(FLAGS, program="train")
     torch.manual_seed(0)
     return build_network(cfg).to(device), cfg
 
@@ -36,80 +38,63 @@ def training_step(size: int, device: torch.device) -> Work:
     images = torch.randn(2, 3, size, size, device=device)
     labels = torch.randint(0, 19, (2, size, size), device=device)
     edges = torch.rand(2, size, size, device=device) * 255
-
-    def work() -> None:
+    while True:
         optimizer.zero_grad()
         criterion.total(criterion(network(images), labels, edges, whiten=False)).backward()
-        optimizer.step()
-
-    return work
+        yield optimizer.step()
 
 
 def appearance(batch: int, size: int, device: torch.device) -> Work:
     """What the device does with a batch before the network: colour, blur, normalisation, edge target."""
-    cfg = config.parse(["--gblur", "--color_aug", "0.5"], program="train")
+    cfg = config.parse(FLAGS, program="train")
     sampler, apply = build_appearance_sampler(cfg, jitter="diia"), build_appearance(cfg)
     images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device)
-    streams = iter(range(1 << 60))
-
-    def work() -> None:
-        apply(images, default_collate([sampler(sample_rng(0, next(streams))) for _ in range(batch)]))
-        edge_target(images)
-
-    return work
+    for run in count():
+        params = default_collate([sampler(sample_rng(run, number)) for number in range(batch)])
+        yield apply(images, params), edge_target(images)
 
 
+@torch.inference_mode()
 def evaluation(height: int, width: int, device: torch.device) -> Work:
     """Logits and counts of one image."""
     network = make_network(device)[0].eval()
     images = torch.randn(1, 3, height, width, device=device)
     labels = torch.randint(0, 19, (1, height, width), dtype=torch.uint8, device=device)
-
-    @torch.inference_mode()
-    def work() -> object:
-        return confusion_matrix(labels, argmax_classes(network.predict(images)), num_classes=19).cpu()
-
-    return work
+    while True:
+        yield confusion_matrix(labels, argmax_classes(network.predict(images)), num_classes=19).cpu()
 
 
+@torch.inference_mode()
 def statistics(device: torch.device) -> Work:
     """Covariance statistics of one pair at GTAV's size."""
     network = make_network(device)[0].eval()
     pair = torch.randn(2, 3, 1052, 1914, device=device)
     sums = MaskStatistics(network.style_channels, clusters=3, device=device)
-
-    @torch.inference_mode()
-    def work() -> None:
-        sums.update(network.style_features(pair))
-
-    return work
+    while True:
+        yield sums.update(network.style_features(pair))
 
 
 def layout(device: torch.device) -> Work:
     maps = torch.randn(8, 19, 768, 768, device=device)
-    return lambda: coarse_layout(maps).cpu()
+    while True:
+        yield coarse_layout(maps).cpu()
 
 
 def make_rows(device: torch.device) -> dict[str, Row]:
     return {
-        "training step, diia, 2 x 256": Row(partial(training_step, 256, device), original="1.145 s"),
-        "training step, diia, 2 x 384": Row(partial(training_step, 384, device), original="2.30 s"),
-        "colour, blur, normalisation, edges, 2 x 256": Row(partial(appearance, 2, 256, device)),
-        "colour, blur, normalisation, edges, 8 x 768": Row(partial(appearance, 8, 768, device)),
-        "evaluation, 512x1024": Row(partial(evaluation, 512, 1024, device), original="1.465 s"),
-        "evaluation, 1024x2048": Row(partial(evaluation, 1024, 2048, device), original="8.69 s"),
-        "covariance statistics, one pair 1052x1914": Row(partial(statistics, device), original="8.39 s"),
-        "coarse layout, 8 x 768x768": Row(partial(layout, device), original="363 ms"),
+        "training step, diia, 2 x 256": Row(training_step(256, device), original="1.145 s"),
+        "training step, diia, 2 x 384": Row(training_step(384, device), original="2.30 s"),
+        "colour, blur, normalisation, edges, 2 x 256": Row(appearance(2, 256, device)),
+        "colour, blur, normalisation, edges, 8 x 768": Row(appearance(8, 768, device)),
+        "evaluation, 512x1024": Row(evaluation(512, 1024, device), original="1.465 s"),
+        "evaluation, 1024x2048": Row(evaluation(1024, 2048, device), original="8.69 s"),
+        "covariance statistics, one pair 1052x1914": Row(statistics(device), original="8.39 s"),
+        "coarse layout, 8 x 768x768": Row(layout(device), original="363 ms"),
     }
 
 
-def main() -> None:
+if __name__ == "__main__":
     parser = make_parser("parts", "Time a training step and its parts.", runs=7, threads=torch.get_num_threads())
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     args = parser.parse_args()
-    device = torch.device(args.device)
-    report(make_rows(device), args, device=device)
-
-
-if __name__ == "__main__":
-    main()
+    report(make_rows(torch.device(args.device)), args, device=torch.device(args.device))

@@ -141,23 +141,28 @@ def _fault(domain: Domain, split: str, name: str, severity: str, files: Sequence
 
 def _list(domain: Domain, splits: Sequence[str], list_one: ListSplit) -> tuple[dict[str, Listing], list[Fault]]:
     """List the splits, and say which do not exist."""
-    listings = dict[str, Listing | None]()
+    listings, unreadable = dict[str, Listing | None](), dict[str, str]()
     for split in splits or [name for name, _ in domain.splits]:
         try:
             listings[split] = list_one(domain, split)
         except UserError as error:
             if split not in dict(domain.splits):
                 raise
-            advice = str(error).partition(": ")[2]  # without the domain's name
-            return {}, [_fault(domain, "", "no-folder", "fatal", [domain.root or domain.root_key], advice)]
+            if not os.path.isdir(domain.root):
+                advice = str(error).partition(": ")[2]  # without the domain's name
+                return {}, [_fault(domain, "", "no-folder", "fatal", [domain.root or domain.root_key], advice)]
+            unreadable[split] = str(error)  # an archive or a list; other splits may not need it
     # What was asked for or declared by the user must exist; of a published data set a part is fine.
     existing = {split: listing for split, listing in listings.items() if listing is not None}
     needed = bool(splits) or domain.name not in BUILTIN or not existing
     severity = "fatal" if needed else "note"
     missing = [split for split in listings if split not in existing and (needed or split != "test")]
-    return existing, [
+    faults = [
         _fault(domain, split, "no-images", severity, [domain.root], no_images(domain, split)) for split in missing
     ]
+    severity = "fatal" if needed else "fault"
+    faults += [_fault(domain, split, "unreadable", severity, [domain.root], why) for split, why in unreadable.items()]
+    return existing, faults
 
 
 def _sample(pairs: Sequence[Pair]) -> list[Pair]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import lzma
 import os
 import re
 import zipfile
@@ -14,7 +15,8 @@ from typing import IO
 
 from utils.errors import UserError
 
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)  # RuntimeError: a password, a method not known
+# RuntimeError: a password, a method not known
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
 _WILDCARDS = {"**/": r"((?:(?!\.)[^/]+/)*)", "*": "([^/]*)", "?": "([^/])"}
 
 
@@ -106,8 +108,8 @@ def archived(root: str) -> dict[str, str]:
 
 def find(root: str, pattern: str, members: Mapping[str, str]) -> dict[str, str]:
     """Return the paths of files in a folder, and of archived members, by their relative names that match a glob."""
-    match = re.compile(glob_regex(pattern)).fullmatch
-    archived = {name: path for name, path in members.items() if match(name)}
+    match = re.compile(glob_regex(pattern)).fullmatch if members else None
+    archived = {name: path for name, path in members.items() if match and match(name)}
     on_disk = (name.replace(os.sep, "/") for name in glob.glob(pattern, root_dir=root, recursive=True))
     return archived | {name: f"{root}/{name}" for name in on_disk}
 
@@ -120,7 +122,9 @@ def glob_regex(pattern: str) -> str:
         if part in _WILDCARDS:
             text += hidden + _WILDCARDS[part]
         elif part[0] == "[":
-            text += f"{hidden}({part.replace('[!', '[^')})"
+            excluded = "^" if part[1] == "!" else ""
+            characters = re.sub(r"([\[^&~|])", r"\\\1", part[1:-1].removeprefix("!"))  # letters in a glob
+            text += f"{hidden}([{excluded}{characters}])"
         else:
             text += re.escape(part)
         before = part

@@ -18,8 +18,7 @@ from datasets.frames import FrameCache, decode
 from datasets.sampling import Pick, sample_rng
 from datasets.splits import Pair, Split
 from transforms.appearance import AppearanceParams, AppearanceSampler
-from transforms.geometry import Geometry, Protocol
-from transforms.view import make_view
+from transforms.geometry import Geometry, Protocol, make_view
 from utils.errors import UserError
 from utils.parallel import opencv
 

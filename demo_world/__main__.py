@@ -9,6 +9,7 @@ from pathlib import Path
 
 from datasets.labels import CLASS_NAMES
 from demo_world.write import Frame, Summary, already_there, render_frame, write_domains
+from utils import version
 from utils.errors import UserError, run_entry_point
 from utils.pictures import contact_sheet, save_png
 
@@ -44,14 +45,15 @@ def _parser() -> argparse.ArgumentParser:
         "SYNTHIA and Mapillary. The same command resumes after an interruption.",
     )
     add = parser.add_argument
-    add("--out", required=True, help="folder to make: a new one, an empty one, or one made by this command")
+    add("--version", action="version", version=f"DIIA {version()}")
+    add("--out", required=True, help="output folder: a new one, an empty one, or one made by this command")
     sizes = ", ".join(f"{name} {train}+{val} of {high}x{wide}" for name, (train, val, (high, wide)) in SIZES.items())
     text = f"training + validation frames per domain, size of the cityscapes frames: {sizes}; or HxW (%(default)s)"
     add("--size", default="small", metavar="NAME|HxW", help=text)
     add("--train", type=int, help="training frames per domain, instead of those of --size")
     add("--val", type=int, help="validation frames per domain, instead of those of --size")
-    add("--seed", type=int, default=0, help="the same seed gives the same bytes (%(default)s)")
-    add("--sheet", default="", metavar="FILE.png", help="render a sheet of four frames per domain too")
+    add("--seed", type=int, default=0, help="random seed; output is byte-identical for equal seeds (%(default)s)")
+    add("--sheet", default="", metavar="FILE.png", help="also write a contact sheet of four frames per domain")
     return parser
 
 

@@ -12,7 +12,7 @@ from datasets.frames import FrameCache, gigabytes
 from datasets.loaders import choose_workers, frame_cache
 from datasets.segmentation import read_pair
 from datasets.splits import Pair, find_pairs
-from scripts.options import chosen_domains, data_config, data_parser
+from scripts import chosen_domains, data_config, data_parser
 from utils.errors import UserError, run_entry_point
 from utils.parallel import parallel_map
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from datasets.checks import SAMPLE, DomainReport, check_domain
 from datasets.domains import load_domains
-from scripts.options import chosen_domains, data_config, data_parser
+from scripts import chosen_domains, data_config, data_parser
 from utils.errors import UserError, run_entry_point
 from utils.parallel import cores
 from utils.tables import format_table
@@ -53,12 +53,12 @@ def _to_text(reports: Sequence[DomainReport], absent: Sequence[str]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Exit code 1 where anything is wrong, 2 for a mistake in the command."""
+    """Exit code 1 where anything is wrong, 2 for an invalid command line."""
     parser = data_parser(
         "check_data",
         "Check data sets, by default all whose folders exist: layout, counts, missing partners, damaged files, sizes, "
         "label values, images in two splits.",
-        details="Exit code 0: fine (notes do not count), 1: something is wrong, 2: a mistake in the command.",
+        details="Exit code 0: fine (notes do not count), 1: something is wrong, 2: an invalid command line.",
     )
     parser.add_argument("--quick", action="store_true", help=f"decode only {SAMPLE} pairs of each split")
     parser.add_argument("--workers", type=int, default=-1, help="processes that decode, -1 for one per core")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
-from scripts.options import make_parser
+from scripts import make_parser
 from utils.errors import UserError, did_you_mean, run_entry_point
 from utils.files import write_text
 from utils.logs import write_line

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import config
 from network.weights import build_published
-from scripts.options import make_parser
+from scripts import make_parser
 from utils import checkpoint, logs
 from utils.errors import UserError, run_entry_point
 from utils.files import make_folder

@@ -30,10 +30,9 @@ from datasets.sampling import (
     source_centroids,
 )
 from datasets.splits import Pair, find_pairs, list_hash
-from scripts.options import chosen_domains, data_config, data_parser
+from scripts import chosen_domains, data_config, data_parser
 from transforms.build import build_geometry
-from transforms.geometry import Geometry
-from transforms.view import make_view
+from transforms.geometry import Geometry, make_view
 from utils.errors import UserError, run_entry_point
 from utils.files import make_folder, write_text
 from utils.parallel import parallel_map

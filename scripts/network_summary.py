@@ -14,7 +14,7 @@ from network import ARCHITECTURES, Segmentor, assemble, resolve_architecture, re
 from network.backbones import DEFAULT_ARCH
 from network.diia import TripleAggregation
 from network.style import SyncSwitchWhiten2d
-from scripts.options import make_parser
+from scripts import make_parser
 from utils.errors import UserError, run_entry_point
 from utils.logs import write_line
 from utils.tables import format_table

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.options import make_parser
+from scripts import make_parser
 from utils.errors import UserError, run_entry_point
 from utils.files import atomic_path
 from utils.logs import read_history, write_line

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from datasets.domains import BUILTIN, PUBLISHED, Domain
 from datasets.splits import SPLIT_DATA, read_lists, split_of_stems
-from scripts.options import make_parser
+from scripts import make_parser
 from scripts.provided import File, kinds, list_files, place
 from utils.errors import UserError, did_you_mean, run_entry_point
 from utils.files import make_folder, write_text

@@ -56,8 +56,9 @@ def _rules(name: str) -> list[tuple[str, re.Pattern[str]]]:
     folders = "|".join(folder for _, names in domain.splits for folder in names)
     for layout in domain.layouts:
         for kind, source in kinds(name, *layout.patterns("{split}")).items():
-            source = source.replace("/*", "/**/*") if layout.listed else source  # parts, each unpacked into a folder
             end = glob_regex(source).replace(re.escape("{split}"), f"(?P<split>{folders})")
+            if layout.listed and name == "gtav":  # its parts, each unpacked into a folder or two
+                end = end.replace("/", "/(?:(?!images/|labels/)[^/]+/){0,2}", 1)
             rules.append((kind, re.compile(f"(?:^|/){end}$")))
     return rules
 
@@ -75,7 +76,9 @@ def needed(name: str, path: str) -> tuple[str, str, str] | None:
     hit, kind = max(hits, key=lambda entry: (entry[0].start(), len(entry[0].re.pattern)))
     *folders, stem = (part for index, part in enumerate(hit.groups(), 1) if index != hit.re.groupindex.get("split"))
     if name == "gtav":  # the provider's ten parts of 2,500 frames
-        folders = [f"{(int(stem) - 1) // 2500 + 1:02d}" if stem.isdigit() else "00"]
+        if not re.fullmatch("[0-9]{5}", stem):
+            return None
+        folders = [f"{(int(stem) - 1) // 2500 + 1:02d}"]
     return kind, hit.groupdict().get("split") or "", "/".join([*(folders if name != "synthia" else ()), stem])
 
 

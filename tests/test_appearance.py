@@ -30,8 +30,7 @@ from transforms.appearance import (
     jitter,
 )
 from transforms.build import JITTER_STRENGTHS, build_appearance, build_appearance_sampler, statistics_sampler
-from transforms.geometry import Geometry, RandomCrop, RandomFlip, RandomScale, Resize
-from transforms.view import make_view
+from transforms.geometry import Geometry, RandomCrop, RandomFlip, RandomScale, Resize, make_view
 
 MEANS, STDS = torch.tensor(MEAN).reshape(3, 1, 1), torch.tensor(STD).reshape(3, 1, 1)
 DIIA = JITTER_STRENGTHS["diia"]

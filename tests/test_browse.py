@@ -22,8 +22,7 @@ from scripts.browse_data import COLUMNS, CROP, FRAME, WIDTH, Pipeline, build_pip
 from tests.street_data import blocks, paint, write_domain
 from transforms.appearance import AppearanceParams, edge_target
 from transforms.build import JITTER_STRENGTHS, build_appearance
-from transforms.geometry import Geometry
-from transforms.view import make_view
+from transforms.geometry import Geometry, make_view
 from utils.errors import UserError
 
 RECIPE = ("AUGMENT.COLOR_AUG=0.5", "AUGMENT.GBLUR=true")

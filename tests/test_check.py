@@ -122,6 +122,18 @@ def test_no_images(tmp_path: Path) -> None:
         examine(domain_at(tmp_path, "synthia"), splits=("test",))
 
 
+def test_an_archive_that_cannot_be_read_hides_nothing_else(tmp_path: Path) -> None:
+    write_domain(tmp_path, "gtav")  # train and val; for test the archives are looked into
+    (tmp_path / "10_labels.zip").write_bytes(b"cut off")
+    report = examine(domain_at(tmp_path, "gtav"))
+    fault = only(report, "unreadable", "fault")
+    assert fault.where == "gtav/test" and [part.split for part in report.splits] == ["train", "val"]
+    assert fault.sentence().startswith(f"gtav/test: {tmp_path}/10_labels.zip: is not a zip archive that can be read (")
+    assert not quick_check([(domain_at(tmp_path, "gtav"), split) for split in ("train", "val")])
+    (fault,) = quick_check([(domain_at(tmp_path, "gtav"), "test")])
+    assert (fault.name, fault.severity) == ("unreadable", "fatal")
+
+
 def test_what_a_user_declares_must_be_there_and_no_more(tmp_path: Path) -> None:
     fields = {"images": "'{split}/*.jpg'", "label": "{.jpg: .png}"}
     for suffix, array in ((".jpg", IMAGE), (".png", LABEL)):

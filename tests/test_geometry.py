@@ -25,8 +25,9 @@ from transforms.geometry import (
     RandomScale,
     Resize,
     Step,
+    View,
+    make_view,
 )
-from transforms.view import View, make_view
 from utils.errors import UserError
 
 

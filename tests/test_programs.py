@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.options import make_parser
+from scripts import make_parser
 from utils import version
 
 ROOT = Path(__file__).resolve().parents[1]

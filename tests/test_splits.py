@@ -288,6 +288,16 @@ def test_damaged_members_are_named(tmp_path: Path) -> None:
         read_image(image)
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damage_is_named_whatever_the_compression(tmp_path: Path, method: int) -> None:
+    save(tmp_path / "in/a.png", paint(blocks(0, (40, 64))))
+    archive = pack(tmp_path / "in", tmp_path / "in.zip", method=method)
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:60] + bytes(20) + whole[80:])
+    with pytest.raises(UserError, match=r"in\.zip/a\.png: this file cannot be decoded \("):
+        read_image(f"{archive}/a.png")
+
+
 def test_caches_follow_an_archive(tmp_path: Path) -> None:
     packed, _ = roots_of(tmp_path, "mapillary")
     split, cache = opened(packed, "mapillary"), FrameCache(tmp_path / "frames")
@@ -300,7 +310,9 @@ def test_caches_follow_an_archive(tmp_path: Path) -> None:
     assert cache.place(pair.image) != place and cache_key(split.pairs, encoding=split.encoding, tile=9) != key
 
 
-@pytest.mark.parametrize("pattern", ["*.png", "a/*/*_x.png", "**/*.png", "a/**/b/*", "[ab]?/*[!x].png", ".h/*"])
+@pytest.mark.parametrize(
+    "pattern", ["*.png", "a/*/*_x.png", "**/*.png", "a/**/b/*", "[ab]?/*[!x].png", ".h/*", "a/[^[b]/*"]
+)
 def test_globs_mean_the_same_in_archives(tmp_path: Path, pattern: str) -> None:
     names = (
         "1.png",

@@ -83,7 +83,6 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def is_ours(content: dict[str, Any]) -> bool:
-    """Tell our own checkpoints from weight files published by others."""
     return "schema" in content
 
 

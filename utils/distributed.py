@@ -21,7 +21,7 @@ REASONS = {  # what torch says -> what it means for the user
     "--bs_mult_val, or use --fp16",
     "gloo.*by peer": "another process of this run has ended; it says why",
     "^DataLoader worker": "a loader process was killed, most likely for want of memory: lower --num_workers (0 for "
-    "none); resume a training with --resume auto",
+    "none); a training resumes with --resume auto",
 }
 
 
@@ -30,12 +30,10 @@ def is_initialized() -> bool:
 
 
 def rank() -> int:
-    """Return the number of this process, 0 without a group."""
     return dist.get_rank() if is_initialized() else 0
 
 
 def world_size() -> int:
-    """Return the number of processes, 1 without a group."""
     return dist.get_world_size() if is_initialized() else 1
 
 
@@ -75,39 +73,26 @@ def set_deterministic(*, wanted: bool) -> None:
     torch.use_deterministic_algorithms(wanted, warn_only=True)
 
 
-def init(device: torch.device, dist_url: str = "env://") -> None:
-    """Join the process group that the launcher announced (nccl on GPUs, gloo on CPUs); nothing without a launcher.
-
-    Raises:
-        UserError: `dist_url` or the launcher's variables name no place where the processes could meet.
-    """
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ or is_initialized():
-        return
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    try:
-        dist.init_process_group(
-            backend,
-            init_method=dist_url,
-            rank=int(os.environ["RANK"]),
-            world_size=int(os.environ["WORLD_SIZE"]),
-            timeout=datetime.timedelta(hours=2),  # rank 0 may scan a whole data set before the first step
-        )
-    except (ValueError, RuntimeError) as error:
-        sentence = f"--dist_url {dist_url}: the processes cannot meet there ({error}); start with torchrun"
-        raise UserError(sentence) from error
-
-
 @contextmanager
 def process_group(device: torch.device, dist_url: str = "env://") -> Iterator[None]:
-    """Hold the process group of a run and leave it in order at the end.
+    """Hold the process group that the launcher announced (nccl on GPUs, gloo on CPUs); none without a launcher.
 
     After an error it is left as it is: the others may be waiting in it, and the launcher ends them when this one exits.
 
     Raises:
-        UserError: the GPU's memory did not suffice, or another process or a loader process has gone.
+        UserError: `dist_url` or the launcher's variables name no place where the processes could meet, the GPU's memory
+            did not suffice, or another process or a loader process has gone.
     """
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not is_initialized():
+        timeout = datetime.timedelta(hours=2)  # rank 0 may scan a whole data set before the first step
+        try:
+            number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, init_method=dist_url, timeout=timeout, rank=number, world_size=count)
+        except (ValueError, RuntimeError) as error:
+            sentence = f"--dist_url {dist_url}: the processes cannot meet there ({error}); start with torchrun"
+            raise UserError(sentence) from error
     try:
-        init(device, dist_url)
         yield
     except RuntimeError as error:
         for pattern, sentence in REASONS.items():
@@ -148,7 +133,6 @@ def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def all_reduce_min(value: int, device: torch.device) -> int:
-    """Return the smallest of the processes' numbers."""
     if world_size() == 1:
         return value
     tensor = torch.tensor(value, device=device)

@@ -63,7 +63,6 @@ def setup_logging(file: Path | None = None) -> None:
 
 
 def write_line(text: str) -> None:
-    """Print an entry point's final table or sentence to stdout."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
@@ -165,7 +164,6 @@ class MetricWriter:
                 file.write(json.dumps({"step": step, **finite}) + "\n")
 
     def picture(self, tag: str, image: Any, step: int) -> None:
-        """Write an (h,w,3) uint8 picture."""
         self._writer.add_image(tag, image, step, dataformats="HWC")
 
 

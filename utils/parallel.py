@@ -23,7 +23,6 @@ _work: Callable[[Any], Any]  # of this worker: handed over once, it may hold the
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

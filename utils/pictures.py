@@ -34,6 +34,7 @@ MARGIN, HATCH = 8, 6
 INK, PAPER = (20, 20, 20), (255, 255, 255)
 MAX_COLUMN, MIN_COLUMN = 640, 160
 DPI, AREA = 80, 12.0  # of a figure; square inches of an image's panel
+_font: Any = ImageFont.load_default
 LARGEST = 1500  # pixels a side, several times a panel's: matplotlib resamples in floating point, slowly
 
 
@@ -80,55 +81,47 @@ def comparison(rows: Sequence[Row], *, palette: Array, class_names: Sequence[str
         if not image.shape[:2] == truth.shape == prediction.shape:
             raise ValueError(f"row {number}: the sizes {image.shape[:2]}, {truth.shape} and {prediction.shape} differ")
     width = int(np.clip(max(image.shape[1] for image, _, _ in rows), MIN_COLUMN, MAX_COLUMN))
-    strips, present = [], set[int]()
+    size, present = max(13, width // 26), set[int]()  # of the letters
+    strips = [_strip(4, width, size + 2 * MARGIN, texts=[(name, MARGIN // 2) for name in COLUMNS], size=size)]
     for image, truth, prediction in rows:
         # Ignored pixels are black in the prediction too, so that the eye compares only what is scored.
         shown = np.where(truth == ignore, ignore, prediction)
-        cells = (
-            image,
-            colorize(truth, palette=palette),
-            colorize(shown, palette=palette),
-            error_map(image, truth, prediction, ignore=ignore),
-        )
-        strips.append([_scaled(cell, width, smooth=number == 0) for number, cell in enumerate(cells)])
+        coloured = [colorize(label, palette=palette) for label in (truth, shown)]
+        arrays = (image, *coloured, error_map(image, truth, prediction, ignore=ignore))
+        cells = [_scaled(array, width, smooth=array is image) for array in arrays]
+        strips.append(_strip(4, width, cells[0].height + MARGIN, cells=cells))
         present.update(np.unique([truth, shown]).tolist())
-    total = 4 * width + 5 * MARGIN
-    font = _font(max(13, width // 26))
-    header = _header(total, width, font)
     classes = zip(class_names, palette, strict=False)
     entries: list[tuple[str, Any]] = [entry for index, entry in enumerate(classes) if index in present]
     entries += [("wrong", WRONG), ("ignored", (0, 0, 0))]
-    body = [header]
-    for strip in strips:
-        line = Image.new("RGB", (total, strip[0].height + MARGIN), PAPER)
-        for column, cell in enumerate(strip):
-            line.paste(cell, (MARGIN + column * (width + MARGIN), 0))
-        body.append(line)
-    return stacked([*body, legend(entries, width=total, size=font.size)])
+    return stacked([*strips, legend(entries, width=strips[0].width, size=size)])
 
 
 def contact_sheet(images: Sequence[Array], *, columns: int, captions: Sequence[str] = (), width: int = 320) -> Array:
     """Lay images (N of (H, W, 3) uint8, any sizes) out on a grid of a common width, captions below."""
     if not images or columns < 1:
         raise ValueError("a contact sheet needs at least one image and one column")
-    cells = [_scaled(np.asarray(image), width, smooth=True) for image in images]
-    font = _font(14)
-    text = font.size + 6 if captions else 0  # type: ignore[union-attr]
-    columns = min(columns, len(cells))
-    lines = []
+    cells, columns = [_scaled(np.asarray(image), width, smooth=True) for image in images], min(columns, len(images))
+    strips = []
     for start in range(0, len(cells), columns):
         row = cells[start : start + columns]
-        line = Image.new(
-            "RGB", (columns * (width + MARGIN) + MARGIN, max(cell.height for cell in row) + MARGIN + int(text)), PAPER
-        )
-        draw = ImageDraw.Draw(line)
-        for column, cell in enumerate(row):
-            left = MARGIN + column * (width + MARGIN)
-            line.paste(cell, (left, MARGIN))
-            if start + column < len(captions):
-                draw.text((left, MARGIN + cell.height + 2), captions[start + column], fill=INK, font=font)
-        lines.append(line)
-    return stacked(lines)
+        texts = [(text, MARGIN + cell.height + 2) for text, cell in zip(captions[start:], row, strict=False)]
+        height = max(cell.height for cell in row) + MARGIN + (20 if captions else 0)
+        strips.append(_strip(columns, width, height, cells=row, top=MARGIN, texts=texts))
+    return stacked(strips)
+
+
+def _strip(
+    columns: int, width: int, height: int, *, cells: Sequence[Image.Image] = (), top: int = 0,
+    texts: Sequence[tuple[str, int]] = (), size: int = 14,
+) -> Image.Image:  # fmt: skip
+    """Return a strip of columns of a width: cells at `top`, texts at their y."""
+    strip = Image.new("RGB", (columns * (width + MARGIN) + MARGIN, height), PAPER)
+    for column, cell in enumerate(cells):
+        strip.paste(cell, (MARGIN + column * (width + MARGIN), top))
+    for column, (text, y) in enumerate(texts):
+        ImageDraw.Draw(strip).text((MARGIN + column * (width + MARGIN), y), text, fill=INK, font=_font(size))
+    return strip
 
 
 def legend(entries: Sequence[tuple[str, Sequence[int] | Array]], *, width: int, size: float = 14) -> Image.Image:
@@ -142,7 +135,7 @@ def legend(entries: Sequence[tuple[str, Sequence[int] | Array]], *, width: int, 
     for number, (name, colour) in enumerate(entries):
         left, top = MARGIN + number % per_line * step, MARGIN // 2 + number // per_line * (side + MARGIN)
         box = (left, top, left + side, top + side)
-        draw.rectangle(box, fill=tuple(int(value) for value in colour), outline=INK)
+        draw.rectangle(box, fill=tuple(map(int, colour)), outline=INK)
         draw.text((left + side + MARGIN, top - 1), name, fill=INK, font=font)
     return picture
 
@@ -153,22 +146,10 @@ def save_png(array: Array, path: str | os.PathLike[str]) -> None:
     write(Path(path), partial(image.save, format="PNG"), what="the picture")
 
 
-def _font(size: float) -> Any:
-    return ImageFont.load_default(size)
-
-
 def _scaled(array: Array, width: int, *, smooth: bool) -> Image.Image:
     image = Image.fromarray(np.ascontiguousarray(array, np.uint8))
     height = max(1, round(image.height * width / image.width))
     return image.resize((width, height), Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST)
-
-
-def _header(total: int, width: int, font: Any) -> Image.Image:
-    header = Image.new("RGB", (total, font.size + 2 * MARGIN), PAPER)
-    draw = ImageDraw.Draw(header)
-    for column, name in enumerate(COLUMNS):
-        draw.text((MARGIN + column * (width + MARGIN), MARGIN // 2), name, fill=INK, font=font)
-    return header
 
 
 def stacked(images: Sequence[Image.Image]) -> Array:
@@ -209,9 +190,11 @@ def thinned(array: Array) -> Array:
     return array[::step, ::step]
 
 
-def colour_bar(panel: Any, shown: Any) -> None:
-    """Add a slim colour bar on the right of a panel."""
-    panel.figure.colorbar(shown, ax=panel, shrink=0.85, aspect=25, pad=0.02).ax.tick_params(labelsize=8)
+def colour_bar(panel: Any, shown: Any) -> Any:
+    """Add a slim colour bar on the right of a panel and return it."""
+    bar = panel.figure.colorbar(shown, ax=panel, shrink=0.85, aspect=25, pad=0.02)
+    bar.ax.tick_params(labelsize=8)
+    return bar
 
 
 def show_heat(panel: Any, image: Array, weights: Array, *, query: tuple[int, int]) -> None:
@@ -236,7 +219,7 @@ def show_heat(panel: Any, image: Array, weights: Array, *, query: tuple[int, int
     panel.plot(*query, "+", color="black", markersize=15, markeredgewidth=4)
     panel.plot(*query, "+", color="yellow", markersize=14, markeredgewidth=2)
     panel.set(xlim=frame[:2], ylim=frame[2:], xticks=[], yticks=[])
-    bar = panel.figure.colorbar(scale, ax=panel, shrink=0.85, aspect=25, pad=0.02)
+    bar = colour_bar(panel, scale)
     ticks = limit ** np.array((-1, -0.5, 0, 0.5, 1))
     bar.set_ticks(ticks, labels=[f"{tick:.3g}x" for tick in ticks], fontsize=8)
     bar.minorticks_off()

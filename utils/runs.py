@@ -143,31 +143,25 @@ def check_continuation(
     """Refuse to continue a checkpoint in a way that cannot work, and log what a step will compute differently.
 
     Args:
-        content: of the file `path`.
         saved, current: configs as plain dicts, that of the checkpoint and that of now.
         steps_per_epoch, global_batch: optimizer steps of an epoch and images of a step, now.
 
     Raises:
         UserError: another optimizer, or another batch or shorter epochs for a checkpoint from the middle of an epoch.
     """
-    optim, name = saved["OPTIM"], current["OPTIM"]["NAME"]
-    if optim["NAME"] != name:
-        raise UserError(
-            f"{path} was trained with --optimizer {optim['NAME']}, whose state {name} cannot use: "
-            "resume with it, or start a new run from the weights (--snapshot without --restore_optimizer)"
-        )
-    step = content["progress"]["step_in_epoch"]
-    if step > steps_per_epoch:
-        raise UserError(
-            f"{path} was saved at step {step} of an epoch, but an epoch has only {steps_per_epoch} steps now; "
-            "continue with the same images and batch"
-        )
+    optim, name, step = saved["OPTIM"], current["OPTIM"]["NAME"], content["progress"]["step_in_epoch"]
     before = optim["BATCH_SIZE"] * optim["ACCUMULATE"] * content["world_size"]
-    if step and before != global_batch:
-        raise UserError(
-            f"{path} was saved in the middle of an epoch at {before} images per step, now there are {global_batch}; "
-            "continue with the same --bs_mult x --accumulate x processes"
-        )
+    refusals = {
+        f"was trained with --optimizer {optim['NAME']}, whose state {name} cannot use: resume with it, or start a new "
+        "run from the weights (--snapshot without --restore_optimizer)": optim["NAME"] != name,
+        f"was saved at step {step} of an epoch, but an epoch has only {steps_per_epoch} steps now; continue with the "
+        "same images and batch": step > steps_per_epoch,
+        f"was saved in the middle of an epoch at {before} images per step, now there are {global_batch}; continue with "
+        "the same --bs_mult x --accumulate x processes": step and before != global_batch,
+    }
+    for sentence, refused in refusals.items():
+        if refused:
+            raise UserError(f"{path} {sentence}")
     old, new = dict(flatten(saved)), dict(flatten(current))
     for key in sorted(new, key=lambda key: key != "RUN.SEED"):
         if old[key] != new[key] and SEQUENCE.match(key) and not PLACES.fullmatch(key):
