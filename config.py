@@ -68,7 +68,8 @@ class Data(Section):
     COARSE_BOOST_CLASSES: list[int] = option([], "--coarse_boost_classes",
         "Classes (train ids) that are sampled in Cityscapes' coarse frames too.", lengths=(0, 19), low=0, high=18)
     QUICK_CHECK: bool = option(True, "--quick_check", "Check a sample of the data first (scripts.check_data --quick).")
-    NUM_WORKERS: int = shared(-1, "--num_workers", "Loader workers per process, -1: one per core.", low=-1)
+    NUM_WORKERS: int = shared(-1, "--num_workers",
+        "Loader workers per process; -1: the cores divided by the processes of the node, at most 16.", low=-1)
 
 class Network(Section):
     ARCH: str = shared("network.deepv3.DeepR50V3PlusD", "--arch", "Backbone and output stride, by dotted name.")
