@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -57,21 +58,17 @@ def parallel_map(
     if workers < 1:
         yield from bar(map(work, items))
         return
-    pool, interrupted = ProcessPoolExecutor(workers, initializer=_start, initargs=(work,)), False
+    pool = ProcessPoolExecutor(workers, initializer=_start, initargs=(work,))
     try:
         size = max(1, min(16, len(items) // (4 * workers)))  # handing over a task costs time too
         yield from bar(pool.map(_call, items, chunksize=size))
     except BrokenProcessPool as error:
+        time.sleep(0.2)  # where ctrl-C has ended the workers, it reaches this process too and speaks for itself
         raise UserError(
             f"{title}: a worker process was killed, most likely for want of memory; use fewer than {workers}"
         ) from error
-    except (KeyboardInterrupt, GeneratorExit):  # nobody waits for what the workers are at
-        interrupted = True
-        for process in multiprocessing.active_children():
-            process.kill()
-        raise
     finally:
-        pool.shutdown(cancel_futures=not interrupted)  # without its workers a pool gives up its futures by itself
+        pool.shutdown(cancel_futures=True)
 
 
 def _start(work: Callable[[Any], Any]) -> None:
@@ -79,7 +76,7 @@ def _start(work: Callable[[Any], Any]) -> None:
     _work = work
     if "torch" in sys.modules:  # its pool of threads does not survive a fork, and workers are as many as cores
         sys.modules["torch"].set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers: a dead one would look like a fault
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ctrl-C ends every process of a terminal: at once, without traceback
     Thread(target=_follow_parent, daemon=True).start()
 
 
