@@ -6,12 +6,12 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import InvalidStateError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache, partial
-from threading import Thread
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -58,7 +58,9 @@ def parallel_map(
     if workers < 1:
         yield from bar(map(work, items))
         return
-    pool = ProcessPoolExecutor(workers, initializer=_start, initargs=(work,))
+    pool, hook = ProcessPoolExecutor(workers, initializer=_start, initargs=(work,)), threading.excepthook
+    # A pool whose workers ctrl-C has ended trips over futures that are cancelled already, in a thread of its own.
+    threading.excepthook = lambda error: None if error.exc_type is InvalidStateError else hook(error)
     try:
         size = max(1, min(16, len(items) // (4 * workers)))  # handing over a task costs time too
         yield from bar(pool.map(_call, items, chunksize=size))
@@ -69,6 +71,7 @@ def parallel_map(
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+        threading.excepthook = hook
 
 
 def _start(work: Callable[[Any], Any]) -> None:
@@ -77,7 +80,7 @@ def _start(work: Callable[[Any], Any]) -> None:
     if "torch" in sys.modules:  # its pool of threads does not survive a fork, and workers are as many as cores
         sys.modules["torch"].set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # ctrl-C ends every process of a terminal: at once, without traceback
-    Thread(target=_follow_parent, daemon=True).start()
+    threading.Thread(target=_follow_parent, daemon=True).start()
 
 
 def _follow_parent() -> None:
