@@ -134,12 +134,15 @@ def compare_with_lists(
 
 def need_labels(domain: Domain, jobs: Jobs, out: Path) -> None:
     images = [job for job in jobs.values() if job[1].kind == "image" and (domain.name, job[0]) not in WITHOUT_LABELS]
-    labels = [domain.paths(split, file.stem)[1] for split, file in images]
-    bare = [index for index, label in enumerate(labels) if label not in jobs and not (out / label).exists()]
+    bare = []
+    for split, file in images:  # a label may lie in the folder already, under the name of any layout
+        image, folder = domain.paths(split, file.stem)[0], dict(domain.splits)[split][0]
+        labels = {layout.label_path(image, folder) for layout in domain.layouts}
+        bare += [] if any(label in jobs or (out / label).exists() for label in labels) else [file]
     if bare:
         raise UserError(
             f"{domain.name}: {len(bare):,} of {len(images):,} images have no label in the sources, the first is "
-            f"{images[bare[0]][1]}; give the provider's labels too"
+            f"{bare[0]}; give the provider's labels too"
         )
 
 

@@ -398,6 +398,18 @@ def test_sources_that_hold_the_wrong_things(tmp_path: Path) -> None:
         prepare("cityscape", [images], out)
 
 
+def test_labels_may_lie_in_the_folder_under_another_layouts_name(tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    label = blocks(1)
+    save(source / "images" / "10k" / "train" / "a-b.jpg", paint(label))
+    assert "bdd100k: 1 of 1 images have no label" in refused("bdd100k", [source], out)
+    save_label(out / "labels" / "train" / "a-b_train_id.png", "bdd100k", label)
+    prepare("bdd100k", [source], out)
+    assert [pair.name for pair in find_pairs(replace(BUILTIN["bdd100k"], root=str(out)), "train")] == [
+        "images/train/a-b.jpg"
+    ]
+
+
 def test_the_same_file_in_two_sources(tmp_path: Path) -> None:
     (folder,) = provide(tmp_path / "provider", "mapillary")
     archive = pack(folder, tmp_path / "a.zip")
