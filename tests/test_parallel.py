@@ -17,7 +17,7 @@ from utils.parallel import parallel_map
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
-import os, sys, time
+import os, signal, sys, time
 from utils.errors import run_entry_point
 from utils.parallel import parallel_map
 
@@ -27,6 +27,7 @@ def work(item):
     time.sleep(0.2)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run where a shell has it ignored
     run_entry_point(lambda: list(parallel_map(work, range(1000), workers=2, title="naps", unit="nap")))
 """
 

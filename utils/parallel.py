@@ -79,7 +79,8 @@ def _start(work: Callable[[Any], Any]) -> None:
     _work = work
     if "torch" in sys.modules:  # its pool of threads does not survive a fork, and workers are as many as cores
         sys.modules["torch"].set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ctrl-C ends every process of a terminal: at once, without traceback
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in a shell's background, where ctrl-C is for others
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends every process of a terminal: at once, without traceback
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 
