@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh
 
-half= steps=200 # ten minutes on two cores, also where 16 bits are slow
+half= steps=140 # ten minutes on two cores, also where 16 bits are slow
 if nvidia-smi -L 2>/dev/null | grep -q GPU || grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then
   half=--fp16 steps=300
 fi
