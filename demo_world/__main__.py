@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if already_there(out, train=train, val=val, size=size, seed=args.seed):
         sys.stdout.write(f"{out}: the set of these options is there already\n")
     else:
-        summary = write_domains(out, train=train, val=val, size=size, seed=args.seed, progress=True)
+        summary = write_domains(out, train=train, val=val, size=size, seed=args.seed)
         sys.stdout.write(f"{_table(summary)}\n{train} train and {val} val frames per domain in {out}\n")
     if args.sheet:  # a domain per row
         frames = [Frame(domain, "val", number) for domain, numbers in SHEET.items() for number in numbers]

@@ -5,18 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import shutil
-import threading
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from datasets.codec import decode_label, read_image, write_label
 from datasets.domains import BUILTIN
@@ -27,7 +22,7 @@ from demo_world.painter import Array, Painter, render
 from demo_world.street import FEATURES, SIDES, Street, crossing, ground, hood, traffic
 from utils.errors import UserError
 from utils.files import write_text
-from utils.parallel import opencv
+from utils.parallel import cores, parallel_map
 
 log = logging.getLogger(__name__)
 
@@ -143,30 +138,6 @@ def _write_frame(job: Job) -> tuple[Frame, Array]:
     return frame, np.bincount(np.minimum(label, NUM_CLASSES).ravel(), minlength=NUM_CLASSES + 1)
 
 
-def _start_worker() -> None:
-    """Keep a worker to one thread, and end it when its parent is gone, however that ended."""
-    opencv()
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _run(jobs: list[Job], workers: int) -> Iterable[tuple[Frame, Array]]:
-    if workers < 2:
-        yield from map(_write_frame, jobs)
-        return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
-    try:
-        yield from pool.map(_write_frame, jobs, chunksize=4)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def _settings(options: dict[str, Any]) -> str:
     return json.dumps({"version": VERSION, **options}) + "\n"
 
@@ -217,7 +188,6 @@ def write_domains(
     size: tuple[int, int] = (256, 512),
     seed: int = 0,
     workers: int | None = None,
-    progress: bool = False,
 ) -> Summary:
     """Render all five domains and put them below `out`, which is replaced at once when all is done.
 
@@ -227,7 +197,7 @@ def write_domains(
     Args:
         train, val: frames per domain.
         size: height and width of the cityscapes frames; the other domains keep their aspect ratios.
-        workers: processes; None for the cores.
+        workers: processes, 0 for this one alone; None for the cores.
 
     Raises:
         UserError: impossible options, or `out` holds something that was not made here.
@@ -245,11 +215,10 @@ def write_domains(
         for split, count in zip(SPLITS, (train, val), strict=True)
         for number in range(count)
     ]
-    workers = min(os.cpu_count() or 1, len(jobs) // 4) if workers is None else workers
+    workers = min(cores(), len(jobs) // 4) if workers is None else workers
     pixels = {domain: np.zeros((len(SPLITS), NUM_CLASSES + 1), np.int64) for domain in FOLDERS}
-    frames = tqdm(_run(jobs, workers), total=len(jobs), desc="rendering", unit="frame", disable=not progress)
     try:
-        for frame, counts in frames:
+        for frame, counts in parallel_map(_write_frame, jobs, workers=workers, title="rendering", unit="frame"):
             pixels[frame.domain][SPLITS.index(frame.split)] += counts
     except OSError as error:
         raise UserError(
