@@ -81,8 +81,7 @@ def check_data(cfg: Config, splits: Splits) -> None:
 def build_run(cfg: Config, splits: Splits, *, device: torch.device, start: Start) -> Run:
     """Build everything with the weights that the run starts from; nothing is trained or written yet."""
     network, world_size = build_network(cfg), distributed.world_size()
-    share = {"rank": distributed.rank(), "world_size": world_size}
-    loader = build_training_loader(cfg, splits, jitter=resolve_jitter(cfg), **share)
+    loader = build_training_loader(cfg, splits, jitter=resolve_jitter(cfg), **distributed.share())
     evaluation_loaders(cfg, splits)  # what is missing shows now, not epochs later
     whitened_splits(cfg, network.method, splits)
     if start.checkpoint is None and cfg.RUN.SNAPSHOT:
@@ -149,10 +148,9 @@ def restore(run: Run, start: Start) -> None:
 
 def evaluation_loaders(cfg: Config, splits: Splits, *, all_images: bool = False) -> list[EvaluationLoader]:
     """Return the val splits of sources and targets, of which --val_limit images are taken."""
-    share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     limit = 0 if all_images else cfg.EVAL.LIMIT
     opened = [splits.open(name, "val") for name in dict.fromkeys(evaluated_domains(cfg))]
-    return [build_evaluation_loader(cfg, split, limit=limit, **share) for split in opened]
+    return [build_evaluation_loader(cfg, split, limit=limit, **distributed.share()) for split in opened]
 
 
 def evaluated_domains(cfg: Config) -> list[str]:

@@ -181,8 +181,7 @@ def update_masks(run: Run, records: Records) -> None:
 
 def statistics_pairs(run: Run, split: Split, trial: int) -> Iterator[Tensor]:
     """Yield the augmented view and the original (2, 3, H, W) of this process's share of the images."""
-    share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-    loader = build_statistics_loader(run.cfg, split, trial=trial, **share)
+    loader = build_statistics_loader(run.cfg, split, trial=trial, **distributed.share())
     title = f"covariances of {split.domain.name}, trial {trial + 1}/{run.cfg.WHITENING.TRIALS}"
     bar = tqdm(loader, desc=title, unit="image", leave=False, disable=not distributed.is_main())
     for image, params in cudnn_benchmark_off(bar):

@@ -51,10 +51,9 @@ def evaluate(cfg: Config, device: torch.device) -> Report:
         raise UserError("no domain to evaluate on: give --val_dataset NAME ...")
     content, folder = checkpoint.read(cfg.RUN.SNAPSHOT), result_folder(cfg)
     network, saved, weights = load_network(cfg, content)
-    share = {"rank": distributed.rank(), "world_size": distributed.world_size(), "limit": cfg.EVAL.LIMIT}
     splits = Splits(load_domains(cfg))
     opened = [splits.open(name, cfg.DATASET.SPLIT) for name in dict.fromkeys(cfg.DATASET.VAL)]
-    loaders = [build_evaluation_loader(cfg, split, **share) for split in opened]
+    loaders = [build_evaluation_loader(cfg, split, limit=cfg.EVAL.LIMIT, **distributed.share()) for split in opened]
     network.to(device)
     logger.info("built %s", weights["network"])
     whitening = load_whitening(saved, network, content, path=cfg.RUN.SNAPSHOT) if cfg.EVAL.VISUALIZE else None

@@ -37,6 +37,11 @@ def world_size() -> int:
     return dist.get_world_size() if is_initialized() else 1
 
 
+def share() -> dict[str, int]:
+    """Return the arguments that say which share of the work this process has."""
+    return {"rank": rank(), "world_size": world_size()}
+
+
 def is_main() -> bool:
     return rank() == 0
 
