@@ -12,6 +12,7 @@ from demo_world.write import Frame, Summary, already_there, render_frame, write_
 from utils import version
 from utils.errors import UserError, run_entry_point
 from utils.pictures import contact_sheet, save_png
+from utils.tables import format_table
 
 SIZES = {  # training and validation frames per domain, height and width of the cityscapes frames
     "small": (60, 20, (256, 512)),
@@ -59,11 +60,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _table(summary: Summary) -> str:
     """Return the share of every class in per cent, per domain."""
-    lines = ["class".ljust(16) + "".join(domain.rjust(12) for domain in summary.roots)]
     shares = [counts.sum(axis=0) / counts.sum() for counts in summary.pixels.values()]
-    for index, name in enumerate((*CLASS_NAMES, "void")):
-        lines.append(name.ljust(16) + "".join(f"{100 * share[index]:11.2f}%" for share in shares))
-    return "\n".join(lines)
+    rows = [[name, *(f"{share[index]:.2%}" for share in shares)] for index, name in enumerate((*CLASS_NAMES, "void"))]
+    return format_table([["class", *summary.roots], *rows])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
