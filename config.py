@@ -17,6 +17,7 @@ from typing import Any, Literal, get_type_hints
 import yaml
 from easydict import EasyDict
 
+from config_rules import check_together, fix_normalisation
 from utils import options, version
 from utils.errors import UserError
 from utils.options import Section, Setting, option, shared
@@ -74,17 +75,26 @@ class Data(Section):
 class Network(Section):
     ARCH: str = shared("network.deepv3.DeepR50V3PlusD", "--arch", "Backbone and output stride, by dotted name.")
     BACKBONE: str = shared("", "--backbone",
-        "Backbone by plain name instead of --arch: resnet50, mobilenet_v2; all: python -m scripts.network_summary.")
+        "Backbone by plain name instead of --arch: resnet50, mobilenet_v2 (all: python -m scripts.network_summary), or "
+        "any network of timm, foundation models included: timm/vit_small_patch14_dinov2.lvd142m.")
     OUTPUT_STRIDE: int = shared(0, "--output_stride",
         "Stride of the last features, 8, 16 or 32 (ResNets: 4 too); 0: that of --arch, 16 with --backbone.", low=0)
     METHOD: str = shared("diia", "--method",
-        "Method to build: base, ibn, is, iw, irw, isw and sw have the plain DeepLabV3+ head, diia its own; "
+        "Method to build: base, ibn, is, iw, irw, isw and sw have the plain DeepLabV3+ head, linear a batch norm and a "
+        "1x1 convolution alone, diia its own; "
         "diia-no-edge, diia-no-layout, diia-no-aggregation and diia-no-whitening omit one part, diia-coarse has the "
         "coarse head alone.")
     WT_LAYER: list[int] | None = shared(None, "--wt_layer",
         "Seven style codes, stem to last stage: 0 none, 1 whitening (IW, IRW), 2 ISW, 3 IN, 4 affine IN, 5 SW.",
         lengths=(7, 7), low=0, high=5)
     PRETRAINED: str = option("torchvision", "--pretrained", "ImageNet weights: torchvision, none or a file.")
+    TUNE: Literal["full", "frozen", "lora"] = option("full", "--tune",
+        "What is trained of the pretrained backbone: all of it, nothing, or LoRA's low-rank updates; heads "
+        "always are.")
+    LORA_RANK: int = option(16, "--lora_rank", "Rank of LoRA's updates.", low=1, needs=("--tune lora",))
+    GRAD_CHECKPOINT: bool = option(False, "--grad_checkpoint",
+        "Compute the backbone's blocks again in the backward pass instead of keeping what is inside: less memory, "
+        "more time.")
     SYNCBN: bool = option(True, "--syncbn", "Share batch-norm statistics between GPUs.")
     FREEZE_BN: bool = option(False, "--freeze_bn", "Freeze the batch-norm statistics; scales and shifts still train.")
 
@@ -132,6 +142,9 @@ class Augmentation(Section):
         "Strengths of the colour jitter; method takes those of --method.")
     GBLUR: bool = option(False, "--gblur", "Blur every training crop with a random Gaussian.")
     BBLUR: bool = option(False, "--bblur", "Blur every training crop bilaterally; replaces --gblur.")
+    MEAN: list[float] | None = option(None, "--mean",
+        "Mean of the images' channels, 0..1; default: that of the backbone's weights, else ImageNet's.", lengths=(3, 3))
+    STD: list[float] | None = option(None, "--std", "Their deviation, likewise.", lengths=(3, 3), above=0)
     IMAGE_IN: bool = option(False, "--image_in", "Normalise every image by its own mean and deviation.")
 
 class Optimisation(Section):
@@ -282,22 +295,6 @@ def _resolve(layers: Iterable[Setting]) -> Config:
     values = _file_values() | {setting.key: setting.value for setting in layers}
     options.check_needs(values, KEYS)
     tree: Config = options.build_tree(values)
-    low, high = tree.AUGMENT.SCALE_MIN, tree.AUGMENT.SCALE_MAX
-    if low > high:
-        raise UserError(f"--scale_min {low:g} is above --scale_max {high:g}; swap or change one")
-    start, end = tree.OPTIM.RLX_OFF_ITER, tree.OPTIM.MAX_ITER
-    if tree.OPTIM.LR_SCHEDULE == "scl-poly" and not 0 <= start < end:
-        raise UserError(f"--lr_schedule scl-poly needs --rlx_off_iter from 0 to {end - 1} (--max_iter), got {start}")
-    if tree.RUN.RESTORE_OPTIMIZER and not (tree.RUN.SNAPSHOT or tree.RUN.RESUME):
-        raise UserError("--restore_optimizer needs the checkpoint to resume: give --snapshot FILE or --resume auto")
-    ways = {"CLASS_WEIGHTS": "--cls_wt_loss", "IMAGE_WEIGHTS": "--img_wt_loss", "RELAX_BORDERS": "--jointwtborder"}
-    weights = [flag for name, flag in ways.items() if tree.LOSS[name]]
-    if len(weights) > 1:
-        raise UserError(f"{' and '.join(weights)} each weigh the cross entropy in their own way; give one of them")
-    if tree.LOSS.OHEM_THRESH and weights not in ([], ["--cls_wt_loss"]):
-        raise UserError(f"--ohem_thresh and {weights[0]} each choose which pixels count how much; give one of them")
-    if tree.EVAL.VISUALIZE and not tree.EVAL.PICTURES:
-        raise UserError("--visualize_feature plots the images of --pictures, which is 0; give at least 1")
-    if (count := len(tree.EVAL.ATTENTION_PIXELS)) % 2:
-        raise UserError(f"--attention_pixels takes x and y of each pixel, got {count} numbers; give one more")
+    check_together(tree)
+    fix_normalisation(tree)
     return tree

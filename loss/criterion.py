@@ -12,6 +12,7 @@ from loss.whitening import Whitening
 from network.outputs import SegmentorOutput
 
 WEIGHTS: dict[str, dict[str, float]] = {
+    "linear": {"fused": 1.0},
     "plain": {"fused": 1.0, "aux": 0.4},
     "diia": {"coarse": 0.5, "aux": 0.1, "fused": 1.0, "layout": 0.1, "edge_logits": 0.1, "edge": 0.001},
 }
@@ -60,16 +61,17 @@ class Criterion(nn.Module):
             whiten: whether the whitening term is computed; ISW must have masks then.
             relax: whether borders are relaxed where the run asks for it; the image weights stay without it.
         """
-        aux = output.aux
-        assert aux is not None, "the auxiliary head belongs to every training output"
         num_classes, targets = output.fused.shape[1], self.targets
         sets = labels if targets is None else targets.sets(labels, num_classes=num_classes, relax=relax)
 
         def weighed(sets: Tensor) -> Truth:
             return sets if targets is None else targets.weigh(sets, num_classes=num_classes)
 
-        truth, small = weighed(sets), weighed(downsample_labels(sets, size=aux.shape[2:]))  # around a full-size pixel
-        terms = {"fused": self._entropy(output.fused, truth), "aux": self._entropy(aux, small)}
+        truth = weighed(sets)
+        terms = {"fused": self._entropy(output.fused, truth)}
+        if output.aux is not None:
+            small = weighed(downsample_labels(sets, size=output.aux.shape[2:]))  # around a full-size pixel
+            terms["aux"] = self._entropy(output.aux, small)
         parts = output if self.head == "diia" else SegmentorOutput(output.fused)
         if parts.coarse is not None:
             terms["coarse"] = self._entropy(parts.coarse, truth)

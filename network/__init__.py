@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from config import Config
-from network.backbones import ARCHITECTURES, BACKBONES, Architecture, Backbone, resolve_architecture
-from network.deeplab import PlainSegmentor, Segmentor
+from network.architectures import ARCHITECTURES, Architecture, resolve_architecture
+from network.backbones import BACKBONES
+from network.deeplab import LinearSegmentor, PlainSegmentor, Segmentor
 from network.diia import Confidence, DIIASegmentor
 from network.methods import METHODS, Method, method_for, resolve_jitter, resolve_method
 from network.outputs import SegmentorOutput
-from network.style import read_codes
+from network.tuning import restrict_tuning
 
 __all__ = [
     "ARCHITECTURES",
@@ -41,12 +42,17 @@ def build_network(cfg: Config, *, method: Method | None = None) -> Segmentor:
     Raises:
         UserError: an unknown architecture or method, or style codes that do not fit.
     """
-    return assemble(
+    settings = cfg.NETWORK
+    network = assemble(
         architecture_of(cfg),
-        method=method or resolve_method(cfg.NETWORK.METHOD, cfg.NETWORK.WT_LAYER),
-        freeze_bn=bool(cfg.NETWORK.FREEZE_BN),
+        method=method or resolve_method(settings.METHOD, settings.WT_LAYER),
+        freeze_bn=bool(settings.FREEZE_BN),
         layout_confidence=cfg.LOSS.LAYOUT_CONFIDENCE,
     )
+    if settings.TUNE != "full":
+        restrict_tuning(network.backbone, settings.TUNE, rank=settings.LORA_RANK)
+    network.backbone.checkpoint_blocks(wanted=settings.GRAD_CHECKPOINT)
+    return network
 
 
 def assemble(
@@ -58,9 +64,8 @@ def assemble(
     layout_confidence: Confidence = "logits",
 ) -> Segmentor:
     """Build a backbone with the style sites and the head of a method; raises `UserError` where they do not fit."""
-    sites = read_codes(method.codes, positions=architecture.backbone.positions)
-    backbone = Backbone(architecture.backbone, sites=sites, output_stride=architecture.output_stride)
+    backbone = architecture.build(method.codes, skip=method.head != "linear")
     shared: dict[str, Any] = {"method": method, "num_classes": num_classes, "freeze_bn": freeze_bn}
-    if method.head == "plain":
-        return PlainSegmentor(backbone, **shared)
+    if method.head != "diia":
+        return {"plain": PlainSegmentor, "linear": LinearSegmentor}[method.head](backbone, **shared)
     return DIIASegmentor(backbone, layout_confidence=layout_confidence, **shared)

@@ -1,21 +1,28 @@
-"""Backbones: torchvision's layers under torchvision's names, run as a stem and four stages with style sites.
+"""The published backbones: torchvision's layers under torchvision's names, as a stem and four stages with style sites.
 
-Also their table, and what the published names of `--arch` stand for.
+`BackboneBase` is what every backbone does, these and timm's (network.timm_backbone).
 """
 
 from __future__ import annotations
 
 import abc
+import contextlib
+import copy
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, ClassVar, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from network.outputs import Features
 from network.style import build_site
-from utils.errors import UserError, did_you_mean
+from utils.errors import UserError
 
 Parts = dict[str, tuple[str, ...]]  # stem, stage1 .. stage4 -> the layers that it runs, by name and in order
 Dilations = Mapping[int, Mapping[int, int]]  # output stride -> {stage that is dilated instead of strided: dilation}
@@ -112,14 +119,87 @@ def _numbered(name: str, start: int, stop: int) -> tuple[str, ...]:
     return tuple(f"{name}.{index}" for index in range(start, stop))
 
 
-class Backbone(nn.Module):
-    """A stem and four stages; `sites` is site name -> kind (network.style)."""
+class BackboneBase(nn.Module, abc.ABC):
+    """What maps images to the outputs of four stages and to the maps captured at the style sites."""
+
+    spec: Any  # the row that it is built from, with `name` and `title`
+    channels: tuple[int, ...]  # of stem and stages
+    low_stride: int  # of the first stage, where the skip starts
+    output_stride: int
+    kinds: dict[str, str]  # style site -> kind (network.style)
+    style_names: tuple[str, ...]  # of the captured maps
+    style_channels: tuple[int, ...]
+    added: tuple[str, ...] = ("sites",)  # children that no pretrained file has
+    tune = "full"  # how the pretrained part is fine-tuned (network.tuning)
+    grad_checkpoint = False
+
+    @abc.abstractmethod
+    def outputs(self, images: Tensor, *, num_stages: int = 4) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        """Map images (B, 3, H, W) to the outputs of the first stages and the maps captured up to there."""
+
+    def forward(self, images: Tensor) -> Features:
+        """Map images (B, 3, H, W) to the outputs of stages 1, 3 and 4 and the captured maps."""
+        (low_level, _, aux, top), style = self.outputs(images)
+        return Features(low_level=low_level, aux=aux, top=top, style=style)
+
+    def style_features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the captured maps alone, running no stage behind the last of them."""
+        last = max((PARTS.index(site) for site in self.style_names if site in PARTS), default=0)
+        return self.outputs(images, num_stages=last)[1]
+
+    def train(self, mode: bool = True) -> Any:
+        """Switch the mode; what is not fine-tuned as a whole stays as in evaluation."""
+        super().train(mode)
+        for name, child in self.named_children():
+            if self.tune != "full" and name not in self.added:
+                child.eval()
+        return self
+
+    def checkpoint_blocks(self, *, wanted: bool) -> None:
+        """Set whether the backward pass computes blocks again, so that nothing inside them is kept for it."""
+        self.grad_checkpoint = wanted
+
+    def run_layer(self, layer: nn.Module, maps: Tensor) -> Tensor:
+        """Run a layer of the network."""
+        is_block = next(layer.children(), None) is not None
+        if self.grad_checkpoint and is_block and torch.is_grad_enabled():
+            contexts = partial(_two_contexts, layer)
+            return cast(Tensor, checkpoint(layer, maps, use_reentrant=False, context_fn=contexts))
+        return cast(Tensor, layer(maps))
+
+
+def _two_contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Return what surrounds the first pass of a block and the one that computes it again."""
+    return contextlib.nullcontext(), _running_statistics_kept(block)
+
+
+@contextlib.contextmanager
+def _running_statistics_kept(block: nn.Module) -> Iterator[None]:
+    """Leave the running statistics alone, which the first pass has updated already."""
+    norms = [layer for layer in block.modules() if isinstance(layer, _BatchNorm)]
+    kept = [(norm.momentum, copy.deepcopy(norm.num_batches_tracked)) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:  # what is enough for the gradients ends the second pass with an exception
+        for norm, (momentum, counter) in zip(norms, kept, strict=True):
+            norm.momentum = momentum
+            if counter is not None and norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.copy_(counter)
+
+
+class Backbone(BackboneBase):
+    """A published backbone; `sites` is site name -> kind (network.style)."""
+
+    spec: BackboneSpec
 
     def __init__(self, spec: BackboneSpec, *, sites: Mapping[str, str], output_stride: int = 16) -> None:
         super().__init__()
         unknown = set(sites) - set(spec.positions.values())
         assert not unknown, f"unknown style sites {unknown}"
         self.spec, self.output_stride, self.kinds = spec, output_stride, dict(sites)
+        self.low_stride = spec.low_stride
         layers, self.parts, self.channels = spec.build()
         self.blocks = dict(self.parts)  # without the sites
         self.replaced: dict[str, str] = {}  # batch norm -> site that has taken its place
@@ -134,7 +214,6 @@ class Backbone(nn.Module):
         channels = {site: self._place(site, kind=kind) for site, kind in sites.items()}
         self.style_names = tuple(site for site, kind in sites.items() if kind == "whiten")  # of the captured maps
         self.style_channels = tuple(channels[site] for site in self.style_names)
-        self._last_captured = max((PARTS.index(site) for site in self.style_names if site in PARTS), default=0)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -157,27 +236,17 @@ class Backbone(nn.Module):
         return channels
 
     def outputs(self, images: Tensor, *, num_stages: int = 4) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        """Map images (B, 3, H, W) to the outputs of the first stages and the maps captured up to there."""
         maps = images
         outputs: list[Tensor] = []  # torch.compile knows literals, not the call list[Tensor]()
         style: list[Tensor] = []
         for part in PARTS[: 1 + num_stages]:
             for name in self.parts[part]:
                 layer = self.get_submodule(name)
-                maps = residual_sum(layer, maps) if name in self.before_relu else layer(maps)
+                maps = residual_sum(layer, maps) if name in self.before_relu else self.run_layer(layer, maps)
                 if name.removeprefix("sites.") in self.style_names:
                     style.append(maps)
             outputs.append(maps)
         return outputs[1:], tuple(style)
-
-    def forward(self, images: Tensor) -> Features:
-        """Map images (B, 3, H, W) to the outputs of stages 1, 3 and 4 and the captured maps."""
-        (low_level, _, aux, top), style = self.outputs(images)
-        return Features(low_level=low_level, aux=aux, top=top, style=style)
-
-    def style_features(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the captured maps alone, running no stage behind the last of them."""
-        return self.outputs(images, num_stages=self._last_captured)[1]
 
 
 def residual_sum(block: Any, maps: Tensor) -> Tensor:
@@ -246,68 +315,3 @@ BACKBONES: dict[str, BackboneSpec] = {
     **{n: ResNetSpec(name=n, title=t, model=m, blocks=b, **rest) for n, t, m, b, rest in _RESNETS},
     **{n: SmallSpec(name=n, title=t, model=m, channels=c, **rest) for n, t, m, c, rest in _SMALL},
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-    """A backbone at an output stride; the head comes from the method."""
-
-    backbone: BackboneSpec
-    output_stride: int
-
-    def __str__(self) -> str:
-        return f"{self.backbone.title}, output stride {self.output_stride}"
-
-
-_PUBLISHED = (  # X of network.deepv3.DeepXV3PlusD, backbone, ending of the name -> output stride
-    ("R18", "resnet18", {"": 32}),
-    ("R50", "resnet50", {"": 16, "_OS8": 8}),
-    ("R101", "resnet101_deep", {"": 16, "_OS8": 8}),
-    ("R152", "resnet152", {"_OS8": 8}),
-    ("ResNext50", "resnext50", {"": 16}),
-    ("ResNext101", "resnext101", {"": 16, "_OS8": 8, "_OS4": 4}),
-    ("WideResNet50", "wide_resnet50", {"": 16, "_OS8": 8}),
-    ("WideResNet101", "wide_resnet101", {"": 16, "_OS8": 8}),
-    ("MobileNet", "mobilenet_v2", {"": 16, "_OS8": 8}),
-    ("ShuffleNet", "shufflenet_v2", {"": 16, "_OS8": 8, "_OS32": 32}),
-    ("MNASNet05", "mnasnet_05", {"": 16}),
-    ("MNASNet10", "mnasnet_10", {"": 16}),
-)
-ARCHITECTURES: dict[str, Architecture] = {
-    f"network.deepv3.Deep{infix}V3PlusD{ending}": Architecture(BACKBONES[backbone], output_stride)
-    for infix, backbone, strides in _PUBLISHED
-    for ending, output_stride in strides.items()
-}
-DEFAULT_ARCH = "network.deepv3.DeepR50V3PlusD"
-DEFAULT_STRIDE = 16  # of --backbone
-
-
-def resolve_architecture(arch: str, *, backbone: str = "", output_stride: int = 0) -> Architecture:
-    """Return what `--arch`, `--backbone` and `--output_stride` name together, names in any case.
-
-    The default of `arch` gives way to `backbone`; without a stride it is that of `arch`, or 16 with `backbone`.
-
-    Raises:
-        UserError: an unknown name, a stride that the backbone lacks, two names that differ.
-    """
-    named = _find("--arch", arch)
-    if backbone:
-        spec = _find("--backbone", backbone)
-        if arch != DEFAULT_ARCH and named.backbone != spec:
-            raise UserError(f"--arch {arch} is {named.backbone.title}, --backbone {backbone} is not; give one of them")
-        named = Architecture(spec, named.output_stride if arch != DEFAULT_ARCH else DEFAULT_STRIDE)
-    if output_stride:
-        named = dataclasses.replace(named, output_stride=output_stride)
-    named.backbone.dilations_at(named.output_stride)
-    return named
-
-
-def _find(flag: str, name: str) -> Any:
-    tables: dict[str, Mapping[str, Any]] = {"--arch": ARCHITECTURES, "--backbone": BACKBONES}
-    table = tables.pop(flag)
-    same = {key.lower(): key for key in table}
-    if name.lower() in same:
-        return table[same[name.lower()]]
-    ((other_flag, other),) = tables.items()
-    near = f"; did you mean {other_flag} {name}?" if name in other else did_you_mean(name, table)
-    raise UserError(f"{flag} {name}: not available; one of {', '.join(table)}{near}")

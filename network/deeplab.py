@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from network.backbones import Backbone
+from network.backbones import BackboneBase
 from network.methods import Method
 from network.outputs import SegmentorOutput
 from utils import distributed
@@ -156,7 +156,7 @@ class Segmentor(nn.Module, abc.ABC):
 
     attends = False  # whether the head aggregates by attention
 
-    def __init__(self, backbone: Backbone, *, method: Method, freeze_bn: bool = False) -> None:
+    def __init__(self, backbone: BackboneBase, *, method: Method, freeze_bn: bool = False) -> None:
         super().__init__()
         self.backbone, self.method, self.freeze_bn = backbone, method, freeze_bn
         self.style_names, self.style_channels = backbone.style_names, backbone.style_channels  # of the captured maps
@@ -185,18 +185,24 @@ class Segmentor(nn.Module, abc.ABC):
         """Return one line for the log."""
         backbone = self.backbone
         sites = ", ".join(f"{site}={kind}" for site, kind in backbone.kinds.items()) or "none"
-        millions = sum(parameter.numel() for parameter in self.parameters()) / 1e6
+        total, trained = (
+            sum(parameter.numel() for parameter in self.parameters() if wanted(parameter)) / 1e6
+            for wanted in (lambda _: True, lambda parameter: parameter.requires_grad)
+        )
+        size = f"{total:.2f} M parameters"
+        if backbone.tune != "full":
+            size += f", of which {trained:.2f} M are trained (--tune {backbone.tune})"
         frozen = ", batch-norm statistics frozen" if self.freeze_bn else ""
         return (
             f"{backbone.spec.title}, output stride {backbone.output_stride}, method {self.method}, "
-            f"style sites: {sites}, {millions:.2f} M parameters{frozen}"
+            f"style sites: {sites}, {size}{frozen}"
         )
 
 
 class PlainSegmentor(Segmentor):
     """Backbone, one decoder with a skip, an auxiliary head."""
 
-    def __init__(self, backbone: Backbone, *, num_classes: int, **shared: Any) -> None:
+    def __init__(self, backbone: BackboneBase, *, num_classes: int, **shared: Any) -> None:
         super().__init__(backbone, **shared)
         _, low, _, third, top = backbone.channels
         self.head = Decoder(top, low_channels=low, output_stride=backbone.output_stride, num_classes=num_classes)
@@ -211,3 +217,21 @@ class PlainSegmentor(Segmentor):
     def predict(self, images: Tensor) -> Tensor:
         features = self.backbone(images)
         return resize(self.head(features.top, features.low_level), images.shape[2:])
+
+
+class LinearSegmentor(Segmentor):
+    """Backbone, batch norm and one 1x1 convolution: the linear probe of foundation models (DINOv2's, Oquab et al.)."""
+
+    def __init__(self, backbone: BackboneBase, *, num_classes: int, **shared: Any) -> None:
+        super().__init__(backbone, **shared)
+        channels = backbone.channels[-1]
+        classify = nn.Conv2d(channels, num_classes, 1)
+        nn.init.normal_(classify.weight, std=0.01)
+        self.head = nn.Sequential(OrderedDict(norm=nn.BatchNorm2d(channels), classify=classify))
+
+    def forward(self, images: Tensor) -> SegmentorOutput:
+        features = self.backbone(images)
+        return SegmentorOutput(fused=resize(self.head(features.top), images.shape[2:]), style=features.style)
+
+    def predict(self, images: Tensor) -> Tensor:
+        return self(images).fused

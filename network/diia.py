@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from network.backbones import Backbone
+from network.backbones import BackboneBase
 from network.deeplab import AuxHead, Decoder, Refined, Segmentor, conv_norm_relu, initialise_heads, resize, split_stride
 from network.outputs import Features, SegmentorOutput
 
@@ -150,14 +150,16 @@ _Branches: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None]
 class DIIASegmentor(Segmentor):
     """Coarse and auxiliary head, and what `method.parts` names: both branches, their aggregation, final decoder."""
 
-    def __init__(self, backbone: Backbone, *, num_classes: int, layout_confidence: Confidence, **shared: Any) -> None:
+    def __init__(
+        self, backbone: BackboneBase, *, num_classes: int, layout_confidence: Confidence, **shared: Any
+    ) -> None:
         super().__init__(backbone, **shared)
         _, low, _, third, top = backbone.channels
         parts, width = self.method.parts, TripleAggregation.out_channels
         self.attends = "aggregation" in parts
         self.layout_confidence: Confidence = layout_confidence
         stride, shape = backbone.output_stride, {"output_stride": backbone.output_stride, "num_classes": num_classes}
-        shrinks = stride // backbone.spec.low_stride
+        shrinks = stride // backbone.low_stride
         self.coarse = Decoder(top, **shape)
         self.layout = LayoutBranch(**shape) if "layout" in parts else None
         self.edge = EdgeBranch(low, stride=shrinks, num_classes=num_classes) if "edge" in parts else None

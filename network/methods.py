@@ -10,7 +10,7 @@ from config import Config
 from network.style import check_codes
 from utils.errors import UserError, did_you_mean
 
-Head = Literal["plain", "diia"]
+Head = Literal["plain", "diia", "linear"]
 Whitening = Literal["irw", "isw"]
 Part = Literal["edge", "layout", "aggregation", "fused"]
 DEFAULT_METHOD = "diia"
@@ -22,7 +22,7 @@ class Method:
     """What distinguishes one method from the next."""
 
     name: str
-    head: Head
+    head: Head  # plain: DeepLabV3+; linear: batch norm and a 1x1 convolution
     codes: tuple[int, ...]  # style sites, seven codes (network.style)
     whitening: Whitening | None = None  # which covariance entries are whitened: all (irw) or the sensitive ones (isw)
     parts: tuple[Part, ...] = ()  # which parts of the DIIA head are there (network.diia says what is left without one)
@@ -41,7 +41,7 @@ class Method:
         return self.name if self.codes == METHODS[self.name].codes else f"{self.name} {''.join(map(str, self.codes))}"
 
     def __str__(self) -> str:
-        head = "DIIA head" if self.head == "diia" else "plain DeepLabV3+ head"
+        head = {"plain": "plain DeepLabV3+ head", "diia": "DIIA head", "linear": "linear head"}[self.head]
         missing = [part for part in PARTS if part not in self.parts] if self.head == "diia" else []
         head += f" without {', '.join(missing)}" if missing else ""
         whitened = f", {self.whitening.upper()} whitening" if self.whitening else ""
@@ -54,6 +54,7 @@ METHODS: dict[str, Method] = {
     row.name: row
     for row in (
         Method("base", "plain", _NONE),
+        Method("linear", "linear", _NONE),
         Method("ibn", "plain", (0, 0, 4, 4, 4, 0, 0)),
         Method("is", "plain", (0, 0, 3, 3, 3, 0, 0)),
         Method("iw", "plain", (0, 0, 1, 1, 1, 0, 0), "irw"),
@@ -90,7 +91,7 @@ def resolve_method(name: str, wt_layer: Sequence[int] | None = None) -> Method:
     flags, code = f"--method {name} with --wt_layer {' '.join(map(str, codes))}", max(row.codes)
     if row.head == "diia" and row.whitening is None and {1, 2, 5} & set(codes):
         raise UserError(f"{flags}: these whiten; use --method diia")
-    if row.head == "plain" and (whitening != row.whitening or not (code in codes if code else not any(codes))):
+    if row.head != "diia" and (whitening != row.whitening or not (code in codes if code else not any(codes))):
         raise UserError(
             f"{flags}: these codes are not {name}'s (its own are {' '.join(map(str, row.codes))}); "
             f"leave --wt_layer out or use --method {method_for(head='plain', codes=codes).name}"

@@ -36,6 +36,11 @@ def read_codes(codes: Sequence[int], *, positions: Mapping[int, str]) -> dict[st
     for position, code in enumerate(codes):
         if not code:
             continue
+        if not positions:
+            raise UserError(
+                f"--wt_layer {' '.join(map(str, codes))}: this backbone has no style sites; "
+                "use a method without any: --method base, linear or diia-no-whitening"
+            )
         if position not in positions:
             raise UserError(
                 f"--wt_layer {' '.join(map(str, codes))}: position {position} ({POSITION_NAMES[position]}) does not "

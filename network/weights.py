@@ -61,6 +61,7 @@ def load_pretrained(network: Segmentor, source: str) -> None:
         log.info("backbone: random weights (--pretrained none)")
         return
     backbone, origin = network.backbone, f"--pretrained {source}"
+    assert isinstance(backbone, Backbone)
     if source != "torchvision" and not Path(source).is_file():
         raise _no_weights(origin, backbone.spec, "there is no such file")
     content = _download(_weights_url(backbone.spec)) if source == "torchvision" else checkpoint.read(source)
@@ -167,7 +168,7 @@ def convert_published(state: Mapping[str, Any], network: Segmentor, *, path: str
     unused: list[str] = []
     for name, value in state.items():
         module, _, leaf = name.rpartition(".")
-        ours = _backbone_name(name, network.backbone)
+        ours = _backbone_name(name, network.backbone) if isinstance(network.backbone, Backbone) else None
         if ours is None and module in modules and (module or name == "gamma"):
             ours = f"{modules[module]}.{leaf}"
         if ours is None:
@@ -253,6 +254,7 @@ def upgrade_checkpoint(content: dict[str, Any], network: Segmentor) -> dict[str,
         part, _, published = name.partition(".")
         for old, new in _SCHEMA_1:
             published = re.sub(old, new, published)
+        assert isinstance(network.backbone, Backbone), "schema 1 had no others"
         return (_backbone_name(published, network.backbone) if part == "backbone" else None) or name
 
     names = {name: upgrade(name) for name in content["network"]}

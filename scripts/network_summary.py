@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from network import ARCHITECTURES, Segmentor, assemble, resolve_architecture, resolve_method
-from network.backbones import DEFAULT_ARCH
+from network.architectures import DEFAULT_ARCH
 from network.diia import TripleAggregation
 from network.style import SyncSwitchWhiten2d
 from scripts import make_parser

@@ -29,14 +29,15 @@ FLAGS = """
 --cache_dir --centroid_cache --city_mode --ckpt --class_uniform_pct --class_uniform_tile --clip_grad_norm
 --cls_wt_loss --clusters --coarse_boost_classes --color_aug --config --cov_stat_epoch --covstat_val_dataset
 --crop_nopad --crop_size --dataset --date --deterministic --device --dist_url --domains --dump_augmentation_images
---dynamic --ema_decay --eval_protocol --exp --fp16 --frame_cache --freeze_bn --gblur --help --image_in
---image_uniform_sampling --img_wt_loss --jitter --jointwtborder --layout_confidence --local-rank --local_rank
---log_interval --lr --lr_schedule --max_cu_epoch --max_epoch --max_iter --method --momentum --no_quick_check
---no_syncbn --no_val_source --num_workers --ohem_min_kept --ohem_thresh --optimizer --opts --out --output_stride
---pictures --poly_exp --pre_size --pretrained --quick_check --relax_denom --repoly --rescale --restore_optimizer
---resume --rlx_off_iter --rrotate --save_interval --scale_max --scale_min --seed --sgd --snapshot --split
---stat_images --strict_bdr_cls --syncbn --tb_path --tb_tag --test_mode --trials --val_dataset --val_interval
---val_limit --val_source --version --visualize_feature --weight_decay --wt_bound --wt_layer --wt_reg_weight -wb
+--dynamic --ema_decay --eval_protocol --exp --fp16 --frame_cache --freeze_bn --gblur --grad_checkpoint --help
+--image_in --image_uniform_sampling --img_wt_loss --jitter --jointwtborder --layout_confidence --local-rank
+--local_rank --log_interval --lora_rank --lr --lr_schedule --max_cu_epoch --max_epoch --max_iter --mean --method
+--momentum --no_quick_check --no_syncbn --no_val_source --num_workers --ohem_min_kept --ohem_thresh --optimizer
+--opts --out --output_stride --pictures --poly_exp --pre_size --pretrained --quick_check --relax_denom --repoly
+--rescale --restore_optimizer --resume --rlx_off_iter --rrotate --save_interval --scale_max --scale_min --seed
+--sgd --snapshot --split --stat_images --std --strict_bdr_cls --syncbn --tb_path --tb_tag --test_mode --trials
+--tune --val_dataset --val_interval --val_limit --val_source --version --visualize_feature --weight_decay
+--wt_bound --wt_layer --wt_reg_weight -wb
 """.split()
 
 KEYS = {  # checkpoints and files of older versions hold them
@@ -45,13 +46,17 @@ KEYS = {  # checkpoints and files of older versions hold them
         COARSE_BOOST_CLASSES COVSTAT DOMAINS_FILE FRAME_CACHE GTAV_DIR IMAGE_UNIFORM_SAMPLING KITTI_DIR MAPILLARY_DIR
         MAX_CU_EPOCH NUM_WORKERS QUICK_CHECK SPLIT SYNTHIA_DIR TRAIN VAL
     """,
-    "NETWORK": "ARCH BACKBONE FREEZE_BN METHOD OUTPUT_STRIDE PRETRAINED SYNCBN WT_LAYER",
+    "NETWORK": """
+        ARCH BACKBONE FREEZE_BN GRAD_CHECKPOINT LORA_RANK METHOD OUTPUT_STRIDE PRETRAINED SYNCBN TUNE WT_LAYER
+    """,
     "WHITENING": "CLUSTERS COV_STAT_EPOCH DYNAMIC REG_WEIGHT RELAX_DENOM STAT_IMAGES TRIALS",
     "LOSS": """
         BATCH_WEIGHTS CLASS_WEIGHTS IMAGE_WEIGHTS LAYOUT_CONFIDENCE OHEM_MIN_KEPT OHEM_THRESH RELAX_BORDERS
         STRICT_CLASSES WEIGHT_BOUND
     """,
-    "AUGMENT": "BBLUR COLOR_AUG CROP_NOPAD CROP_SIZE GBLUR IMAGE_IN JITTER PRE_SIZE RROTATE SCALE_MAX SCALE_MIN",
+    "AUGMENT": """
+        BBLUR COLOR_AUG CROP_NOPAD CROP_SIZE GBLUR IMAGE_IN JITTER MEAN PRE_SIZE RROTATE SCALE_MAX SCALE_MIN STD
+    """,
     "OPTIM": """
         ACCUMULATE BATCH_SIZE CLIP_GRAD_NORM EMA_DECAY FP16 LR LR_SCHEDULE MAX_EPOCH MAX_ITER MOMENTUM NAME POLY_EXP
         REPOLY RESCALE RLX_OFF_ITER WEIGHT_DECAY
@@ -383,7 +388,7 @@ def test_every_row_is_sound(row: Option) -> None:
     assert row.check(row.default, row.key) == row.default
     text = " ".join(map(str, row.default)) if isinstance(row.default, list) else str(row.default)
     assert row.read(text, row.key) == row.default
-    assert set(row.needs) <= {"--optimizer sgd", *(other.flag for other in config.KEYS.values())}
+    assert set(row.needs) <= {"--optimizer sgd", "--tune lora", *(other.flag for other in config.KEYS.values())}
 
 
 @pytest.mark.parametrize("program", ["train", "valid"])

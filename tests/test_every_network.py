@@ -34,6 +34,7 @@ TERMS = {
     "diia-no-whitening": {"coarse", "aux", "fused", "layout", "edge_logits", "edge"},
     "diia-coarse": {"fused", "aux", "whitening"},
 }
+TERMS["linear"] = {"fused"}
 TERMS |= dict.fromkeys(("ibn", "is", "sw"), TERMS["base"]) | dict.fromkeys(("irw", "isw"), TERMS["iw"])
 
 

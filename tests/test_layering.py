@@ -16,7 +16,7 @@ import config
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("datasets", "demo_world", "evaluation", "loss", "network", "scripts", "transforms", "utils")
 PROGRAMS = ("train", "valid", "scripts")  # nothing imports what has a main
-OWN = {*PACKAGES, *PROGRAMS, "config", "optimizer", "run"}
+OWN = {*PACKAGES, *PROGRAMS, "config", "config_rules", "optimizer", "run"}
 TYPE = "config.Config"  # builders name the type of what they unpack
 ALLOWED = {  # part of the project -> what of the project it may import besides itself
     "utils": {"utils", TYPE},
@@ -25,12 +25,22 @@ ALLOWED = {  # part of the project -> what of the project it may import besides 
     "network": {"utils", TYPE, "network"},
     "loss": {"utils", TYPE, "network.outputs", "loss"},
     "optimizer": {"utils", TYPE},
-    "config": {"utils"},
+    "config": {"config_rules", "utils"},
+    "config_rules": {"utils", TYPE},
     "evaluation": {"utils", TYPE, "transforms", "datasets", "network", "loss", "evaluation"},
     "run": {"config", "optimizer", "utils", "transforms", "datasets", "network", "loss", "evaluation"},
     "demo_world": {"utils", "datasets.labels", "datasets.codec", "datasets.domains", "demo_world"},
 }
-LAZY = {"cv2", "kmeans1d", "matplotlib", "skimage", "tensorboardX", "thop"}  # imported where they are used
+LAZY = {
+    "cv2",
+    "kmeans1d",
+    "matplotlib",
+    "peft",
+    "skimage",
+    "tensorboardX",
+    "thop",
+    "timm",
+}  # imported where they are used
 DISTRIBUTION = {"cv2": "opencv-python-headless", "PIL": "Pillow", "skimage": "scikit-image", "yaml": "PyYAML"}
 FILES = sorted(
     path

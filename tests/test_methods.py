@@ -15,9 +15,9 @@ from utils.errors import UserError
 
 
 def test_rows_say_what_was_published() -> None:
-    published = ["base", "ibn", "is", "iw", "irw", "isw", "sw", "diia"]
+    plain_and_published = ["base", "linear", "ibn", "is", "iw", "irw", "isw", "sw", "diia"]
     parts_off = ["no-edge", "no-layout", "no-aggregation", "no-whitening", "coarse"]
-    assert list(METHODS) == [*published, *(f"diia-{part}" for part in parts_off)]
+    assert list(METHODS) == [*plain_and_published, *(f"diia-{part}" for part in parts_off)]
     assert {name: row.whitening for name, row in METHODS.items() if row.whitening and "-" not in name} == {
         "iw": "irw",
         "irw": "irw",

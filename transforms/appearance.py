@@ -20,7 +20,7 @@ from torch.utils.data import default_collate
 
 from transforms.geometry import Rng
 
-MEAN = (0.485, 0.456, 0.406)
+MEAN = (0.485, 0.456, 0.406)  # ImageNet's
 STD = (0.229, 0.224, 0.225)
 
 
@@ -161,20 +161,22 @@ def bilateral_blur(images: Tensor, sigma: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _constants(device: torch.device) -> Tensor:
-    """Return 255 * mean and 255 * std of ImageNet, (2, 3, 1, 1), once per device."""
-    return torch.tensor((MEAN, STD), device=device).mul(255)[..., None, None]
+def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return 255 * mean and 255 * std, (2, 3, 1, 1), once per device."""
+    return torch.tensor((mean, std), device=device).mul(255)[..., None, None]
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Brings images of 0..255 to zero mean and unit deviation: ImageNet's, or with `per_image` each image's own."""
+    """Brings images of 0..255 to zero mean and unit deviation: those given, or with `per_image` each image's own."""
 
     per_image: bool = False
+    mean: tuple[float, ...] = MEAN  # of 0..1
+    std: tuple[float, ...] = STD
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return (B, 3, H, W) float32 for (B, 3, H, W) uint8 or float."""
-        images, (mean, std) = images.float(), _constants(images.device)
+        images, (mean, std) = images.float(), _constants(self.mean, self.std, images.device)
         if self.per_image:
             mean, std = images.mean(dim=(2, 3), keepdim=True), images.std(dim=(2, 3), keepdim=True) + 255e-5
         return (images - mean) / std

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from config import Config
-from transforms.appearance import Appearance, AppearanceParams, AppearanceSampler, Normalisation
+from transforms.appearance import MEAN, STD, Appearance, AppearanceParams, AppearanceSampler, Normalisation
 from transforms.geometry import Geometry, RandomCrop, RandomFlip, RandomRotation, RandomScale, Resize
 from utils.errors import UserError
 
@@ -41,7 +41,8 @@ def statistics_sampler() -> AppearanceSampler:
 
 
 def build_normalisation(cfg: Config) -> Normalisation:
-    return Normalisation(per_image=cfg.AUGMENT.IMAGE_IN)
+    augment = cfg.AUGMENT
+    return Normalisation(augment.IMAGE_IN, mean=tuple(augment.MEAN or MEAN), std=tuple(augment.STD or STD))
 
 
 def build_appearance(cfg: Config) -> Appearance:

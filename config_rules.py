@@ -1,0 +1,48 @@
+"""What the options of a run say together: values that contradict, and what follows from the backbone."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from config import Config
+
+
+def check_together(tree: Config) -> None:
+    """Raise `UserError` where values contradict."""
+    low, high = tree.AUGMENT.SCALE_MIN, tree.AUGMENT.SCALE_MAX
+    if low > high:
+        raise UserError(f"--scale_min {low:g} is above --scale_max {high:g}; swap or change one")
+    start, end = tree.OPTIM.RLX_OFF_ITER, tree.OPTIM.MAX_ITER
+    if tree.OPTIM.LR_SCHEDULE == "scl-poly" and not 0 <= start < end:
+        raise UserError(f"--lr_schedule scl-poly needs --rlx_off_iter from 0 to {end - 1} (--max_iter), got {start}")
+    if tree.RUN.RESTORE_OPTIMIZER and not (tree.RUN.SNAPSHOT or tree.RUN.RESUME):
+        raise UserError("--restore_optimizer needs the checkpoint to resume: give --snapshot FILE or --resume auto")
+    ways = {"CLASS_WEIGHTS": "--cls_wt_loss", "IMAGE_WEIGHTS": "--img_wt_loss", "RELAX_BORDERS": "--jointwtborder"}
+    weights = [flag for name, flag in ways.items() if tree.LOSS[name]]
+    if len(weights) > 1:
+        raise UserError(f"{' and '.join(weights)} each weigh the cross entropy in their own way; give one of them")
+    if tree.LOSS.OHEM_THRESH and weights not in ([], ["--cls_wt_loss"]):
+        raise UserError(f"--ohem_thresh and {weights[0]} each choose which pixels count how much; give one of them")
+    if tree.EVAL.VISUALIZE and not tree.EVAL.PICTURES:
+        raise UserError("--visualize_feature plots the images of --pictures, which is 0; give at least 1")
+    if (count := len(tree.EVAL.ATTENTION_PIXELS)) % 2:
+        raise UserError(f"--attention_pixels takes x and y of each pixel, got {count} numbers; give one more")
+
+
+def fix_normalisation(tree: Config) -> None:
+    """Set mean and deviation of the images to those of the weights of a network of timm, where the run has none.
+
+    They are fixed when the options are read, so that a checkpoint, its export and its report hold them.
+    """
+    if not tree.NETWORK.BACKBONE.startswith("timm/"):
+        return
+    from timm import get_pretrained_cfg  # slow to import
+
+    with contextlib.suppress(RuntimeError):  # no such weights: building the network says so
+        if weights := get_pretrained_cfg(tree.NETWORK.BACKBONE.removeprefix("timm/")):
+            tree.AUGMENT.MEAN = tree.AUGMENT.MEAN or list(weights.mean)
+            tree.AUGMENT.STD = tree.AUGMENT.STD or list(weights.std)

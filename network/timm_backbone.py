@@ -1,0 +1,227 @@
+"""Any network of timm as a backbone: convolutional and hierarchical ones by their stages, plain ViTs by four blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from network.backbones import PARTS, BackboneBase
+from network.deeplab import resize
+from network.style import build_site, read_codes
+from utils.errors import UserError, did_you_mean
+
+TIMM = "timm/"  # how --backbone starts
+_POSITIONS = {2: "stem", 3: "stage1", 4: "stage2", 5: "stage3", 6: "stage4"}
+
+
+@dataclass(frozen=True)
+class TimmSpec:
+    """A network by timm's name, weights' tag included: `vit_small_patch14_dinov2.lvd142m`."""
+
+    timm_name: str
+
+    @property
+    def name(self) -> str:
+        return TIMM + self.timm_name
+
+    title = name
+
+    def dilations_at(self, output_stride: int) -> Mapping[int, int]:
+        """Raise `UserError` for a stride that no network has; what this one has shows when it is built."""
+        if output_stride not in (8, 16, 32):
+            raise UserError(f"output stride {output_stride}: {self.name} may have 8, 16 or 32; give --output_stride")
+        return {}
+
+    def create(self, *, output_stride: int, **options: Any) -> Any:
+        """Return timm's own feature extractor of the network, for images of any size where timm can.
+
+        Raises:
+            UserError: timm has no feature maps of it, or not at this output stride.
+        """
+        import timm  # slow to import
+
+        ways: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"output_stride": output_stride}, {})
+        for way in ways if output_stride != 32 else ways[::2]:
+            try:
+                model: Any = timm.create_model(self.timm_name, features_only=True, **way, **options)
+            except (TypeError, NotImplementedError, AssertionError) as error:
+                reason = str(error).partition("\n")[0]
+                continue
+            strides: list[int] = model.feature_info.reduction()
+            if len(strides) < 4 and len(set(strides)) > 1:
+                raise UserError(
+                    f"--backbone {self.name}: has feature maps of strides {strides}, four stages are needed"
+                )
+            if len(set(strides)) > 1 and strides[-1] != output_stride:
+                raise UserError(
+                    f"--backbone {self.name}: has output stride {strides[-1]}, not {output_stride}; "
+                    f"give --output_stride {strides[-1]}"
+                )
+            return model
+        raise UserError(f"--backbone {self.name}: timm gives no feature maps of it ({reason}); choose another network")
+
+
+def find_timm(backbone: str) -> TimmSpec:
+    """Return the network that `timm/NAME` names, or raise `UserError` with the closest one."""
+    import timm  # slow to import
+
+    name = backbone.removeprefix(TIMM)
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        near = did_you_mean(architecture, timm.list_models())
+        raise UserError(f"--backbone {backbone}: timm {timm.__version__} has no such network{near}")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(architecture)] if tag else []
+    if tag and tag not in tags:
+        known = f"; it has {', '.join(tags)}" if tags else ""
+        raise UserError(f"--backbone {backbone}: timm {timm.__version__} has no weights {tag!r} of it{known}")
+    return TimmSpec(name)
+
+
+class TimmBackbone(BackboneBase):
+    """A network of timm, its own feature extractor at `model`, with style sites where it runs stage after stage.
+
+    A plain ViT, all of whose maps have one stride, gives four blocks at equal distances, of which a small pyramid
+    makes strides 4, 16 and the output stride (as in BEiT's UPerNet, Bao et al., ICLR 2022). Without `skip` there is no
+    map of stride 4.
+    """
+
+    model: Any
+
+    def __init__(self, spec: TimmSpec, *, codes: Sequence[int], output_stride: int, skip: bool) -> None:
+        super().__init__()
+        self.spec, self.output_stride, self.low_stride = spec, output_stride, 4
+        model = self.model = spec.create(output_stride=output_stride)
+        channels, strides = model.feature_info.channels(), model.feature_info.reduction()
+        self.layers = _layers(self.model)  # path of every layer -> part that it belongs to
+        self.channels_last = getattr(self.model, "output_fmt", None) == "NHWC"
+        self.unit = strides[-1]  # images are padded to a multiple of it: many networks cut off what is left over
+        self.sites = nn.ModuleDict()
+        self.pyramid: Pyramid | None = None
+        if len(set(strides)) == 1:
+            depth, width = len(model.model.blocks), channels[-1]
+            model.out_indices = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
+            self.pyramid = Pyramid(width, output_stride=output_stride, skip=skip)
+            self.added = ("sites", "pyramid")
+            channels = [0, width // 4 if skip else width, *3 * [width]]
+        widths = self._widths() if self.layers else dict(zip(PARTS[1:], channels[-4:], strict=True))
+        self.channels = tuple(widths.get(part, 0) for part in PARTS)
+        self.kinds = read_codes(codes, positions=_POSITIONS if self.layers else {})
+        for site, kind in self.kinds.items():
+            self.sites[site] = build_site(widths[site], kind=kind)
+        self.style_names = tuple(site for site, kind in self.kinds.items() if kind == "whiten")
+        self.style_channels = tuple(widths[site] for site in self.style_names)
+
+    def _widths(self) -> dict[str, int]:
+        """Return the channels of stem and stages, from shapes alone; refuse what takes images of one size only."""
+        widths, maps = {}, torch.empty(2, 3, 96, 160, device="meta")
+        for path, part in self.layers.items():
+            layer = self.model.get_submodule(path)
+            state = {name: value.to("meta") for name, value in layer.state_dict().items()}
+            try:
+                maps = torch.func.functional_call(layer, state, (maps,))
+            except (AssertionError, RuntimeError) as error:
+                raise UserError(f"--backbone {self.spec.name}: takes images of its own size alone ({error})") from error
+            widths[part] = maps.shape[3 if self.channels_last else 1]
+        return widths
+
+    def outputs(self, images: Tensor, *, num_stages: int = 4) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        with torch.no_grad() if self.tune == "frozen" else contextlib.nullcontext():
+            height, width = images.shape[2:]
+            images = F.pad(images, (0, -width % self.unit, 0, -height % self.unit))
+            if self.layers:
+                return self._staged(images, num_stages=num_stages)
+            is_hiera = hasattr(getattr(self.model, "model", None), "unroll")
+            maps = _hiera(self.model, images) if is_hiera else self.model(images)
+        return (maps[-4:] if self.pyramid is None else self.pyramid(maps, size=(height, width))), ()
+
+    def _staged(self, images: Tensor, *, num_stages: int) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        maps, outputs, style = images, [], []
+        for part in PARTS[: 1 + num_stages]:
+            for path in (path for path, own in self.layers.items() if own == part):
+                maps = self.run_layer(self.model.get_submodule(path), maps)
+            feature = maps.permute(0, 3, 1, 2) if self.channels_last else maps
+            if part in self.sites:
+                feature = self.sites[part](feature)
+                maps = feature.permute(0, 2, 3, 1) if self.channels_last else feature
+            if part in self.style_names:
+                style.append(feature)
+            outputs.append(feature)
+        return outputs[1:], tuple(style)
+
+    def checkpoint_blocks(self, *, wanted: bool) -> None:
+        super().checkpoint_blocks(wanted=wanted)
+        if not self.layers:
+            self.model.model.set_grad_checkpointing(wanted)
+
+
+def _layers(model: Any) -> dict[str, str]:
+    """Return which layers a feature extractor runs one after the other, and the part of each; none where it does not.
+
+    A stage is what ends with one of its last four maps; a fifth map before them ends the stem.
+    """
+    from timm.models import FeatureDictNet  # slow to import
+
+    if isinstance(model, FeatureDictNet):
+        paths, ends = list(model), list(model.return_layers)
+    elif hasattr(model, "_stage_out_idx"):  # EfficientNet's and MobileNetV3's own
+        stem = [name for name, _ in model.named_children() if name != "blocks"]
+        paths = [*stem, *(f"blocks.{i}" for i in range(len(model.blocks)))]
+        ends = [f"blocks.{stage - 1}" if stage else stem[-1] for stage in model._stage_out_idx]
+    else:
+        return {}
+    stage_ends = [paths.index(end) for end in ends[-4:]]
+    stem_end = paths.index(ends[-5]) if len(ends) > 4 else stage_ends[0] - 1
+    bounds = [stem_end, *stage_ends]
+    return {path: PARTS[sum(i > bound for bound in bounds)] for i, path in enumerate(paths[: bounds[-1] + 1])}
+
+
+def _hiera(model: Any, images: Tensor) -> list[Tensor]:
+    """Run Hiera, which timm builds for one size, on images (B, 3, H, W) of another one, a multiple of 32."""
+    from timm.layers import resample_abs_pos_embed  # slow to import
+    from timm.models.hiera import Reroll, Unroll
+
+    net, size = model.model, tuple(images.shape[2:])
+    grid = [side // stride for side, stride in zip(size, net.patch_stride, strict=True)]
+    net.tokens_spatial_shape = grid
+    net.mask_spatial_shape = [cells // unit for cells, unit in zip(grid, net.mask_unit_size, strict=True)]
+    net.unroll = Unroll(size, net.patch_stride, net.unroll.schedule)
+    net.reroll = Reroll(size, net.patch_stride, net.unroll.schedule, net.stage_ends, net.q_pool)
+    embeddings = {}
+    if net.pos_embed_win is None:  # else timm resamples them itself
+        trained = [math.isqrt(net.pos_embed.shape[1])] * 2
+        resampled = resample_abs_pos_embed(net.pos_embed, new_size=grid, old_size=trained, num_prefix_tokens=0)
+        embeddings["model.pos_embed"] = resampled
+    outputs: list[Tensor] = torch.func.functional_call(model, embeddings, (images,))
+    return outputs
+
+
+class Pyramid(nn.Module):
+    """Maps of one stride -> strides 4 (with `skip`), 16, 16 and the output stride."""
+
+    def __init__(self, channels: int, *, output_stride: int, skip: bool) -> None:
+        super().__init__()
+
+        def double(before: int, after: int) -> nn.ConvTranspose2d:
+            return nn.ConvTranspose2d(before, after, 2, stride=2)
+
+        half, quarter = channels // 2, channels // 4
+        finer = (double(channels, half), nn.BatchNorm2d(half), nn.GELU(), double(half, quarter))
+        self.low = nn.Sequential(*finer) if skip else nn.Identity()
+        tops = {8: double(channels, channels), 16: nn.Identity(), 32: nn.MaxPool2d(2, ceil_mode=True)}
+        self.top, self.strides = (
+            tops[output_stride],
+            (4, 16, 16, output_stride) if skip else (16, 16, 16, output_stride),
+        )
+
+    def forward(self, maps: Sequence[Tensor], *, size: tuple[int, int]) -> list[Tensor]:
+        """Map four (B, C, h, w) of images of height and width `size` to maps of exactly the pyramid's strides."""
+        first, second, third, last = maps
+        levels = zip((self.low(first), second, third, self.top(last)), self.strides, strict=True)
+        return [resize(level, [-(-side // stride) for side in size]) for level, stride in levels]

@@ -1,0 +1,54 @@
+"""How much of a pretrained backbone is trained: nothing, or LoRA's low-rank updates."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+
+from network.backbones import BackboneBase
+from network.timm_backbone import TimmBackbone
+from utils.errors import UserError
+
+
+def restrict_tuning(backbone: BackboneBase, tune: str, *, rank: int) -> None:
+    """Freeze what a weight file fills, and add what is trained in its place; the rest of the network is left alone.
+
+    LoRA (Hu et al., ICLR 2022) updates every linear layer, or in a network without any every convolution that is
+    neither grouped nor dilated, by `rank` (alpha is the same number).
+
+    Raises:
+        UserError: style sites in a frozen backbone.
+    """
+    if tune == "frozen" and backbone.kinds:
+        raise UserError(
+            f"--tune frozen: style sites ({', '.join(backbone.kinds)}) would change features that nothing may adapt; "
+            "use a method without any: --method base, linear or diia-no-whitening, or --tune lora"
+        )
+    backbone.tune = tune
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad_(name.partition(".")[0] in backbone.added)
+    if tune == "lora":
+        insert_lora(backbone.model if isinstance(backbone, TimmBackbone) else backbone, rank=rank)
+
+
+def insert_lora(model: nn.Module, *, rank: int) -> None:
+    """Add low-rank updates, which start at zero, to the layers of a network in place."""
+    from peft import LoraConfig, inject_adapter_in_model  # slow to import
+
+    layers = dict(model.named_modules())
+    targets = [name for name, layer in layers.items() if isinstance(layer, nn.Linear)]
+    for name, layer in layers.items() if not targets else ():
+        if isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.dilation == (1, 1):  # peft's know no dilation
+            targets.append(name)
+    exact = "|".join(map(re.escape, targets))  # in a list, a name would stand for all that end with it
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=exact), model)
+
+
+def merge_lora(model: nn.Module) -> None:
+    """Add the updates to the weights that they belong to; the outputs stay, and nothing is computed twice."""
+    from peft.tuners.tuners_utils import BaseTunerLayer  # slow to import
+
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()

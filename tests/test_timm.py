@@ -1,0 +1,245 @@
+"""Networks of timm as backbones, foundation models included: they train, predict at any size and resume."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import config
+import train
+import valid
+from network import assemble, build_network, resolve_architecture, resolve_method
+from network.architectures import DEFAULT_ARCH
+from network.deeplab import Segmentor
+from network.tuning import merge_lora, restrict_tuning
+from tests.runs import read_weights, run_folder, train_arguments
+from utils.errors import UserError
+
+STRIDES = {  # network -> output stride, 32 where timm has no other
+    "resnet50": 16,
+    "regnety_004": 16,
+    "convnext_tiny": 16,
+    "tf_efficientnet_lite0": 16,
+    "tf_efficientnetv2_s": 16,
+    "mobilenetv3_small_100": 8,
+    "swin_tiny_patch4_window7_224": 32,
+    "hiera_tiny_224": 32,
+    "hiera_small_abswin_256": 32,
+    "vit_small_patch14_dinov2": 16,
+    "vit_small_patch16_dinov3": 8,
+    "eva02_small_patch14_224": 32,
+    "test_vit": 16,
+}
+WITHOUT_SITES = {name for name in STRIDES if name.startswith(("hiera", "vit", "eva", "test"))}
+SMALL = "test_vit"  # a plain ViT of a few thousand weights, which timm has for tests
+
+
+def build(name: str, method: str = "base", *, stride: int = 0) -> Segmentor:
+    torch.manual_seed(1)
+    architecture = resolve_architecture(DEFAULT_ARCH, backbone=f"timm/{name}", output_stride=stride or STRIDES[name])
+    return assemble(architecture, method=resolve_method(method))
+
+
+def pictures(*size: int, seed: int = 0) -> Tensor:
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("method", ["base", "isw", "diia"])
+@pytest.mark.parametrize("name", STRIDES)
+def test_every_network_trains_and_predicts(name: str, method: str) -> None:
+    if name in WITHOUT_SITES and method != "base":
+        with pytest.raises(UserError, match="has no style sites; use a method without any: --method base, linear or"):
+            build(name, method)
+        if method == "isw":
+            return
+        method = "diia-no-whitening"
+    network = build(name, method)
+    output = network(pictures(2, 3, 65, 97))
+    maps = [part for part in (*output, *output.style) if isinstance(part, Tensor) and part.is_floating_point()]
+    torch.stack([part.square().mean() for part in maps]).sum().backward()
+    trained = {key for key, value in network.named_parameters() if value.requires_grad}
+    assert trained == {key for key, value in network.named_parameters() if value.grad is not None}
+    assert all(value.grad.isfinite().all() for value in network.parameters() if value.grad is not None)
+    assert len(output.style) == (3 if method in ("isw", "diia") else 0)
+    for part in output.style:
+        assert part.mean((2, 3)).abs().max() < 1e-4 and (part.std((2, 3), correction=0) - 1).abs().median() < 0.05
+    second = build(name, method)
+    second.load_state_dict(copy.deepcopy(network.state_dict()))
+    odd = pictures(1, 3, 75, 118)
+    with torch.no_grad():
+        predicted = network.eval().predict(odd)
+        assert predicted.shape == (1, 19, 75, 118) and predicted.isfinite().all()
+        assert torch.equal(second.eval().predict(odd), predicted)
+
+
+@pytest.mark.parametrize("name", [name for name in STRIDES if name not in ("swin_tiny_patch4_window7_224", "test_vit")])
+def test_without_sites_the_maps_are_those_of_timm(name: str) -> None:
+    size = {"hiera_tiny_224": 224, "hiera_small_abswin_256": 256}.get(name, 7 * 2**5)
+    network: Any = build(name, "linear").eval()
+    images, model = pictures(1, 3, size, size), copy.deepcopy(network.backbone.model)
+    way: dict[str, Any] = {}
+    if network.backbone.pyramid is not None:
+        depth = len(model.model.blocks)
+        way = {"indices": [depth // 4 * n - 1 for n in (1, 2, 3, 4)], "intermediates_only": True}
+    with torch.no_grad():
+        theirs = model.model.forward_intermediates(images, **way) if way else model(images)
+        network.predict(pictures(1, 3, 96, 160))  # another size before
+        for stage, (ours, wanted) in enumerate(zip(network.backbone.outputs(images)[0], theirs[-4:], strict=True)):
+            if ours.shape == wanted.shape:  # else the pyramid or its patch changes the size
+                torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=1e-5, msg=f"stage {stage + 1}")
+    assert way or all(a.shape == b.shape for a, b in zip(network.backbone.outputs(images)[0], theirs[-4:], strict=True))
+
+
+def test_a_site_normalises_what_goes_on() -> None:
+    plain, network = build("regnety_004"), build("regnety_004", "isw")
+    assert network.backbone.kinds == {"stem": "whiten", "stage1": "whiten", "stage2": "whiten"}
+    images = pictures(1, 3, 64, 64)
+    model: Any = plain.eval().backbone.model
+    with torch.no_grad():
+        maps = images
+        for number, stage in enumerate(("stem", "s1", "s2", "s3")):
+            maps = model[stage](maps)
+            maps = nn.functional.instance_norm(maps) if number < 3 else maps
+        outputs, style = network.eval().backbone.outputs(images)
+    torch.testing.assert_close(outputs[2], maps)
+    assert [part.shape[1] for part in style] == list(network.style_channels) == [32, 48, 104]
+    assert len(network.style_features(images)) == 3
+
+
+def test_a_vit_reads_four_blocks_and_any_size() -> None:
+    network: Any = build("vit_small_patch14_dinov2").eval()
+    assert list(network.backbone.model.out_indices) == [2, 5, 8, 11]
+    for size in ((14, 14), (75, 118), (129, 66)):
+        features = network.backbone(pictures(1, 3, *size))
+        for maps, stride in ((features.low_level, 4), (features.aux, 16), (features.top, 16)):
+            assert maps.shape[2:] == tuple(-(-side // stride) for side in size)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm/resnet18", "timm/convnext_atto", f"timm/{SMALL}"])
+def test_grad_checkpoint_changes_memory_alone(name: str) -> None:
+    def step(*flags: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        torch.manual_seed(3)
+        network = build_network(config.parse(["--backbone", name, "--method", "base", *flags], program="train"))
+        network(pictures(2, 3, 64, 64)).fused.square().mean().backward()
+        return network.state_dict(), {
+            key: value.grad for key, value in network.named_parameters() if value.grad is not None
+        }
+
+    saved = [0, 0]
+    results: list[Any] = []
+    for turn, flags in enumerate(((), ("--grad_checkpoint",))):
+
+        def pack(value: Tensor, turn: int = turn) -> Tensor:
+            saved[turn] += value.numel()
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+            results.append(step(*flags))
+    for first, second in zip(*results, strict=True):
+        assert first.keys() == second.keys()
+        for key in first:
+            torch.testing.assert_close(first[key], second[key], msg=key)
+    assert saved[1] != saved[0]
+
+
+def trained_copy(network: Segmentor) -> dict[str, Tensor]:
+    """Return the state after two steps of SGD."""
+    optimizer = torch.optim.SGD([value for value in network.parameters() if value.requires_grad], lr=0.1)
+    for turn in range(2):
+        optimizer.zero_grad()
+        network.train()(pictures(2, 3, 64, 64, seed=turn)).fused.square().mean().backward()
+        optimizer.step()
+    return copy.deepcopy(network.state_dict())
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_100", SMALL])
+def test_a_frozen_backbone_keeps_every_bit(name: str) -> None:
+    network = build(name)
+    restrict_tuning(network.backbone, "frozen", rank=1)
+    before = copy.deepcopy(network.state_dict())
+    after = trained_copy(network)
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert not [key for key in moved if key.startswith("backbone.model")]
+    added = [key for key in before if key.startswith("backbone.pyramid") and key.endswith("weight")]
+    assert bool(added) == (name == SMALL) and moved >= set(added) and any(key.startswith("head") for key in moved)
+    assert "are trained (--tune frozen)" in network.describe()
+
+
+@pytest.mark.parametrize(("name", "stride"), [("resnet18", 32), ("mobilenetv3_small_100", 16), (SMALL, 16)])
+def test_lora_starts_as_the_network_and_merges(name: str, stride: int) -> None:
+    plain, network, images = build(name, stride=stride), build(name, stride=stride), pictures(1, 3, 64, 96)
+    restrict_tuning(network.backbone, "lora", rank=4)
+    with torch.no_grad():
+        assert torch.equal(plain.eval().predict(images), network.eval().predict(images))
+    before = copy.deepcopy(network.state_dict())
+    after = trained_copy(network)
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert any("lora_B" in key for key in moved)
+    assert not [key for key in moved if key.startswith("backbone.model") and "lora_" not in key]
+    with torch.no_grad():
+        unmerged = network.eval().predict(images)
+        merge_lora(network)
+        assert not torch.equal(plain.predict(images), unmerged)
+        torch.testing.assert_close(network.predict(images), unmerged, atol=1e-4, rtol=1e-4)
+
+
+def test_mean_and_deviation_are_those_of_the_weights() -> None:
+    def normalisation(*flags: str) -> tuple[list[float] | None, list[float] | None]:
+        cfg = config.parse(flags, program="train")
+        return cfg.AUGMENT.MEAN, cfg.AUGMENT.STD
+
+    assert normalisation() == (None, None)  # ImageNet's
+    assert normalisation("--backbone", "timm/tf_efficientnet_lite0") == ([0.5] * 3, [0.5] * 3)
+    clip: Any = timm.get_pretrained_cfg("vit_base_patch16_clip_224.openai")
+    assert normalisation("--backbone", "timm/vit_base_patch16_clip_224.openai") == (list(clip.mean), list(clip.std))
+    own = ("--mean", "0.1", "0.2", "0.3", "--std", "0.4", "0.5", "0.6")
+    assert normalisation("--backbone", "timm/tf_efficientnet_lite0", *own) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--backbone timm/resnet5", "--backbone timm/resnet5: timm .* has no such network; did you mean 'resnet50'"),
+        ("--backbone timm/resnet50.nothing", "has no weights 'nothing' of it; it has .*a1_in1k"),
+        ("--backbone timm/swin_tiny_patch4_window7_224", "has output stride 32, not 16; give --output_stride 32"),
+        ("--backbone timm/resnet50 --output_stride 4", "output stride 4: timm/resnet50 may have 8, 16 or 32"),
+        ("--backbone timm/maxvit_tiny_tf_224 --output_stride 32", "takes images of its own size alone"),
+        ("--backbone timm/test_vit --tune frozen --method diia", "has no style sites"),
+        ("--backbone timm/resnet18 --tune frozen --method isw", "--tune frozen: style sites .*--tune lora"),
+        ("--backbone timm/resnet18 --lora_rank 4", "--lora_rank belongs to --tune lora"),
+        ("--backbone nothing", "--backbone nothing: not available; one of .* or timm/NAME"),
+    ],
+)
+def test_what_cannot_be_built_is_one_sentence(flags: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_network(config.parse(flags.split(), program="train"))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        f"--backbone timm/{SMALL} --method linear --tune frozen",
+        f"--backbone timm/{SMALL} --method diia-no-whitening --tune lora --lora_rank 2",
+        "--backbone timm/test_convnext --method isw --cov_stat_epoch 0 --output_stride 32",
+    ],
+)
+def test_runs_resume_and_are_evaluated(flags: str, small_camvid: Path, tmp_path: Path) -> None:
+    states = []
+    for out, epochs in (("straight", ("0",)), ("resumed", ("1", "0"))):
+        for limit in epochs:
+            arguments = train_arguments(small_camvid, tmp_path / out, *flags.split(), "--max_iter", "6")
+            train.main([*arguments, "--max_epoch", limit, "--resume", "auto"])
+        states.append(read_weights(run_folder(tmp_path / out) / "last.pth"))
+    for (key, first), second in zip(states[0]["network"].items(), states[1]["network"].values(), strict=True):
+        assert torch.equal(first, second), key
+    assert states[0]["config"]["AUGMENT"]["MEAN"] is not None
+    weights = str(run_folder(tmp_path / "resumed") / "last.pth")
+    data = ("--val_dataset", "camvid", "--num_workers", "0", "--opts", f"DATASET.CAMVID_DIR={small_camvid}")
+    valid.main(["--snapshot", weights, "--out", str(tmp_path / "scores"), *data])
+    assert (tmp_path / "scores" / "scores.json").is_file()
