@@ -253,7 +253,7 @@ def parse(argv: Sequence[str] | None = None, *, program: str) -> Config:
             raise UserError(f"{setting.source}: {setting.key} belongs to valid.py; leave it out")
     edited = {key for key, value in _file_values().items() if value != KEYS[key].default}
     own = [Setting(key, value, program) for key, value in PROGRAMS[program][1].items() if key not in edited]
-    from_files = [setting for file in files for setting in options.read_yaml(file, KEYS)]
+    from_files = [setting for file in files for setting in options.read_file(file, KEYS)]
     tree = _resolve([*own, *from_files, *options.read_environment(os.environ, KEYS), *command_line])
     cfg.update(deepcopy(tree))
     return tree

@@ -12,6 +12,7 @@ from datasets.codec import ENCODINGS, Encoding
 from datasets.domains import Domain, Layout
 from datasets.labels import CLASS_NAMES, IGNORE, NUM_CLASSES
 from utils.errors import UserError, did_you_mean
+from utils.files import read_yaml
 
 _REQUIRED = {"root": str, "images": str, "label": dict, "splits": object, "encoding": object}
 _FIELDS = {**_REQUIRED, "merge": dict, "classes": object, "subsets": dict, "tile": int, "skip_unequal": bool}
@@ -21,18 +22,10 @@ _SPLITS = ("train", "val", "test")
 
 def read_domains(path: Path, *, taken: Container[str] = ()) -> dict[str, Domain]:
     """Return the domains of a YAML file by name, or raise `UserError`; docs/domains.example.yaml shows every field."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check --domains") from error
-    except (yaml.YAMLError, ValueError) as error:  # the second of 2026-02-30 and the like
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}: not valid YAML{where}; see docs/domains.example.yaml") from error
+    hint = "; see docs/domains.example.yaml"
+    content = read_yaml(path, flag="--domains", hint=hint)
     if not isinstance(content, dict) or not content:
-        raise UserError(f"{path}: must map names of domains to their fields; see docs/domains.example.yaml")
+        raise UserError(f"{path}: must map names of domains to their fields{hint}")
     domains = {}
     for name, fields in content.items():
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name == "source":

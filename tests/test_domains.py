@@ -305,7 +305,7 @@ def test_broken_files(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_missing_file_of_domains(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.yaml: cannot be read .* check --domains"):
+    with pytest.raises(UserError, match=r"--domains .*none\.yaml: cannot be read"):
         load_domains(make_cfg(tmp_path, DOMAINS_FILE=str(tmp_path / "none.yaml")))
 
 

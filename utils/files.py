@@ -1,4 +1,4 @@
-"""Files that appear whole under their final name or not at all."""
+"""Files that appear whole under their final name or not at all; YAML files that a user wrote."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from utils.errors import UserError
 
@@ -50,3 +53,15 @@ def write(path: Path, save: Callable[[Path], object], *, what: str = "the file")
 def write_text(path: Path, text: str) -> None:
     """Write a text file as `write` does."""
     write(path, partial(Path.write_text, data=text, encoding="utf-8"))
+
+
+def read_yaml(path: Path, *, flag: str, hint: str = "") -> Any:
+    """Return what the YAML file of a flag holds, or raise `UserError`, with a hint on how it should look."""
+    try:
+        return yaml.safe_load(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{flag} {path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, ValueError) as error:  # the second of 2026-02-30 and the like
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}" if mark else ""
+        raise UserError(f"{flag} {path}: not valid YAML{place}{hint}") from error

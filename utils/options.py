@@ -13,10 +13,10 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, cast, get_args, get_origin, get_type_hints
 
-import yaml
 from easydict import EasyDict
 
 from utils.errors import UserError, did_you_mean
+from utils.files import read_yaml
 
 BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 KIND_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
@@ -178,17 +178,9 @@ def find_option(options: Mapping[str, Option], key: str, source: str) -> Option:
     raise UserError(f"{source}: there is no option {key!r}{hint}")
 
 
-def read_yaml(path: str, options: Mapping[str, Option]) -> list[Setting]:
+def read_file(path: str, options: Mapping[str, Option]) -> list[Setting]:
     """Return the checked settings of a YAML file, nested or with dotted keys, partial or whole."""
-    try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not text"
-        raise UserError(f"--config {path}: cannot be read ({reason})") from error
-    except (yaml.YAMLError, ValueError) as error:  # the second of 2026-02-30 and the like
-        mark = getattr(error, "problem_mark", None)
-        place = f" (line {mark.line + 1})" if mark else ""
-        raise UserError(f"--config {path}: not valid YAML{place}") from error
+    tree = read_yaml(Path(path), flag="--config")
     if not isinstance(tree, dict | None):
         raise UserError(f"--config {path}: must hold SECTION: {{NAME: value}} pairs, not {type(tree).__name__}")
     return check_tree(tree or {}, options, source=path)
