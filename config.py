@@ -18,7 +18,7 @@ import yaml
 from easydict import EasyDict
 
 from config_rules import check_together, fix_normalisation
-from utils import options, version
+from utils import options
 from utils.errors import UserError
 from utils.options import Section, Setting, option, shared
 
@@ -280,8 +280,7 @@ def to_yaml(tree: Mapping[str, Any]) -> str:
 def make_parser(*, program: str) -> argparse.ArgumentParser:
     description, own = PROGRAMS[program]
     rows = {key: replace(row, default=own.get(key, row.default)) for key, row in KEYS.items()}
-    about = {"prog": f"python {program}.py", "description": description, "version": f"DIIA {version()}"}
-    return options.build_parser(rows, program=program, groups=GROUPS, **about)
+    return options.build_parser(rows, program=program, description=description, groups=GROUPS)
 
 
 @cache

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from utils import program_parser
 from utils.logs import write_line
 from utils.tables import format_table
 
@@ -32,10 +33,10 @@ class Row(NamedTuple):
 
 
 def make_parser(program: str, description: str, *, runs: int, threads: int) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(f"python -m benchmarks.{program}", description=description)
+    parser = program_parser(f"benchmarks.{program}", description)
     parser.add_argument("rows", nargs="*", metavar="ROW", help="name prefixes of the rows to run; all by default")
-    parser.add_argument("--runs", type=int, default=runs, help="timed runs per row (%(default)s)")
-    parser.add_argument("--threads", type=int, default=threads, help="threads of torch (%(default)s)")
+    parser.add_argument("--runs", type=int, default=runs, help="timed runs per row")
+    parser.add_argument("--threads", type=int, default=threads, help="threads of torch")
     parser.add_argument("--cpu", action="store_true", help="measure CPU time, for shared machines")
     return parser
 

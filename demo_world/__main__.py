@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.labels import CLASS_NAMES
 from demo_world.write import Frame, Summary, already_there, render_frame, write_domains
-from utils import version
+from utils import program_parser
 from utils.errors import UserError, run_entry_point
 from utils.pictures import contact_sheet, save_png
 from utils.tables import format_table
@@ -39,25 +38,6 @@ def _size(text: str) -> tuple[int, int, tuple[int, int]]:
     return (*SIZES["small"][:2], (int(height), int(width)))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m demo_world",
-        description="Render a five-domain street-scene set in the on-disk layouts of GTAV, Cityscapes, BDD-100K, "
-        "SYNTHIA and Mapillary. The same command resumes after an interruption.",
-    )
-    add = parser.add_argument
-    add("--version", action="version", version=f"DIIA {version()}")
-    add("--out", required=True, help="output folder: a new one, an empty one, or one made by this command")
-    sizes = ", ".join(f"{name} {train}+{val} of {high}x{wide}" for name, (train, val, (high, wide)) in SIZES.items())
-    text = f"training + validation frames per domain, size of the cityscapes frames: {sizes}; or HxW (%(default)s)"
-    add("--size", default="small", metavar="NAME|HxW", help=text)
-    add("--train", type=int, help="training frames per domain, instead of those of --size")
-    add("--val", type=int, help="validation frames per domain, instead of those of --size")
-    add("--seed", type=int, default=0, help="random seed; output is byte-identical for equal seeds (%(default)s)")
-    add("--sheet", default="", metavar="FILE.png", help="also write a contact sheet of four frames per domain")
-    return parser
-
-
 def _table(summary: Summary) -> str:
     """Return the share of every class in per cent, per domain."""
     shares = [counts.sum(axis=0) / counts.sum() for counts in summary.pixels.values()]
@@ -66,7 +46,22 @@ def _table(summary: Summary) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = _parser().parse_args(argv)
+    parser = program_parser(
+        "demo_world",
+        "Render a five-domain street-scene set in the on-disk layouts of GTAV, Cityscapes, BDD-100K, SYNTHIA and "
+        "Mapillary.",
+        details="The same command resumes after an interruption.",
+    )
+    add = parser.add_argument
+    add("--out", required=True, help="output folder: a new one, an empty one, or one made by this command")
+    sizes = ", ".join(f"{name} {train}+{val} of {high}x{wide}" for name, (train, val, (high, wide)) in SIZES.items())
+    text = f"training + validation frames per domain, size of the cityscapes frames: {sizes}; or HxW"
+    add("--size", default="small", metavar="NAME|HxW", help=text)
+    add("--train", type=int, help="training frames per domain, instead of those of --size")
+    add("--val", type=int, help="validation frames per domain, instead of those of --size")
+    add("--seed", type=int, default=0, help="random seed; output is byte-identical for equal seeds")
+    add("--sheet", default="", metavar="FILE.png", help="also write a contact sheet of four frames per domain")
+    args = parser.parse_args(argv)
     out, (train, val, size) = Path(args.out), _size(args.size)
     train, val = train if args.train is None else args.train, val if args.val is None else args.val
     if already_there(out, train=train, val=val, size=size, seed=args.seed):

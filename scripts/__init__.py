@@ -1,4 +1,4 @@
-"""What the programs of scripts/ share: one style of --help; flags, configuration and domains of those about data."""
+"""What the programs about data share: flags, configuration and domains."""
 
 from __future__ import annotations
 
@@ -7,30 +7,13 @@ from collections.abc import Sequence
 
 from config import Config
 from datasets.domains import Domain, get_domain, load_domains
-from utils import version
+from utils import program_parser
 from utils.errors import UserError
-
-
-class _Help(argparse.HelpFormatter):
-    """Shows the default of a flag that has one, in train.py's form: [value]."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        value = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
-        shown = action.option_strings and action.nargs != 0 and value not in (None, "")
-        return f"{action.help} [{value}]" if shown else action.help or ""
-
-
-def make_parser(name: str, description: str, *, details: str = "") -> argparse.ArgumentParser:
-    """Return the parser of `python -m scripts.NAME`: one sentence of what it does, details below the flags."""
-    parser = argparse.ArgumentParser(f"python -m scripts.{name}", formatter_class=_Help, allow_abbrev=False)
-    parser.description, parser.epilog = description, details
-    parser.add_argument("--version", action="version", version=f"DIIA {version()}")
-    return parser
 
 
 def data_parser(name: str, description: str, *, details: str = "") -> argparse.ArgumentParser:
     """Return the parser of a program about data: names of domains, and the flags that say where they are."""
-    parser = make_parser(name, description, details=details)
+    parser = program_parser(f"scripts.{name}", description, details=details)
     parser.add_argument("names", nargs="*", metavar="DOMAIN", help="names of data sets")
     parser.add_argument("--domains", default="", metavar="FILE.yaml", help="file that declares domains of your own")
     parser.add_argument("--config", default="", metavar="FILE.yaml", help="settings, as for train.py")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
-from scripts import make_parser
+from utils import program_parser
 from utils.errors import UserError, did_you_mean, run_entry_point
 from utils.files import write_text
 from utils.logs import write_line
@@ -117,7 +117,7 @@ def difference_table(scores: Scores, columns: Sequence[str], *, against: str) ->
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser("compare_runs", "Compare methods over seeds and domains.")
+    parser = program_parser("scripts.compare_runs", "Compare methods over seeds and domains.")
     parser.add_argument("paths", nargs="+", type=Path, metavar="FOLDER", help="run folders, or scores.json files")
     parser.add_argument("--against", default="", metavar="METHOD", help="what differences are taken from [the first]")
     parser.add_argument("--checkpoint", default="last", metavar="NAME", help="last, best_source or best_TARGET")

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import config
 from network.weights import build_published
-from scripts import make_parser
-from utils import checkpoint, logs
+from utils import checkpoint, logs, program_parser
 from utils.errors import UserError, run_entry_point
 from utils.files import make_folder
 
@@ -48,8 +47,8 @@ def convert(args: argparse.Namespace) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser(
-        "convert_weights",
+    parser = program_parser(
+        "scripts.convert_weights",
         "Turn weights that RobustNet or DIIA published into a checkpoint that knows its network.",
         details="valid.py --snapshot evaluates it, train.py --snapshot starts from it.",
     )

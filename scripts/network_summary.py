@@ -14,7 +14,7 @@ from network import ARCHITECTURES, Segmentor, assemble, resolve_architecture, re
 from network.architectures import DEFAULT_ARCH
 from network.diia import TripleAggregation
 from network.style import SyncSwitchWhiten2d
-from scripts import make_parser
+from utils import program_parser
 from utils.errors import UserError, run_entry_point
 from utils.logs import write_line
 from utils.tables import format_table
@@ -78,8 +78,8 @@ def _count_switch(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Non
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser(
-        "network_summary",
+    parser = program_parser(
+        "scripts.network_summary",
         "Show how large networks are: parameters, multiply-adds, shapes and memory of one prediction.",
         details="Nothing is computed: shapes pass through the network on PyTorch's meta device.",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts import make_parser
+from utils import program_parser
 from utils.errors import UserError, run_entry_point
 from utils.files import atomic_path
 from utils.logs import read_history, write_line
@@ -48,7 +48,7 @@ def plot_curves(folders: Sequence[Path], out: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser("plot_runs", "Plot the losses and scores of runs over their steps.")
+    parser = program_parser("scripts.plot_runs", "Plot the losses and scores of runs over their steps.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_FOLDER", help="run folders of train.py")
     text = "picture to write, in the format of its suffix"
     parser.add_argument("--out", type=Path, default=Path("curves.png"), metavar="FILE", help=text)

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from datasets.domains import BUILTIN, PUBLISHED, Domain
 from datasets.splits import SPLIT_DATA, read_lists, split_of_stems
-from scripts import make_parser
 from scripts.provided import File, kinds, list_files, place
+from utils import program_parser
 from utils.errors import UserError, did_you_mean, run_entry_point
 from utils.files import make_folder, write_text
 from utils.tables import format_table
@@ -208,8 +208,8 @@ def _table(domain: Domain, jobs: Jobs, todo: Jobs, out: Path, *, made: str) -> s
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = make_parser(
-        "prepare_data",
+    parser = program_parser(
+        "scripts.prepare_data",
         "Arrange what a data set's provider hands out, as the domain of that name reads it.",
         details="Nothing is overwritten; an interrupted run resumes when it is started again. Archives at the top of a "
         "data set's folder are also read where they lie: gtav then needs its lists alone, made without --out.",

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import make_parser
-from utils import version
+from utils import program_parser, version
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py") if "run_entry_point(main)" in path.read_text())
@@ -41,7 +40,7 @@ def test_help_and_version(name: str, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_help_shows_the_defaults_there_are(capsys: pytest.CaptureFixture[str]) -> None:
-    parser = make_parser("name", "Do it.", details="Slowly.")
+    parser = program_parser("name", "Do it.", details="Slowly.")
     parser.add_argument("words", nargs="*", default=["a"], help="words")
     parser.add_argument("--size", nargs=2, default=[1, 2], help="two numbers")
     parser.add_argument("--file", default="", help="a file")

@@ -6,7 +6,6 @@ import argparse
 import math
 import os
 import re
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, cast, get_args, 
 
 from easydict import EasyDict
 
+from utils import Help, version
 from utils.errors import UserError, did_you_mean
 from utils.files import read_yaml
 
@@ -213,13 +213,6 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message.removeprefix('argument ')}; see --help")
 
 
-class _Help(argparse.HelpFormatter):
-    """Breaks lines at spaces alone: names with hyphens stay whole."""
-
-    def _split_lines(self, text: str, width: int) -> list[str]:
-        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
-
-
 class _Record(argparse.Action):
     """Appends what `read` makes of a flag's words to `namespace.settings`, in the order of the command line."""
 
@@ -232,11 +225,12 @@ class _Record(argparse.Action):
 
 
 def build_parser(
-    options: Mapping[str, Option], *, program: str, groups: Mapping[str, str], version: str, **about: str
+    options: Mapping[str, Option], *, program: str, description: str, groups: Mapping[str, str]
 ) -> argparse.ArgumentParser:
     """Return the parser of all rows with a flag, in groups; --help shows those of the program."""
-    parser = _Parser(usage="%(prog)s [flags]", allow_abbrev=False, formatter_class=_Help, **about)  # type: ignore[arg-type]
-    parser.add_argument("--version", action="version", version=version)
+    name, usage = f"python {program}.py", "%(prog)s [flags]"
+    parser = _Parser(name, usage, description, allow_abbrev=False, formatter_class=Help)
+    parser.add_argument("--version", action="version", version=f"DIIA {version()}")
 
     def read_opts(pairs: Sequence[str], flag: str) -> list[Setting]:
         settings = []
@@ -249,11 +243,11 @@ def build_parser(
         return settings
 
     order = "config.py < --config < environment DIIA__SECTION__NAME < flags, --opts"
-    add = parser.add_argument_group("settings", order).add_argument
+    group = parser.add_argument_group("settings", order)
     text = "Read options from a YAML file (repeatable, last wins)."
-    add("--config", metavar="FILE.yaml", action="append", help=text)
+    group.add_argument("--config", metavar="FILE.yaml", action="append", help=text)
     text = "Set any option by its key, for instance DATASET.GTAV_DIR=/data/gtav."
-    add("--opts", nargs="+", metavar="KEY=VALUE", action=_Record, read=read_opts, help=text)
+    group.add_argument("--opts", nargs="+", metavar="KEY=VALUE", action=_Record, read=read_opts, help=text)
     titles = {name: parser.add_argument_group(title) for name, title in groups.items()}
     for row in options.values():
         if row.flag:
