@@ -9,7 +9,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from tqdm import tqdm
 
 from datasets.domains import Domain
@@ -22,7 +21,7 @@ from evaluation.report import DomainScore, Evaluation, Frame, domain_scores
 from network import Segmentor
 from transforms.appearance import Normalisation
 from utils import distributed
-from utils.pictures import Array, Picture, comparison
+from utils.pictures import Picture, comparison
 
 T = TypeVar("T")
 
@@ -46,16 +45,11 @@ class Evaluator:
     plotter: FeaturePlotter | None = None
 
     def __call__(
-        self,
-        network: Segmentor,
-        loaders: Iterable[EvaluationLoader],
-        *,
-        sources: Sequence[str],
+        self, network: Segmentor, loaders: Iterable[EvaluationLoader], *, sources: Sequence[str]
     ) -> tuple[list[DomainScore], list[Picture]]:
         """Return the scores of all domains, of each its main score first, and rank 0's pictures.
 
-        Args:
-            sources: names of the domains that the network was trained on.
+        `sources` are the domains that the network was trained on.
         """
         rows, plots = list[DomainScore](), list[Picture]()
         for loader in loaders:
@@ -90,7 +84,8 @@ class Evaluator:
             sums[2] += len(group)
             for sample, prediction in zip(group, predictions, strict=True):
                 if spacing and len(frames) < self.num_pictures and position % spacing == 0:
-                    frames.append((_array(sample.image.permute(1, 2, 0)), _array(sample.label), _array(prediction)))
+                    image = sample.image.permute(1, 2, 0).numpy()
+                    frames.append((image, sample.label.numpy(), prediction.cpu().numpy()))
                 position += 1
             bar.update(len(group))
         bar.close()
@@ -98,7 +93,7 @@ class Evaluator:
         distributed.all_reduce_sum(counts)
         total, pixels, evaluated = distributed.all_reduce_sum(sums).tolist()
         assert evaluated == num_images, (evaluated, num_images)
-        return Evaluation(_array(counts), total / pixels if pixels else float("nan"), frames)
+        return Evaluation(counts.cpu().numpy(), total / pixels if pixels else float("nan"), frames)
 
     def _plot(self, domain: Domain, frames: Sequence[Frame]) -> Iterator[Picture]:
         if not frames:
@@ -124,10 +119,6 @@ def cudnn_benchmark_off(items: Iterable[T]) -> Iterator[T]:
         yield from items
     finally:
         torch.backends.cudnn.benchmark = before
-
-
-def _array(tensor: Tensor) -> Array:
-    return tensor.cpu().numpy()
 
 
 def _same_size(samples: Iterable[EvaluationSample], batch_size: int) -> Iterator[list[EvaluationSample]]:
