@@ -71,10 +71,8 @@ class Domain:
     def paths(self, split: str, stem: str) -> tuple[str, str]:
         """Return where an image and its label lie in the first layout, relative to the root.
 
-        The parts of `stem` fill its wildcards: "01/00001" of gtav, "aachen/aachen_000000_000019" of Cityscapes.
-
-        Raises:
-            ValueError: the stem has more or fewer parts than the layout has wildcards.
+        The parts of `stem` fill its wildcards: "01/00001" of gtav, "aachen/aachen_000000_000019" of Cityscapes. More or
+        fewer parts raise `ValueError`.
         """
         layout, folder = self.layouts[0], dict(self.splits)[split][0]
         pattern, parts = layout.images.replace("{split}", folder), stem.split("/")

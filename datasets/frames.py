@@ -46,11 +46,7 @@ class FrameCache:
     folder: Path
 
     def read(self, path: str, encoding: Encoding | None = None) -> np.ndarray:
-        """Return what `decode` does, memory-mapped; decoded and kept where it was not there.
-
-        Raises:
-            UserError: the file cannot be read, or the disk is full.
-        """
+        """Return what `decode` does, memory-mapped, decoded and kept where missing; `UserError` over a full disk."""
         place = self.place(path, encoding)
         try:
             return _mapped(place, encoding)
@@ -131,5 +127,4 @@ def _mapped(place: Path, encoding: Encoding | None) -> np.ndarray:
 
 
 def gigabytes(count: int) -> str:
-    """Return a number of bytes as people write it."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

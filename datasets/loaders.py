@@ -79,13 +79,12 @@ class TrainingLoader:
         return self.batches.steps_per_epoch
 
     def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[TrainingBatch]:
-        """Yield the micro-batches of an epoch from a step on, without reading what comes before."""
+        """Yield the micro-batches from a step on, without reading what comes before."""
         assert 0 <= start_step <= self.steps_per_epoch
         self.batches.epoch, self.batches.start_step = epoch, start_step
         return iter(self.loader)
 
     def advice(self) -> str:
-        """Say what makes the data come faster."""
         most, workers = choose_workers(-1), self.loader.num_workers
         ways = [f"raise --num_workers above {workers}"] if workers < most else []
         ways += [] if self.cached else ["keep decoded frames with --frame_cache DIR"]
@@ -93,7 +92,6 @@ class TrainingLoader:
 
 
 def training_split(cfg: Config, domain: str) -> str:
-    """Return the split of a domain that is trained on."""
     return str(cfg.DATASET.CITY_MODE) if domain == "cityscapes" else "train"
 
 
@@ -168,7 +166,6 @@ def _add_coarse(cfg: Config, splits: Splits, pools: list[Split], sources: list[S
 
 
 def frame_cache(cfg: Config) -> FrameCache | None:
-    """Return the run's folder of decoded frames, if it has one."""
     return FrameCache(Path(cfg.DATASET.FRAME_CACHE).expanduser().resolve()) if cfg.DATASET.FRAME_CACHE else None
 
 
@@ -227,7 +224,6 @@ class DeviceBatches:
         self.seconds, self.handed_over = 0.0, time.perf_counter()
 
     def __call__(self, batches: Iterator[TrainingBatch]) -> Iterator[TrainingBatch]:
-        """Yield the batches on the device."""
         while True:
             start, before = time.perf_counter(), self._mark()
             batch = next(batches, None)

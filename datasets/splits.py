@@ -140,11 +140,7 @@ def find_pairs(
     need_labels: bool = True,
     listing: Callable[[Domain, str], Listing | None] = list_split,
 ) -> list[Pair]:
-    """Return the pairs of a split (train, val, test, or trainval for both), sorted by name.
-
-    Raises:
-        UserError: no such split or folder, no images, or an image without a label.
-    """
+    """Return the pairs of a split (train, val, test, or trainval for both), sorted by name, or raise `UserError`."""
     if split == "trainval":
         both = [find_pairs(domain, part, need_labels=need_labels, listing=listing) for part in ("train", "val")]
         return both[0] if both[0] == both[1] else both[0] + both[1]

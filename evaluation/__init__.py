@@ -19,15 +19,12 @@ __all__ = ["Evaluator", "FeaturePlotter", "Report", "build_evaluator"]
 def build_evaluator(
     cfg: Config, network: Segmentor, *, recipe: Config, whitening: Whitening | None, device: torch.device
 ) -> Evaluator:
-    """Build the evaluator of a run from `cfg.EVAL`.
+    """Build the evaluator of a run from `cfg.EVAL`; what the method has nothing to show of raises `UserError`.
 
     Args:
         network: whose inner values are plotted where --visualize_feature asks for it.
         recipe: the config that the network was trained with; its normalisation is used.
         whitening: holds the masks that are plotted, None where the method has none.
-
-    Raises:
-        UserError: --visualize_feature or --attention_pixels for a method that has nothing of it.
     """
     dtype, plotter = autocast_dtype(device, wanted=cfg.OPTIM.FP16), None
     if cfg.EVAL.VISUALIZE:

@@ -74,7 +74,6 @@ class FeaturePlotter:
     pixels: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be plotted."""
         method = self.network.method
         if not (self.network.style_channels or {"edge", "layout"} & set(method.parts)):
             raise UserError(
@@ -150,7 +149,6 @@ class FeaturePlotter:
         return render(figure)
 
     def _queries(self, truth: Array) -> dict[str, tuple[int, int]]:
-        """Return title -> (x, y) of the query pixels."""
         height, width = truth.shape
         if not self.pixels:
             return class_centres(truth)

@@ -91,7 +91,6 @@ class Report:
 
     @property
     def mean_over_targets(self) -> float:
-        """Mean of the mean IoU over the targets; nan where there is none."""
         return nan_mean([row.scores.mean_iou for row in self.targets])
 
     def summary_table(self) -> list[list[str]]:
@@ -123,17 +122,14 @@ class Report:
         ]
 
     def weights_line(self) -> str:
-        """Return one sentence on the weights."""
         items = {key: value for key, value in self.weights.items() if key != "method"}  # the network's text names it
         return ", ".join(f"{key} {value}" for key, value in items.items() if value not in ("", None))
 
     def to_text(self) -> str:
-        """Return both tables for a terminal."""
         lines = [f"weights: {self.weights_line()}", *(f"protocol: {line}" for line in self.protocol_lines())]
         return "\n".join([format_table(self.class_table()), "", format_table(self.summary_table()), "", *lines])
 
     def to_markdown(self) -> str:
-        """Return both tables in Markdown."""
         tables = [format_table(table, "markdown") for table in (self.summary_table(), self.class_table())]
         lines = "".join(f"- {line}\n" for line in self.protocol_lines())
         return "\n\n".join([*tables, f"Weights: {self.weights_line()}.", lines])
@@ -165,7 +161,6 @@ class Report:
         return json.dumps(_finite(content), indent=1) + "\n"
 
     def write(self, folder: Path) -> None:
-        """Write scores.json, scores.csv and scores.md into a folder."""
         write_text(folder / "scores.json", self.to_json())
         write_text(folder / "scores.csv", self.to_csv())
         write_text(folder / "scores.md", self.to_markdown())
@@ -185,17 +180,11 @@ def describe_weights(network: Segmentor, cfg: Config, *, progress: Mapping[str, 
 
 
 def domain_scores(
-    evaluation: Evaluation,
-    split: Split,
-    *,
-    is_source: bool,
-    transform: str,
-    class_names: Sequence[str] = CLASS_NAMES,
+    evaluation: Evaluation, split: Split, *, is_source: bool, transform: str, class_names: Sequence[str] = CLASS_NAMES
 ) -> list[DomainScore]:
     """Turn the counts of a domain into its scores: the main score first, then those of further class subsets.
 
-    Args:
-        transform: words for resize and crop.
+    `transform` says in words how images were resized and cropped.
     """
     domain, name, folders = split.domain, split.name, dict(split.domain.splits)
     confusion = merge_classes(evaluation.confusion, domain.merge)

@@ -26,9 +26,7 @@ Scores = dict[str, dict[str, dict[int, float]]]  # method -> column (a domain an
 def read_scores(paths: Sequence[Path], *, checkpoint: str) -> tuple[Scores, dict[str, bool]]:
     """Return the scores of one kind of checkpoint (last, best_source, ...), and whether each column is a target.
 
-    Raises:
-        UserError: a path without scores, not a score file, none of this kind, numbers on different images, two
-            numbers for one cell.
+    Raises `UserError` at files without such scores, numbers on different images, and two numbers for one cell.
     """
     files: dict[Path, None] = {}
     for path in paths:
@@ -99,10 +97,7 @@ def _mean(values: Sequence[float], *, sign: str = "") -> str:
 
 
 def difference_table(scores: Scores, columns: Sequence[str], *, against: str) -> list[list[str]]:
-    """Return heading and one line per other method: its difference from `against`, paired by seed and column.
-
-    p is that of Wilcoxon's signed-rank test, two-sided.
-    """
+    """Return heading and one line per other method: its difference from `against`, paired by seed and column."""
     from scipy.stats import wilcoxon
 
     table = [[f"difference from {against}", "pairs", "mean", "better in", "p"]]

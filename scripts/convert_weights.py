@@ -17,11 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def convert(args: argparse.Namespace) -> str:
-    """Write the checkpoint that the flags ask for; return one line about its network.
-
-    Raises:
-        UserError: the file is missing, is ours already or does not fit the flags; --out exists or cannot be written.
-    """
+    """Write the checkpoint that the flags ask for, or raise `UserError`; return one line about its network."""
     words = [word for flag in FLAGS if (values := getattr(args, flag[2:])) for word in (flag, *values)]
     cfg, out = config.parse(words, program="train"), Path(args.out)
     if out.exists() and not args.overwrite:

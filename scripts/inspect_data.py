@@ -69,7 +69,6 @@ class Inspection:
     how: dict[str, Any]
 
     def table(self) -> list[list[str]]:
-        """Return heading and one line per class."""
         cells = [
             [heading, *(format(value if form == "d" else 100 * value, form) for value in self.columns[name])]
             for name, (heading, form) in COLUMNS.items()

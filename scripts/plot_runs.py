@@ -14,11 +14,7 @@ ORDER = ("loss/train_loss", "mean_iu", "val_loss", "loss/")  # of the panels, by
 
 
 def plot_curves(folders: Sequence[Path], out: Path) -> None:
-    """Plot every loss term and every score of the runs' histories over the steps, one panel per tag.
-
-    Raises:
-        UserError: a folder has no history.jsonl, or the picture cannot be written.
-    """
+    """Plot all loss terms and scores of the runs' histories over the steps, one panel per tag, or raise `UserError`."""
     from matplotlib.figure import Figure
 
     histories = {folder: read_history(folder / "history.jsonl") for folder in folders}

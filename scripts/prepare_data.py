@@ -46,10 +46,7 @@ def make_lists(
     """Return the split of every listed file by its name without suffix, and the lists (file -> text) to be written.
 
     A list in the folder is taken as it is. One that is missing is made: GTAV's from the provider's split.mat (the
-    first in `files`), SYNTHIA's from the recorded seed.
-
-    Raises:
-        UserError: there are neither lists nor split.mat, one of them cannot be read, or a name is listed twice.
+    first in `files`), SYNTHIA's from the recorded seed. Without any, or with a name in two of them, `UserError`.
     """
     lists, made = read_lists(domain, folder), dict[str, list[str]]()
     mat = next((file for file in files if file.kind == "mat"), None)
@@ -159,11 +156,7 @@ def _is_done(target: Path, file: File) -> bool:
 
 
 def arrange(domain: Domain, jobs: Jobs, todo: Jobs, out: Path, args: argparse.Namespace, notes: list[str]) -> str:
-    """Put every file of `todo` at its target, or say what would be done; return what to print.
-
-    Raises:
-        UserError: there is too little space, or as `place` raises it.
-    """
+    """Put every file of `todo` at its target, or say what would be done; return what to print, or raise `UserError`."""
     folder, lines = next(path for path in (out, *out.parents) if path.is_dir()), []
     device, free, size = folder.stat().st_dev, shutil.disk_usage(folder).free, 0
     for _, file in todo.values():

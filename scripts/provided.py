@@ -85,10 +85,7 @@ def needed(name: str, path: str) -> tuple[str, str, str] | None:
 def list_files(source: Path, name: str, *, leave_out: Path | None) -> list[File]:
     """Return what a data set needs of an archive, of a folder and the zip archives in it, or a .mat file; in order.
 
-    The folder `leave_out` is not looked into.
-
-    Raises:
-        UserError: no such source, no readable zip archive, or a member that would leave the target.
+    The folder `leave_out` is not looked into; a member that would leave the target raises `UserError`.
     """
 
     def refuse(error: OSError) -> None:
@@ -120,10 +117,8 @@ def place(file: File, target: Path, mode: str) -> None:
     """Put a file at its target, which appears whole or not at all.
 
     Members of archives are unpacked whatever the mode. Files are linked ("link"), copied ("copy") or moved ("move"): a
-    move is a hard link, or else a copy, before the old name goes.
-
-    Raises:
-        UserError: the target has appeared meanwhile, an archive is damaged, or the disk refuses.
+    move is a hard link, or else a copy, before the old name goes. `UserError` where the target has appeared meanwhile,
+    an archive is damaged, or the disk refuses.
     """
     make_folder(target.parent)
     try:

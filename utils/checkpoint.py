@@ -35,9 +35,6 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
     Args:
         content: every entry of `KEYS` but `schema`, `average` where there is one; tensors and plain containers only.
-
-    Raises:
-        UserError: the file cannot be written.
     """
     content = {"schema": SCHEMA, **_LATER, **content}
     assert content.keys() == KEYS, content.keys() ^ KEYS
@@ -52,11 +49,9 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """Read a weight file of ours or of others onto the CPU with `weights_only=True`.
+    """Read a weight file of ours, which must be whole, or of others onto the CPU without running code from it.
 
-    Raises:
-        UserError: the file is missing, is no weight file, holds anything but tensors and plain values, or is a
-            checkpoint of ours that is not complete or of another schema.
+    Raises `UserError` at a file that is missing or holds anything but tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():
@@ -87,11 +82,7 @@ def is_ours(content: dict[str, Any]) -> bool:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of our own schema to continue its run.
-
-    Raises:
-        UserError: as `read`, or the file holds weights alone.
-    """
+    """Read a checkpoint to continue its run, or raise `UserError` where a file holds weights alone."""
     content = read(path)
     if not is_ours(content) or content["kind"] == CONVERTED:
         raise UserError(f"{path}: holds weights but no run to continue; use --snapshot without --restore_optimizer")
@@ -135,11 +126,7 @@ class RunState:
     best: dict[str, float] = field(default_factory=dict)
 
     def save(self, path: Path, *, config: dict[str, Any], versions: dict[str, str], world_size: int) -> None:
-        """Write a checkpoint, named after its file.
-
-        Raises:
-            UserError: a weight is not finite, or the file cannot be written; what was there stays.
-        """
+        """Write a checkpoint named after its file; `UserError` at weights that are not finite: what was there stays."""
         if not torch.stack([parameter.isfinite().all() for parameter in self.network.parameters()]).all():
             raise UserError(
                 f"step {self.progress.step}: the weights are not finite; {path.name} stays as it was: lower --lr and "
@@ -153,8 +140,7 @@ class RunState:
     def load(self, content: Mapping[str, Any], *, path: Path) -> None:
         """Take over what `read_checkpoint` gave; the average, where it holds none, starts from the network.
 
-        Raises:
-            UserError: the network or the criterion does not fit.
+        Raises `UserError` where network or criterion do not fit.
         """
         average = content["average"] or content["network"]
         modules = ((self.network, content["network"]), (self.average, average), (self.criterion, content["criterion"]))

@@ -47,10 +47,9 @@ def is_main() -> bool:
 
 
 def choose_device(name: str, local_rank: int) -> torch.device:
-    """Return the device of this process: `name` is auto, cpu or cuda; `local_rank` < 0 means the launcher's LOCAL_RANK.
+    """Return the device of this process, or raise `UserError`; the launcher's LOCAL_RANK outranks `local_rank`.
 
-    Raises:
-        UserError: cuda is asked for where there is none, or the node has fewer GPUs than processes.
+    `name` is auto, cpu or cuda.
     """
     index = int(os.environ.get("LOCAL_RANK", max(local_rank, 0)))
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -83,10 +82,7 @@ def process_group(device: torch.device, dist_url: str = "env://") -> Iterator[No
     """Hold the process group that the launcher announced (nccl on GPUs, gloo on CPUs); none without a launcher.
 
     After an error it is left as it is: the others may be waiting in it, and the launcher ends them when this one exits.
-
-    Raises:
-        UserError: `dist_url` or the launcher's variables name no place where the processes could meet, the GPU's memory
-            did not suffice, or another process or a loader process has gone.
+    What torch raises for `REASONS` becomes a `UserError`.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not is_initialized():
         timeout = datetime.timedelta(hours=2)  # rank 0 may scan a whole data set before the first step

@@ -105,10 +105,7 @@ class LossMeter:
     def check_finite(self) -> None:
         """Stop the run at the first loss since the last check that is nan or infinite; waits for the device.
 
-        Every process calls it at the same steps. The one that met the loss first speaks, the others leave quietly.
-
-        Raises:
-            UserError: with the step, the terms and the files of the batch.
+        Every process calls it at the same steps. The one that met the loss first raises `UserError`, the others leave.
         """
         if not self._unchecked:
             return

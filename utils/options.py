@@ -284,8 +284,7 @@ def read_command_line(
 ) -> tuple[list[str], list[Setting]]:
     """Return the files of --config and the checked settings of flags and --opts, in their order.
 
-    Raises:
-        UserError: an unknown flag (with the closest one), a refused one (with its replacement), a bad value.
+    Raises `UserError` at an unknown flag (with the closest one), a refused one (with its replacement), a bad value.
     """
     for word in argv:
         name = word.partition("=")[0]

@@ -39,8 +39,7 @@ class Start(NamedTuple):
 def find_start(cfg: Config) -> Start:
     """Find what --resume or --snapshot with --restore_optimizer name; rank 0 looks, every process gets its answer.
 
-    Raises:
-        UserError: the file to resume from is not there.
+    A file to resume from that is not there raises `UserError`.
     """
 
     def find() -> Start:
@@ -64,11 +63,7 @@ def _root(cfg: Config) -> Path:
 
 
 def open_folder(cfg: Config, start: Start) -> Path:
-    """Return the run folder: that of `start`, or a new `{ckpt}/{date}/{exp}/{time}`, made by rank 0.
-
-    Raises:
-        UserError: this folder or that of --tb_path cannot be made.
-    """
+    """Return the folder of `start`, or a new `{ckpt}/{date}/{exp}/{time}`, made by rank 0, or raise `UserError`."""
 
     def make() -> Path:
         make_folder(Path(cfg.RUN.TB_PATH))  # before the run's, so that a refusal leaves no empty one
@@ -145,9 +140,6 @@ def check_continuation(
     Args:
         saved, current: configs as plain dicts, that of the checkpoint and that of now.
         steps_per_epoch, global_batch: optimizer steps of an epoch and images of a step, now.
-
-    Raises:
-        UserError: another optimizer, or another batch or shorter epochs for a checkpoint from the middle of an epoch.
     """
     optim, name, step = saved["OPTIM"], current["OPTIM"]["NAME"], content["progress"]["step_in_epoch"]
     before = optim["BATCH_SIZE"] * optim["ACCUMULATE"] * content["world_size"]
