@@ -45,11 +45,11 @@ def test_prose_is_wrapped(page: Path) -> None:
     assert not long
 
 
-def test_the_example_of_the_readme_runs(small_camvid: Path, tmp_path: Path) -> None:
+def test_the_example_of_the_use_from_python_runs(small_camvid: Path, tmp_path: Path) -> None:
     train.main(train_arguments(small_camvid, tmp_path, "--method", "base", "--max_iter", "1"))
     (run_folder(tmp_path) / "last.pth").rename(tmp_path / "last.pth")
     Image.fromarray(np.zeros((64, 96, 3), np.uint8)).save(tmp_path / "street.png")
-    ((_, code),) = blocks(ROOT / "README.md", "python")
+    ((_, code),) = blocks(ROOT / "docs" / "evaluation.md", "python")
     lines = [line for line in code.splitlines() if line and "import" not in line]
     assert len(lines) <= 10
     check = "\nassert labels.shape == (1, 64, 96) and logits.shape == (1, 19, 64, 96) and len(labels.unique()) > 0"
