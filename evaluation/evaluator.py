@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import TypeVar
 
 import numpy as np
@@ -122,11 +123,6 @@ def cudnn_benchmark_off(items: Iterable[T]) -> Iterator[T]:
 
 
 def _same_size(samples: Iterable[EvaluationSample], batch_size: int) -> Iterator[list[EvaluationSample]]:
-    group: list[EvaluationSample] = []
-    for sample in samples:
-        if group and (len(group) == batch_size or sample.image.shape != group[0].image.shape):
+    for _, neighbours in groupby(samples, key=lambda sample: sample.image.shape):
+        while group := list(islice(neighbours, batch_size)):
             yield group
-            group = []
-        group.append(sample)
-    if group:
-        yield group
