@@ -87,7 +87,8 @@ class Network(Section):
     WT_LAYER: list[int] | None = shared(None, "--wt_layer",
         "Seven style codes, stem to last stage: 0 none, 1 whitening (IW, IRW), 2 ISW, 3 IN, 4 affine IN, 5 SW.",
         lengths=(7, 7), low=0, high=5)
-    PRETRAINED: str = option("torchvision", "--pretrained", "ImageNet weights: torchvision, none or a file.")
+    PRETRAINED: str = option("auto", "--pretrained",
+        "Weights of the backbone: auto (torchvision), torchvision, none or a file (.pth, .pt, .safetensors).")
     TUNE: Literal["full", "frozen", "lora"] = option("full", "--tune",
         "What is trained of the pretrained backbone: all of it, nothing, or LoRA's low-rank updates; heads "
         "always are.")

@@ -25,7 +25,8 @@ from datasets.splits import Split, Splits
 from evaluation import Evaluator, build_evaluator
 from loss import Criterion, build_criterion
 from network import Method, Segmentor, build_network, resolve_jitter
-from network.weights import load_pretrained, load_weights, upgrade_checkpoint
+from network.pretrained import load_pretrained
+from network.weights import load_weights, upgrade_checkpoint
 from optimizer import apply_settings, build_average, build_optimizer, build_scheduler
 from transforms.appearance import Appearance
 from transforms.build import build_appearance

@@ -1,33 +1,46 @@
-"""Every way from a file into a network: ImageNet weights, what RobustNet and DIIA published, our own checkpoints."""
+"""From a file into a whole network: what RobustNet and DIIA published, and our own checkpoints."""
 
 from __future__ import annotations
 
 import logging
-import pickle
 import re
 from collections.abc import Mapping
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from config import Config
 from network import METHODS, build_network, method_for, resolve_method
-from network.backbones import PARTS, Backbone, BackboneSpec, ResNetSpec
+from network.backbones import PARTS, Backbone
 from network.deeplab import Segmentor
 from network.methods import DEFAULT_METHOD, Head
-from utils import checkpoint, distributed
-from utils.errors import UserError
+from utils import checkpoint
+from utils.errors import UserError, first_few
 
 log = logging.getLogger(__name__)
 
+_WRAPPINGS = ("state_dict", "model_state_dict", "model", "network", "net")  # entries that hold all the weights
+_PREFIX = re.compile(r"^((module|_orig_mod)\.)+")  # of DistributedDataParallel and torch.compile, in either order
+
 
 def unwrap_state(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the names and tensors of a read file: out of its `state_dict` (or `model`) entry, without `module.`."""
-    content = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), content)
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
+    """Return the names and tensors of a read file, out of an entry like `state_dict` and without `module.`."""
+    removed = []
+    while wrapping := next((key for key in _WRAPPINGS if isinstance(content.get(key), Mapping)), None):
+        content = content[wrapping]
+        removed.append(f"the entry {wrapping}")
+    removed += sorted({f"the prefix {prefix[0]}" for name in content if (prefix := _PREFIX.match(str(name)))})
+    if removed:
+        log.info("weight file: the weights lie below %s", ", ".join(removed))
+    return {_PREFIX.sub("", str(name)): value for name, value in content.items()}
+
+
+def backbone_entries(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries below `backbone.`, without it, of a whole network; all entries where none has it."""
+    inside = {name.partition(".")[2]: value for name, value in state.items() if name.startswith("backbone.")}
+    if not inside:
+        return dict(state)
+    log.info("weight file: %d entries below backbone. are taken, %d others not", len(inside), len(state) - len(inside))
+    return {_PREFIX.sub("", name): value for name, value in inside.items()}
 
 
 def load_weights(network: Segmentor, content: dict[str, Any], *, path: str | Path) -> None:
@@ -36,92 +49,19 @@ def load_weights(network: Segmentor, content: dict[str, Any], *, path: str | Pat
     Of a checkpoint with averaged weights (--ema_decay) these are taken: they are what was evaluated.
 
     Raises:
-        UserError: entries are missing, unexpected or of another shape; every one is listed.
+        UserError: entries are missing, unexpected or of another shape; the first of each are named.
     """
     if checkpoint.is_ours(content):
-        content = upgrade_checkpoint(content, network)
-        state = content.get("average") or content["network"]
+        state = own_weights(content, network)
     else:
         state = convert_published(unwrap_state(content), network, path=path)
     checkpoint.load_strictly(network, state, path=path)
 
 
-def load_pretrained(network: Segmentor, source: str) -> None:
-    """Fill the backbone with ImageNet weights.
-
-    Args:
-        network: its backbone is changed in place.
-        source: `none`, `torchvision` (downloaded once, checksum verified) or a file: torchvision's names, or those
-            of MIT CSAIL's ResNets with three stem convolutions.
-
-    Raises:
-        UserError: no download, an unreadable file, or names and shapes that do not fit; everything is listed.
-    """
-    if source == "none":
-        log.info("backbone: random weights (--pretrained none)")
-        return
-    backbone, origin = network.backbone, f"--pretrained {source}"
-    assert isinstance(backbone, Backbone)
-    if source != "torchvision" and not Path(source).is_file():
-        raise _no_weights(origin, backbone.spec, "there is no such file")
-    content = _download(_weights_url(backbone.spec)) if source == "torchvision" else checkpoint.read(source)
-    checkpoint.load_strictly(backbone, _of_backbone(unwrap_state(content), backbone, origin=origin), path=origin)
-    log.info("backbone: ImageNet weights from %s", source)
-
-
-def _of_backbone(state: Mapping[str, Any], backbone: Backbone, *, origin: str) -> dict[str, Tensor]:
-    """Leave the classifier and the batch norms out whose place a site has taken; what no file has stays as it is."""
-    spec, first = backbone.spec, state.get("conv1.weight")
-    if isinstance(spec, ResNetSpec) and isinstance(first, Tensor) and first.shape[-1] != spec.stem[0][0]:
-        raise _no_weights(origin, spec)
-    wanted = backbone.state_dict()
-    loaded = {name: value for name, value in wanted.items() if name.startswith("sites.")}
-    for name, value in state.items():
-        module, _, leaf = name.rpartition(".")
-        if module in backbone.replaced:
-            site = f"{backbone.replaced[module]}.{leaf}"
-            # Parity: an affine site in a ResNet's stem takes the weight and bias of the batch norm that it replaced.
-            if isinstance(spec, ResNetSpec) and leaf in ("weight", "bias") and site in wanted:
-                loaded[site] = value
-        elif not name.startswith(("fc.", "classifier.")):
-            loaded[name] = value
-    return loaded
-
-
-def _weights_url(spec: BackboneSpec) -> str:
-    from torchvision.models import get_model_weights  # slow to import
-
-    if spec.model is None:
-        raise _no_weights("--pretrained torchvision", spec)
-    return get_model_weights(spec.model)["IMAGENET1K_V1"].url
-
-
-def _no_weights(origin: str, spec: BackboneSpec, why: str = "") -> UserError:
-    """Return the error that says how to get weights, without `why` that these are for the other stem."""
-    convs, deep = ("one 7x7 convolution", "three 3x3 convolutions"), spec.model is None
-    why = why or f"these weights have a stem of {convs[not deep]}, but {spec.title} has {convs[deep]}"
-    file, other = "torchvision's weights", ""
-    if deep:
-        file = "MIT CSAIL's resnet101-imagenet.pth"
-        other = " (or take --backbone resnet101 in place of --arch, which has torchvision's)"
-    return UserError(
-        f"{origin}: {why}; give {file} for {spec.title} by --pretrained FILE{other}, or use --pretrained none"
-    )
-
-
-def _download(url: str) -> dict[str, Any]:
-    for turn in (True, False):  # the first process fills the cache, the others read it
-        if distributed.is_main() == turn:
-            try:
-                state = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
-            except (OSError, RuntimeError, HTTPException, pickle.UnpicklingError) as error:
-                raise UserError(
-                    f"--pretrained torchvision: {url} could not be downloaded ({error}); "
-                    "give a local copy by --pretrained FILE, or use --pretrained none"
-                ) from error
-        if turn:
-            distributed.barrier()
-    return state
+def own_weights(content: dict[str, Any], network: Segmentor) -> dict[str, Any]:
+    """Return the entries of a checkpoint of ours: the averaged weights (--ema_decay) where it has them."""
+    content = upgrade_checkpoint(content, network)
+    return content.get("average") or content["network"]
 
 
 def build_published(cfg: Config, content: dict[str, Any], *, path: str) -> Segmentor:
@@ -133,7 +73,8 @@ def build_published(cfg: Config, content: dict[str, Any], *, path: str) -> Segme
         UserError: the file's head contradicts --method, nothing says the style codes, or entries do not fit.
     """
     name, codes = cfg.NETWORK.METHOD, cfg.NETWORK.WT_LAYER
-    head = detect_head(unwrap_state(content))
+    content = unwrap_state(content)
+    head = detect_head(content)
     if name not in METHODS or METHODS[name].head == head:
         method = resolve_method(name, codes)
     elif name != DEFAULT_METHOD:
@@ -160,7 +101,7 @@ def convert_published(state: Mapping[str, Any], network: Segmentor, *, path: str
     What the original stores but never uses is left out, and named in the log.
 
     Raises:
-        UserError: names that the original does not have, all of them listed.
+        UserError: names that the original does not have, the first of which are listed.
     """
     modules, wanted = _head_modules(detect_head(state)), network.state_dict()
     converted: dict[str, Any] = {}
@@ -178,7 +119,7 @@ def convert_published(state: Mapping[str, Any], network: Segmentor, *, path: str
         else:
             converted[ours] = value
     if unknown:
-        raise UserError(f"{path}: {len(unknown)} names are not those of RobustNet or DIIA: {', '.join(unknown)}")
+        raise UserError(f"{path}: {len(unknown)} names are not those of RobustNet or DIIA: {first_few(unknown)}")
     if unused:
         log.info("%s: %d entries are never used by the original and left out: %s", path, len(unused), ", ".join(unused))
     return converted
@@ -254,8 +195,9 @@ def upgrade_checkpoint(content: dict[str, Any], network: Segmentor) -> dict[str,
         part, _, published = name.partition(".")
         for old, new in _SCHEMA_1:
             published = re.sub(old, new, published)
-        assert isinstance(network.backbone, Backbone), "schema 1 had no others"
-        return (_backbone_name(published, network.backbone) if part == "backbone" else None) or name
+        if part != "backbone" or not isinstance(network.backbone, Backbone):  # schema 1 had no others
+            return name
+        return _backbone_name(published, network.backbone) or name
 
     names = {name: upgrade(name) for name in content["network"]}
     numbers = {name: number for number, (name, _) in enumerate(network.named_parameters())}

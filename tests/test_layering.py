@@ -36,6 +36,7 @@ LAZY = {
     "kmeans1d",
     "matplotlib",
     "peft",
+    "safetensors",
     "skimage",
     "tensorboardX",
     "thop",

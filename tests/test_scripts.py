@@ -170,7 +170,7 @@ def test_training_scripts_hold_the_published_values(name: str, stub: Path) -> No
     assert (date, "./logs/", "./logs/") == (cfg.RUN.DATE, cfg.RUN.CKPT, cfg.RUN.TB_PATH)
     assert name.replace("cty", "city") == cfg.RUN.EXP
     # The stem of three convolutions has other ImageNet weights, and no default may leave it at random.
-    assert cfg.NETWORK.PRETRAINED == ("pretrained/resnet101-imagenet.pth" if arch == R101_OS8 else "torchvision")
+    assert cfg.NETWORK.PRETRAINED == ("pretrained/resnet101-imagenet.pth" if arch == R101_OS8 else "auto")
 
 
 def test_the_recipe_names_the_domains_it_knows(stub: Path) -> None:

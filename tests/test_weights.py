@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from network import BACKBONES, Architecture, assemble, build_network, resolve_method, weights
-from network.weights import convert_published, detect_head, load_pretrained, unwrap_state
+from network import BACKBONES, Architecture, assemble, build_network, pretrained, resolve_method
+from network.pretrained import load_pretrained
+from network.weights import convert_published, detect_head, unwrap_state
 from tests import reference
 from tests.street_data import make_cfg
 from utils.errors import UserError
@@ -135,7 +136,7 @@ def test_download_is_verified(tmp_path: Path, imagenet: dict[str, Tensor], monke
     network = reference.small_network("base")
 
     def load_from(path: Path) -> None:
-        monkeypatch.setattr(weights, "_weights_url", lambda spec: path.as_uri())
+        monkeypatch.setattr(pretrained, "_weights_url", lambda spec: path.as_uri())
         load_pretrained(network, "torchvision")
 
     load_from(good)
@@ -149,9 +150,9 @@ def test_download_is_verified(tmp_path: Path, imagenet: dict[str, Tensor], monke
 def test_address_is_torchvisions(name: str) -> None:
     if name == "resnet101_deep":
         with pytest.raises(UserError, match="stem of one 7x7"):
-            weights._weights_url(BACKBONES[name])
+            pretrained._weights_url(BACKBONES[name])
         return
-    url = weights._weights_url(BACKBONES[name])
+    url = pretrained._weights_url(BACKBONES[name])
     family = name.partition("_v2")[0].partition("_0")[0].partition("_1")[0]
     assert re.fullmatch(rf"https://download\.pytorch\.org/models/{family}[\w.]*-[0-9a-f]{{8,10}}\.pth", url)
 

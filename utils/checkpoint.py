@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -15,8 +16,10 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from utils.errors import UserError
+from utils.errors import UserError, first_few
 from utils.files import write
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 2  # 1: network.weights.upgrade_checkpoint turns it into 2
 PARTS = ("network", "average", "criterion", "optimizer", "scheduler", "scaler")  # of a run, with a state each
@@ -57,10 +60,17 @@ def read(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: there is no such weight file")
     try:
-        with torch.serialization.safe_globals(_NUMPY_SCALARS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content: Any = load_file(path)
+        else:
+            with torch.serialization.safe_globals(_NUMPY_SCALARS):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what torch raises over a damaged file depends on where it is damaged
         reason = re.sub(r"\x1b\[\d*m", "", str(error)).split("\n")[0].split(". ")[0] or type(error).__name__
+        if blocked := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            reason = f"it needs {blocked[1]}, which may run code; save the weights alone, or take another file"
         raise UserError(f"{path}: not a readable weight file of tensors and plain values ({reason})") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise UserError(f"{path}: a weight file holds a dictionary of names, this one a {type(content).__name__}")
@@ -90,12 +100,26 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_strictly(module: nn.Module, state: dict[str, Any], *, path: str | Path) -> None:
-    """Load a state, or raise `UserError` with every entry that is missing, unexpected or of another shape."""
+    """Load a state, or raise `UserError` with the first entries that are missing, unexpected or of another shape."""
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:])
-        raise UserError(f"{path}: does not fit what --arch, --method and --wt_layer name ({reason})") from error
+        raise UserError(
+            f"{path}: does not fit what --arch, --method and --wt_layer name ({misfits(error, path=path)})"
+        ) from error
+
+
+def misfits(error: RuntimeError, *, path: str | Path) -> str:
+    """Return what `load_state_dict` complains of: the first names of each kind. The log gets all of them."""
+    names, shapes = list[str](), list[str]()
+    for line in (line.strip().rstrip(".").rstrip() for line in str(error).splitlines()[1:]):
+        kind, _, listed = line.partition(" key(s) in state_dict: ")
+        if listed:
+            names.append(f"{kind} key(s) in state_dict: {first_few(listed.split(', '))}")
+        else:
+            shapes.append(line)
+    log.debug("%s: %s", path, error)
+    return "; ".join([*names, *([first_few(shapes, count=1)] if shapes else [])])
 
 
 def latest(folder: Path) -> Path | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -16,6 +16,12 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the candidate closest to a misspelt name, or an empty string."""
     match = difflib.get_close_matches(name, list(candidates), n=1)
     return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def first_few(names: Sequence[str], *, count: int = 3) -> str:
+    """Return the first names and how many more there are, so that a message stays a sentence."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
 
 
 def one_line(error: BaseException) -> str:

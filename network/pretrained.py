@@ -1,0 +1,141 @@
+"""From a file or a download into a backbone: ImageNet weights of torchvision, timm, MIT CSAIL and others."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Mapping
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from network.backbones import Backbone, BackboneSpec, ResNetSpec
+from network.deeplab import Segmentor
+from network.weights import backbone_entries, own_weights, unwrap_state
+from utils import checkpoint, distributed
+from utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def load_pretrained(network: Segmentor, source: str) -> None:
+    """Fill the backbone with pretrained weights.
+
+    Args:
+        network: its backbone is changed in place.
+        source: `none`; `auto` or `torchvision` (downloaded once, checksum verified); or a file (.pth, .pt,
+            .safetensors) with the names of torchvision, of timm's ResNets and MobileNetV2, of MIT CSAIL's ResNets with
+            three stem convolutions or of tonylins' MobileNetV2, or that holds them below `backbone.`, as a checkpoint
+            of train.py does.
+
+    Raises:
+        UserError: no download, an unreadable file, or names and shapes that do not fit.
+    """
+    if source == "none":
+        log.info("backbone: random weights (--pretrained none)")
+        return
+    source = "torchvision" if source == "auto" else source
+    backbone, origin = network.backbone, f"--pretrained {source}"
+    assert isinstance(backbone, Backbone)
+    if source == "torchvision":
+        state = _download(_weights_url(backbone.spec))
+    elif Path(source).is_file():
+        content = checkpoint.read(source)
+        state = own_weights(content, network) if checkpoint.is_ours(content) else unwrap_state(content)
+    else:
+        raise _no_weights(origin, backbone.spec, "there is no such file")
+    state = torchvision_names(backbone_entries(state))
+    checkpoint.load_strictly(backbone, _of_backbone(state, backbone, origin=origin), path=origin)
+    log.info("backbone: ImageNet weights from %s", source)
+
+
+def torchvision_names(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn timm's names of a deep stem or of MobileNetV2, and tonylins' of the latter, into ours; others stay."""
+    if "conv1.6.weight" in state:  # three convolutions, as in timm's resnet101s
+        modules = {"conv1.0": "conv1", "conv1.1": "bn1", "conv1.3": "conv2", "conv1.4": "bn2", "conv1.6": "conv3"}
+        modules["bn1"] = "bn3"
+    elif state.keys() & {"conv_stem.weight", "features.2.conv.7.weight"}:
+        modules = _mobilenet_modules()
+    else:
+        return dict(state)
+    renamed = {}
+    for name, value in state.items():
+        module, _, leaf = name.rpartition(".")
+        renamed[f"{modules[module]}.{leaf}" if module in modules else name] = value
+    return renamed
+
+
+# Layers of a block of MobileNetV2: timm's, tonylins' and torchvision's names. The first block does not expand.
+_FIRST_BLOCK = ("conv_dw 0 0.0", "bn1 1 0.1", "conv_pw 3 1", "bn2 4 2")
+_BLOCK = ("conv_pw 0 0.0", "bn1 1 0.1", "conv_dw 3 1.0", "bn2 4 1.1", "conv_pwl 6 2", "bn3 7 3")
+
+
+def _mobilenet_modules() -> dict[str, str]:
+    """Return timm's and tonylins' names of MobileNetV2's layers -> torchvision's."""
+    modules = {"conv_stem": "features.0.0", "bn1": "features.0.1", "conv_head": "features.18.0", "bn2": "features.18.1"}
+    modules |= {"conv.0": "features.18.0", "conv.1": "features.18.1"}
+    blocks = [(stage, index) for stage, count in enumerate((1, 2, 3, 4, 3, 3, 1)) for index in range(count)]
+    for number, (stage, index) in enumerate(blocks, 1):
+        for layer in _BLOCK if number > 1 else _FIRST_BLOCK:
+            timm, tonylins, torchvision = layer.split()
+            modules[f"blocks.{stage}.{index}.{timm}"] = f"features.{number}.conv.{torchvision}"
+            modules[f"features.{number}.conv.{tonylins}"] = f"features.{number}.conv.{torchvision}"
+    return modules
+
+
+def _of_backbone(state: Mapping[str, Any], backbone: Backbone, *, origin: str) -> dict[str, Tensor]:
+    """Leave the classifier and the batch norms out whose place a site has taken; what no file has stays as it is."""
+    spec, first = backbone.spec, state.get("conv1.weight")
+    if isinstance(spec, ResNetSpec) and isinstance(first, Tensor) and first.shape[-1] != spec.stem[0][0]:
+        raise _no_weights(origin, spec)
+    wanted = backbone.state_dict()
+    loaded = {name: value for name, value in wanted.items() if name.startswith("sites.")}
+    for name, value in state.items():
+        module, _, leaf = name.rpartition(".")
+        if module in backbone.replaced:
+            site = f"{backbone.replaced[module]}.{leaf}"
+            # Parity: an affine site in a ResNet's stem takes the weight and bias of the batch norm that it replaced.
+            if isinstance(spec, ResNetSpec) and leaf in ("weight", "bias") and site in wanted:
+                loaded[site] = value
+        elif not name.startswith(("fc.", "classifier.")):
+            loaded[name] = value
+    return loaded
+
+
+def _weights_url(spec: BackboneSpec) -> str:
+    from torchvision.models import get_model_weights  # slow to import
+
+    if spec.model is None:
+        raise _no_weights("--pretrained torchvision", spec)
+    return get_model_weights(spec.model)["IMAGENET1K_V1"].url
+
+
+def _no_weights(origin: str, spec: BackboneSpec, why: str = "") -> UserError:
+    """Return the error that says how to get weights, without `why` that these are for the other stem."""
+    convs, deep = ("one 7x7 convolution", "three 3x3 convolutions"), spec.model is None
+    why = why or f"these weights have a stem of {convs[not deep]}, but {spec.title} has {convs[deep]}"
+    file, other = "torchvision's weights", ""
+    if deep:
+        file = "MIT CSAIL's resnet101-imagenet.pth"
+        other = " (or take --backbone resnet101 in place of --arch, which has torchvision's)"
+    return UserError(
+        f"{origin}: {why}; give {file} for {spec.title} by --pretrained FILE{other}, or use --pretrained none"
+    )
+
+
+def _download(url: str) -> dict[str, Any]:
+    for turn in (True, False):  # the first process fills the cache, the others read it
+        if distributed.is_main() == turn:
+            try:
+                state = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+            except (OSError, RuntimeError, HTTPException, pickle.UnpicklingError) as error:
+                raise UserError(
+                    f"--pretrained torchvision: {url} could not be downloaded ({error}); "
+                    "give a local copy by --pretrained FILE, or use --pretrained none"
+                ) from error
+        if turn:
+            distributed.barrier()
+    return state
