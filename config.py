@@ -154,6 +154,14 @@ class Optimisation(Section):
     LR: float = option(0.01, "--lr", "Learning rate of the first step.", above=0)
     LR_SCHEDULE: Literal["poly", "scl-poly"] = option("poly", "--lr_schedule",
         "Learning-rate schedule; scl-poly restarts at --rlx_off_iter.")
+    BACKBONE_LR: float = option(1.0, "--backbone_lr",
+        "Factor of the learning rate for the backbone's pretrained parameters, e.g. 0.1.", above=0)
+    LAYER_DECAY: float = option(1.0, "--layer_decay",
+        "Layer-wise decay: factor of the learning rate per block from the head down to the stem, e.g. 0.9.",
+        above=0, high=1)
+    WARMUP_ITERS: int = option(0, "--warmup_iters", "Steps of a linear warm-up of the learning rate.", low=0)
+    WARMUP_RATIO: float = option(1e-6, "--warmup_ratio", "Share of the learning rate at which the warm-up starts.",
+        low=0, high=1, needs=("--warmup_iters",))
     POLY_EXP: float = option(0.9, "--poly_exp", "Exponent of the poly schedule.", low=0)
     RESCALE: float = option(1.0, "--rescale", "Factor of the second part of scl-poly.", above=0)
     REPOLY: float = option(1.5, "--repoly", "Exponent of the second part of scl-poly.", low=0)
@@ -163,6 +171,8 @@ class Optimisation(Section):
     MAX_EPOCH: int = option(0, "--max_epoch", "Stop after this many epochs, 0 for no limit.", low=0)
     WEIGHT_DECAY: float = option(5e-4, "--weight_decay",
         "Weight decay; decoupled from the gradient in AdamW, where 0.01 is usual.", low=0)
+    NO_NORM_DECAY: bool = option(False, "--no_norm_decay",
+        "No weight decay of norms, biases, position embeddings and tokens.")
     MOMENTUM: float = option(0.9, "--momentum", "Momentum of SGD.", low=0, high=1, needs=("--optimizer sgd",))
     BATCH_SIZE: int = option(2, "--bs_mult", "Images per process and forward pass.", low=1)
     ACCUMULATE: int = option(1, "--accumulate", "Forward passes accumulated per optimiser step.", low=1)

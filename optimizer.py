@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
-from typing import TypeVar
+from collections import defaultdict
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -16,6 +18,8 @@ from config import Config
 from utils.errors import UserError
 
 Network = TypeVar("Network", bound=nn.Module)
+# Last part of the names of embeddings and tokens: without decay, like norms and biases, for --no_norm_decay.
+UNDECAYED = re.compile("pos_embed|rel_pos|relative_position|token")
 
 
 def poly(step: int, *, max_iter: int, exponent: float) -> float:
@@ -23,22 +27,57 @@ def poly(step: int, *, max_iter: int, exponent: float) -> float:
     return max(0.0, 1 - step / max_iter) ** exponent
 
 
-def build_optimizer(cfg: Config, network: nn.Module) -> Optimizer:
-    """Return SGD with momentum or AdamW over the trainable parameters; raises `UserError` where there are none."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise UserError("the network has no trainable parameter; train at least a part of it")
+def parameter_groups(cfg: Config, network: Any) -> list[dict[str, Any]]:
+    """Split the trainable parameters by learning rate and decay: the new ones first, then from last stage to stem.
+
+    New are the heads and the modules of `network.backbone.added`: no pretrained file holds them. A pretrained parameter
+    at depth d of n has the rate lr * backbone_lr * layer_decay ** (n - d), as in BEiT (Bao et al., ICLR 2022); the
+    heads are at depth n. The state of an optimizer goes by number: which groups there are depends on which options are
+    on, not on their values, and with all of them off there is one, in the network's order.
+    """
     optim = cfg.OPTIM
-    if optim.NAME == "adamw":
-        return AdamW(parameters, lr=optim.LR, weight_decay=optim.WEIGHT_DECAY)
-    return SGD(parameters, lr=optim.LR, momentum=optim.MOMENTUM, weight_decay=optim.WEIGHT_DECAY)
+    layered, split = optim.LAYER_DECAY != 1, optim.BACKBONE_LR != 1 or optim.LAYER_DECAY != 1
+    depths: dict[str, int] = {}  # of the pretrained parameters
+    for name, _ in network.backbone.named_parameters() if split else ():
+        if set(network.backbone.added).isdisjoint(name.split(".")):
+            depths[f"backbone.{name}"] = network.backbone.depth(name) if layered else 0
+    top = 1 + max(depths.values(), default=0)
+    members: dict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in network.named_parameters():
+        decays = parameter.ndim > 1 and not UNDECAYED.search(name.rpartition(".")[2])
+        if parameter.requires_grad:
+            members[depths.get(name, top), decays or not optim.NO_NORM_DECAY].append(parameter)
+    groups = []
+    for depth, decays in sorted(members, reverse=True):
+        rate = optim.LR * (optim.BACKBONE_LR if depth < top else 1) * optim.LAYER_DECAY ** (top - depth)
+        decay = optim.WEIGHT_DECAY if decays else 0.0
+        groups.append({"params": members[depth, decays], "lr": rate, "weight_decay": decay})
+    return groups
+
+
+def build_optimizer(cfg: Config, network: nn.Module) -> Optimizer:
+    """Return SGD with momentum or AdamW over `parameter_groups`; raises `UserError` where nothing is trainable."""
+    groups = parameter_groups(cfg, network)
+    if not groups:
+        raise UserError("the network has no trainable parameter; train at least a part of it")
+    return AdamW(groups) if cfg.OPTIM.NAME == "adamw" else SGD(groups, momentum=cfg.OPTIM.MOMENTUM)
+
+
+def describe_groups(optimizer: Optimizer) -> list[str]:
+    """Return a line for the log for every parameter group: first rate, weight decay, number of parameters."""
+    return [
+        f"learning rate {group['initial_lr']:.3g}, weight decay {group['weight_decay']:g}: "
+        f"{sum(parameter.numel() for parameter in group['params']) / 1e6:.3f} M parameters"
+        for group in optimizer.param_groups
+    ]
 
 
 def build_scheduler(cfg: Config, optimizer: Optimizer) -> LRScheduler:
-    """Return the schedule, to be stepped once per optimiser step.
+    """Return the schedule of all groups, to be stepped once per optimiser step.
 
     poly is `poly`; scl-poly is `poly` until step i0 = rlx_off_iter, then
-    rescale * (1 - (i - i0) / (max_iter - i0)) ** repoly.
+    rescale * (1 - (i - i0) / (max_iter - i0)) ** repoly. Before step w = warmup_iters both are multiplied by
+    1 - (1 - warmup_ratio) * (1 - i / w).
     """
     optim = cfg.OPTIM
 
@@ -52,18 +91,24 @@ def build_scheduler(cfg: Config, optimizer: Optimizer) -> LRScheduler:
             return first(step)
         return optim.RESCALE * poly(step - start, max_iter=optim.MAX_ITER - start, exponent=optim.REPOLY)
 
+    def warmed(step: int) -> float:
+        missing = max(0.0, 1 - step / optim.WARMUP_ITERS) if optim.WARMUP_ITERS else 0.0
+        after = scaled if optim.LR_SCHEDULE == "scl-poly" else first
+        return (1 - (1 - optim.WARMUP_RATIO) * missing) * after(step)
+
     # In float16 the scaler may leave out first steps while it looks for its scale; the schedule counts them.
     warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step\(\)` before", category=UserWarning)
-    return LambdaLR(optimizer, scaled if optim.LR_SCHEDULE == "scl-poly" else first)
+    return LambdaLR(optimizer, warmed)
 
 
-def apply_settings(cfg: Config, optimizer: Optimizer, scheduler: LRScheduler) -> None:
-    """Let the config's rate, decay and (of SGD) momentum win over those that came with a loaded state."""
+def apply_settings(cfg: Config, network: nn.Module, optimizer: Optimizer, scheduler: LRScheduler) -> None:
+    """Let the config's rates, decay and (of SGD) momentum win over those that came with a loaded state."""
     assert isinstance(scheduler, LambdaLR)
-    scheduler.base_lrs = [cfg.OPTIM.LR] * len(optimizer.param_groups)
-    for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
-        rate = cfg.OPTIM.LR * factor(scheduler.last_epoch)
-        group.update(initial_lr=cfg.OPTIM.LR, lr=rate, weight_decay=cfg.OPTIM.WEIGHT_DECAY)
+    own = parameter_groups(cfg, network)
+    scheduler.base_lrs = [group["lr"] for group in own]
+    for group, wanted, factor in zip(optimizer.param_groups, own, scheduler.lr_lambdas, strict=True):
+        rate = wanted["lr"] * factor(scheduler.last_epoch)
+        group.update(initial_lr=wanted["lr"], lr=rate, weight_decay=wanted["weight_decay"])
         if "momentum" in group:
             group["momentum"] = cfg.OPTIM.MOMENTUM
 

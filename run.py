@@ -27,7 +27,7 @@ from loss import Criterion, build_criterion
 from network import Method, Segmentor, build_network, resolve_jitter
 from network.pretrained import load_pretrained
 from network.weights import load_weights, upgrade_checkpoint
-from optimizer import apply_settings, build_average, build_optimizer, build_scheduler
+from optimizer import apply_settings, build_average, build_optimizer, build_scheduler, describe_groups
 from transforms.appearance import Appearance
 from transforms.build import build_appearance
 from utils import checkpoint, distributed
@@ -144,7 +144,7 @@ def restore(run: Run, start: Start) -> None:
     batch = run.loader.batches.global_batch
     check_continuation(content, saved, now, path=path, steps_per_epoch=run.steps_per_epoch, global_batch=batch)
     run.load(upgrade_checkpoint(content, run.network), path=path)
-    apply_settings(cfg, run.optimizer, run.scheduler)
+    apply_settings(cfg, run.network, run.optimizer, run.scheduler)
 
 
 def evaluation_loaders(cfg: Config, splits: Splits, *, all_images: bool = False) -> list[EvaluationLoader]:
@@ -170,6 +170,8 @@ def log_start(run: Run, start: Start) -> None:
     logger.info("source: %s", run.loader.text)
     logger.info("%s", weights)
     logger.info("%s, %s, %d steps per epoch", processes, size, run.steps_per_epoch)
+    if len(groups := describe_groups(run.optimizer)) > 1:
+        logger.info("%d parameter groups\n%s", len(groups), "\n".join(groups))
     published = method.recipe_batch(cfg.DATASET.TRAIN)
     if batches.global_batch != published:
         text = "%d images per step, the published recipe of %s has %d: change --accumulate or expect other numbers"

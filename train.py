@@ -221,7 +221,7 @@ def log_step(run: Run, records: Records, gradient_norm: Tensor | None) -> None:
     scalars |= {"optim/lr": run.optimizer.param_groups[0]["lr"], "time/data_wait": waited}
     records.writer.scalars(scalars, progress.step)
     records.bar.set_postfix(loss=f"{terms['train_loss']:.3f}", epoch=progress.epoch)
-    place = f"epoch {progress.epoch}, step {progress.step}/{run.last_step}, lr {scalars['optim/lr']:.5f}"
+    place = f"epoch {progress.epoch}, step {progress.step}/{run.last_step}, lr {scalars['optim/lr']:.3g}"
     text = ", ".join(f"{name} {value:.4f}" for name, value in terms.items())
     logger.info("%s: %s; %.0f%% of the time waiting for data", place, text, 100 * waited)
     if waited > SLOW_DATA and not records.told_of_slow_data:

@@ -129,7 +129,7 @@ class BackboneBase(nn.Module, abc.ABC):
     kinds: dict[str, str]  # style site -> kind (network.style)
     style_names: tuple[str, ...]  # of the captured maps
     style_channels: tuple[int, ...]
-    added: tuple[str, ...] = ("sites",)  # children that no pretrained file has
+    added: tuple[str, ...] = ("sites",)  # children, or modules inside them, that no pretrained file has
     tune = "full"  # how the pretrained part is fine-tuned (network.tuning)
     grad_checkpoint = False
 
@@ -198,8 +198,7 @@ class Backbone(BackboneBase):
         super().__init__()
         unknown = set(sites) - set(spec.positions.values())
         assert not unknown, f"unknown style sites {unknown}"
-        self.spec, self.output_stride, self.kinds = spec, output_stride, dict(sites)
-        self.low_stride = spec.low_stride
+        self.spec, self.output_stride, self.low_stride, self.kinds = spec, output_stride, spec.low_stride, dict(sites)
         layers, self.parts, self.channels = spec.build()
         self.blocks = dict(self.parts)  # without the sites
         self.replaced: dict[str, str] = {}  # batch norm -> site that has taken its place
@@ -234,6 +233,10 @@ class Backbone(BackboneBase):
         self.parts[part] = (*layers[:at], *added, *layers[at + 2 :])
         self.sites[site] = build_site(channels, kind=kind)
         return channels
+
+    def depth(self, name: str) -> int:
+        """Return the position of a pretrained parameter, by its name in the backbone: 0 the stem, 4 the last stage."""
+        return next(i for i in range(5) if name.startswith(tuple(f"{layer}." for layer in self.blocks[PARTS[i]])))
 
     def outputs(self, images: Tensor, *, num_stages: int = 4) -> tuple[list[Tensor], tuple[Tensor, ...]]:
         maps = images

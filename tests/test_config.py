@@ -25,19 +25,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The contract: a flag leaves or joins this list on purpose only.
 FLAGS = """
---accumulate --arch --attention_pixels --backbone --batch_weighting --bblur --bs_mult --bs_mult_val --cache
---cache_dir --centroid_cache --city_mode --ckpt --class_uniform_pct --class_uniform_tile --clip_grad_norm
+--accumulate --arch --attention_pixels --backbone --backbone_lr --batch_weighting --bblur --bs_mult --bs_mult_val
+--cache --cache_dir --centroid_cache --city_mode --ckpt --class_uniform_pct --class_uniform_tile --clip_grad_norm
 --cls_wt_loss --clusters --coarse_boost_classes --color_aug --config --cov_stat_epoch --covstat_val_dataset
 --crop_nopad --crop_size --dataset --date --deterministic --device --dist_url --domains --dump_augmentation_images
 --dynamic --ema_decay --eval_protocol --exp --fp16 --frame_cache --freeze_bn --gblur --grad_checkpoint --help
---image_in --image_uniform_sampling --img_wt_loss --jitter --jointwtborder --layout_confidence --local-rank
---local_rank --log_interval --lora_rank --lr --lr_schedule --max_cu_epoch --max_epoch --max_iter --mean --method
---momentum --no_quick_check --no_syncbn --no_val_source --num_workers --ohem_min_kept --ohem_thresh --optimizer
---opts --out --output_stride --pictures --poly_exp --pre_size --pretrained --quick_check --relax_denom --repoly
---rescale --restore_optimizer --resume --rlx_off_iter --rrotate --save_interval --scale_max --scale_min --seed
---sgd --snapshot --split --stat_images --std --strict_bdr_cls --syncbn --tb_path --tb_tag --test_mode --trials
---tune --val_dataset --val_interval --val_limit --val_source --version --visualize_feature --weight_decay
---wt_bound --wt_layer --wt_reg_weight -wb
+--image_in --image_uniform_sampling --img_wt_loss --jitter --jointwtborder --layer_decay --layout_confidence
+--local-rank --local_rank --log_interval --lora_rank --lr --lr_schedule --max_cu_epoch --max_epoch --max_iter --mean
+--method --momentum --no_norm_decay --no_quick_check --no_syncbn --no_val_source --num_workers --ohem_min_kept
+--ohem_thresh --optimizer --opts --out --output_stride --pictures --poly_exp --pre_size --pretrained --quick_check
+--relax_denom --repoly --rescale --restore_optimizer --resume --rlx_off_iter --rrotate --save_interval --scale_max
+--scale_min --seed --sgd --snapshot --split --stat_images --std --strict_bdr_cls --syncbn --tb_path --tb_tag
+--test_mode --trials --tune --val_dataset --val_interval --val_limit --val_source --version --visualize_feature
+--warmup_iters --warmup_ratio --weight_decay --wt_bound --wt_layer --wt_reg_weight -wb
 """.split()
 
 KEYS = {  # checkpoints and files of older versions hold them
@@ -58,8 +58,8 @@ KEYS = {  # checkpoints and files of older versions hold them
         BBLUR COLOR_AUG CROP_NOPAD CROP_SIZE GBLUR IMAGE_IN JITTER MEAN PRE_SIZE RROTATE SCALE_MAX SCALE_MIN STD
     """,
     "OPTIM": """
-        ACCUMULATE BATCH_SIZE CLIP_GRAD_NORM EMA_DECAY FP16 LR LR_SCHEDULE MAX_EPOCH MAX_ITER MOMENTUM NAME POLY_EXP
-        REPOLY RESCALE RLX_OFF_ITER WEIGHT_DECAY
+        ACCUMULATE BACKBONE_LR BATCH_SIZE CLIP_GRAD_NORM EMA_DECAY FP16 LAYER_DECAY LR LR_SCHEDULE MAX_EPOCH MAX_ITER
+        MOMENTUM NAME NO_NORM_DECAY POLY_EXP REPOLY RESCALE RLX_OFF_ITER WARMUP_ITERS WARMUP_RATIO WEIGHT_DECAY
     """,
     "EVAL": "ATTENTION_PIXELS BATCH_SIZE INTERVAL LIMIT OUT PICTURES PROTOCOL SOURCE VISUALIZE",
     "RUN": """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from torch import nn
 
 import config
 from config import Config
+from network import BACKBONES, Architecture, assemble, resolve_method
 from optimizer import apply_settings, build_average, build_optimizer, build_scheduler, poly, update_average
+from tests.reference import small_network
 from tests.street_data import make_cfg
 from tests.test_borders import NoWaiting
 from utils.errors import UserError
@@ -160,11 +163,12 @@ def test_a_resumed_schedule_continues(schedule: str, name: str, tmp_path: Path) 
     torch.save({"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}, tmp_path / "state.pth")
     state = torch.load(tmp_path / "state.pth", weights_only=True)
 
-    optimizer = build_optimizer(cfg, nn.Linear(2, 2))
+    network = nn.Linear(2, 2)
+    optimizer = build_optimizer(cfg, network)
     scheduler = build_scheduler(cfg, optimizer)
     optimizer.load_state_dict(state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])
-    apply_settings(cfg, optimizer, scheduler)
+    apply_settings(cfg, network, optimizer, scheduler)
     (group,) = optimizer.param_groups
     assert group.keys() == state["optimizer"]["param_groups"][0].keys() and ("momentum" in group) == (name == "sgd")
     resumed = []
@@ -173,3 +177,107 @@ def test_a_resumed_schedule_continues(schedule: str, name: str, tmp_path: Path) 
         optimizer.step()
         scheduler.step()
     assert resumed == rates(cfg, steps=7)[3:]
+
+
+def settings_by_name(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, tuple[float, float]]:
+    """Return name -> rate and decay of every parameter."""
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    settings = {
+        names[id(parameter)]: (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert len(settings) == sum(len(group["params"]) for group in optimizer.param_groups), "each in one group"
+    return settings
+
+
+def test_without_the_options_there_is_one_group_in_the_networks_order() -> None:
+    network = small_network("ibn")
+    (group,) = build_optimizer(options(LR=0.3, WEIGHT_DECAY=0.2), network).param_groups
+    assert [*map(id, group["params"])] == [*map(id, network.parameters())]
+    assert (group["lr"], group["weight_decay"], group["momentum"]) == (0.3, 0.2, 0.9)
+
+
+STAGES = {"conv1": 0, "bn1": 0, **{f"layer{i}": i for i in range(1, 5)}}  # of a ResNet: depth
+
+
+@pytest.mark.parametrize("backbone_lr", [1.0, 0.1, 2.0])
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_rates_of_heads_sites_and_stages(backbone_lr: float, layer_decay: float) -> None:
+    network = small_network("ibn")
+    cfg = options(NAME="adamw", LR=0.3, WEIGHT_DECAY=0.2, BACKBONE_LR=backbone_lr, LAYER_DECAY=layer_decay)
+    optimizer = build_optimizer(cfg, network)
+    assert optimizer.param_groups[0]["lr"] == 0.3, "what the log shows"
+    found, seen = settings_by_name(optimizer, network), set()
+    for name, _ in network.named_parameters():
+        part, layer, *_ = name.split(".")
+        wanted = 0.3
+        if part == "backbone" and layer != "sites":
+            wanted *= backbone_lr * layer_decay ** (5 - STAGES[layer])
+        seen.add(layer if part == "backbone" else part)
+        assert found.pop(name) == (pytest.approx(wanted), 0.2), name
+    assert not found and seen == {"sites", "head", "aux", *(STAGES.keys() - {"bn1"})}  # stem1 has bn1's place
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_pretrained_parameter_has_a_depth(name: str) -> None:
+    with torch.device("meta"):
+        backbone: Any = assemble(Architecture(BACKBONES[name], 16), method=resolve_method("ibn")).backbone
+    depths = [backbone.depth(key) for key, _ in backbone.named_parameters() if not key.startswith("sites.")]
+    assert depths == sorted(depths) and set(depths) == set(range(5))
+
+
+@pytest.mark.parametrize("backbone_lr", [1.0, 0.1])
+def test_norms_biases_embeddings_and_tokens_keep_their_weights(backbone_lr: float) -> None:
+    class Backbone(nn.Module):
+        added = ("lora",)
+
+    backbone = Backbone()
+    for name in ("pos_embed", "cls_token", "reg_token"):
+        backbone.register_parameter(name, nn.Parameter(torch.ones(1, 2, 3)))
+    backbone.block = nn.ModuleDict({"token_mixer": nn.Linear(2, 2), "lora": nn.Linear(2, 2, bias=False)})
+    network = nn.Sequential()
+    network.add_module("backbone", backbone)
+    network.add_module("head", nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
+    cfg = options(NAME="adamw", LR=0.3, WEIGHT_DECAY=0.2, BACKBONE_LR=backbone_lr, NO_NORM_DECAY=True)
+    slow = pytest.approx(0.3 * backbone_lr)
+    assert settings_by_name(build_optimizer(cfg, network), network) == {
+        **{f"backbone.{name}": (slow, 0.0) for name in ("pos_embed", "cls_token", "reg_token")},
+        **{f"backbone.block.token_mixer.{name}": (slow, 0.2 * (name == "weight")) for name in ("weight", "bias")},
+        "backbone.block.lora.weight": (0.3, 0.2),
+        **{f"head.{name}": (0.3, 0.2 * (name == "0.weight")) for name in ("0.weight", "0.bias", "1.weight", "1.bias")},
+    }
+
+
+@pytest.mark.parametrize("schedule", ["poly", "scl-poly"])
+def test_the_warm_up_is_linear_and_multiplies_the_schedule(schedule: str) -> None:
+    cfg = options(LR_SCHEDULE=schedule, RLX_OFF_ITER=2, RESCALE=0.5)
+    plain = rates(cfg, steps=8)
+    cfg.OPTIM.update(WARMUP_ITERS=4, WARMUP_RATIO=0.2)
+    shares = [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1]
+    assert rates(cfg, steps=8) == pytest.approx([rate * share for rate, share in zip(plain, shares, strict=True)])
+
+
+def test_a_resume_takes_the_rates_of_its_groups_from_its_own_command() -> None:
+    network = small_network("ibn")
+    cfg = options(NAME="adamw", BACKBONE_LR=0.1, NO_NORM_DECAY=True, WARMUP_ITERS=2)
+    optimizer = build_optimizer(cfg, network)
+    scheduler = build_scheduler(cfg, optimizer)
+    optimizer.step()
+    scheduler.step()
+    state = optimizer.state_dict(), scheduler.state_dict()
+    changed = options(NAME="adamw", BACKBONE_LR=0.5, NO_NORM_DECAY=True, WARMUP_ITERS=2, LR=0.4, WEIGHT_DECAY=0.7)
+    optimizer = build_optimizer(changed, network)
+    scheduler = build_scheduler(changed, optimizer)
+    optimizer.load_state_dict(state[0])
+    scheduler.load_state_dict(state[1])
+    apply_settings(changed, network, optimizer, scheduler)
+    share = (1e-6 + (1 - 1e-6) / 2) * 0.9**0.9  # step 1: half of the warm-up, 9 / 10 of the steps left
+    for _ in range(2):
+        found = settings_by_name(optimizer, network)
+        assert found["head.refine.0.conv.weight"] == (pytest.approx(0.4 * share), 0.7)
+        assert found["backbone.layer1.0.conv1.weight"] == (pytest.approx(0.2 * share), 0.7)
+        assert found["backbone.layer1.0.bn1.bias"] == (pytest.approx(0.2 * share), 0.0)
+        optimizer.step()
+        scheduler.step()
+        share = 0.8**0.9

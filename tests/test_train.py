@@ -16,8 +16,7 @@ from torch import Tensor
 import config
 import train
 import valid
-from network.deeplab import SharedDropout2d
-from run import Run, restore
+from run import Run, log_start, restore
 from tests.runs import build_run, launch, read_weights, run_folder, train_arguments
 from tests.test_loaders import join
 from utils.errors import UserError
@@ -130,14 +129,11 @@ def test_restoring_a_snapshot_continues_in_a_new_folder(straight: Path, small_ca
 
 
 def test_accumulated_batches_give_the_gradients_of_one(full_camvid: Path, tmp_path: Path) -> None:
-    plain = ("--method", "base", "--backbone", "resnet18", "--freeze_bn", "--scale_min", "1.0")  # no pixel is ignored
+    plain = ("--method", "base", "--backbone", "resnet18", "--scale_min", "1.0")  # no pixel is ignored
     arguments = train_arguments(full_camvid, tmp_path, *plain)
     torch.manual_seed(0)  # the weights
     run = build_run(arguments)
-    for module in run.network.modules():
-        if isinstance(module, SharedDropout2d):
-            module.p = 0.0
-    run.model.train()
+    run.model.eval()  # batch norm would see another batch, dropout other masks
     batches = run.loader.epoch(0)
     first, second = next(batches), next(batches)
     gradients = []
@@ -162,6 +158,21 @@ def test_a_resumed_run_takes_the_rate_that_it_is_given(
     assert "continuing with another OPTIM.LR: 0.01 -> 0.5" in caplog.text
 
 
+def test_parameter_groups_are_logged_and_those_of_another_run_refused(
+    straight: Path, small_camvid: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = Start(straight / "last.pth")
+    run = build_run(resumable(small_camvid, tmp_path, "--backbone_lr", "0.1", "--lr", "0.02"), start)
+    with pytest.raises(UserError, match="other parameter groups: resume with .*--backbone_lr"):
+        restore(run, start)
+    caplog.set_level("INFO")
+    log_start(run, start)
+    pretrained = sum(parameter.numel() for parameter in run.network.backbone.parameters())  # ISW's sites have none
+    new = sum(parameter.numel() for parameter in run.network.parameters()) - pretrained
+    for rate, count in (("0.02", new), ("0.002", pretrained)):
+        assert f"learning rate {rate}, weight decay 0.0005: {count / 1e6:.3f} M parameters" in caplog.text
+
+
 def test_options_that_an_older_checkpoint_lacks_have_not_changed(
     straight: Path, small_camvid: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -177,6 +188,7 @@ MODERN = (
     *("--method", "base", "--backbone", "mobilenet_v2", "--optimizer", "adamw", "--lr", "0.001"),
     *("--clip_grad_norm", "0.5", "--ema_decay", "0.5", "--ohem_thresh", "0.9", "--ohem_min_kept", "500"),
     *("--lr_schedule", "scl-poly", "--rlx_off_iter", "1", "--rescale", "0.7", "--save_interval", "1"),
+    *("--backbone_lr", "0.5", "--layer_decay", "0.9", "--warmup_iters", "3", "--no_norm_decay"),
 )
 
 

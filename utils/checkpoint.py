@@ -164,14 +164,21 @@ class RunState:
     def load(self, content: Mapping[str, Any], *, path: Path) -> None:
         """Take over what `read_checkpoint` gave; the average, where it holds none, starts from the network.
 
-        Raises `UserError` where network or criterion do not fit.
+        Raises `UserError` where network, criterion or the optimizer's parameter groups do not fit.
         """
         average = content["average"] or content["network"]
         modules = ((self.network, content["network"]), (self.average, average), (self.criterion, content["criterion"]))
         for module, state in modules:
             if module is not None:
                 load_strictly(module, state, path=path)
-        self.optimizer.load_state_dict(content["optimizer"])
+        try:
+            self.optimizer.load_state_dict(content["optimizer"])
+        except ValueError as error:  # another number of groups, or of parameters in one of them
+            raise UserError(
+                f"{path}: its optimizer state belongs to other parameter groups: resume with --backbone_lr, "
+                "--layer_decay and --no_norm_decay as before, or start a new run from the weights (--snapshot without "
+                "--restore_optimizer)"
+            ) from error
         self.scheduler.load_state_dict(content["scheduler"])
         if content["scaler"] and self.scaler.is_enabled():  # both runs in mixed precision on a GPU
             self.scaler.load_state_dict(content["scaler"])
