@@ -97,7 +97,8 @@ class Network(Section):
         "Compute the backbone's blocks again in the backward pass instead of keeping what is inside: less memory, "
         "more time.")
     SYNCBN: bool = option(True, "--syncbn", "Share batch-norm statistics between GPUs.")
-    FREEZE_BN: bool = option(False, "--freeze_bn", "Freeze the batch-norm statistics; scales and shifts still train.")
+    FREEZE_BN: bool = option(False, "--freeze_bn",
+        "Freeze the batch-norm statistics of the pretrained backbone; scales and shifts still train.")
 
 class Whitening(Section):
     REG_WEIGHT: float = option(0.6, "--wt_reg_weight", "Weight of the whitening loss.", low=0)

@@ -174,10 +174,10 @@ class Segmentor(nn.Module, abc.ABC):
         return self.backbone.style_features(images)
 
     def train(self, mode: bool = True) -> Any:
-        """Switch the mode; frozen batch norms keep using their running statistics."""
+        """Switch the mode; a frozen backbone's batch norms keep using the statistics that came with its weights."""
         super().train(mode)
-        for layer in self.modules():
-            if self.freeze_bn and isinstance(layer, _BatchNorm):
+        for name, layer in self.backbone.named_modules() if self.freeze_bn else ():
+            if isinstance(layer, _BatchNorm) and name.partition(".")[0] not in self.backbone.added:
                 layer.eval()
         return self
 
@@ -192,7 +192,7 @@ class Segmentor(nn.Module, abc.ABC):
         size = f"{total:.2f} M parameters"
         if backbone.tune != "full":
             size += f", of which {trained:.2f} M are trained (--tune {backbone.tune})"
-        frozen = ", batch-norm statistics frozen" if self.freeze_bn else ""
+        frozen = ", batch-norm statistics of the backbone frozen" if self.freeze_bn else ""
         return (
             f"{backbone.spec.title}, output stride {backbone.output_stride}, method {self.method}, "
             f"style sites: {sites}, {size}{frozen}"

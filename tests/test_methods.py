@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 
 from loss import build_criterion
 from network.methods import METHODS, method_for, resolve_method
@@ -97,12 +98,16 @@ def test_a_batch_of_one_trains(name: str) -> None:
     assert {key for key in means if "aspp.pool" in key} == means - moved
 
 
-def test_frozen_batch_norms_keep_their_statistics() -> None:
-    network = reference.small_network("base")
+def test_frozen_batch_norms_are_those_of_the_backbone() -> None:
+    network = reference.small_network("sw")
     network.freeze_bn = True
+    network.backbone.sites["new"] = nn.BatchNorm2d(4)  # no pretrained statistics either; nothing runs it
     network.train()
+    assert network.backbone.sites["new"].training
     before = {key: value.clone() for key, value in network.state_dict().items()}
     images, _, _ = reference.sample()
     network(images).fused.mean().backward()
-    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
-    assert network.training and network.head.refine[0].norm.weight.grad is not None
+    moved = {key for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
+    statistics = {key for key in before if "running_" in key or key.endswith("num_batches_tracked")}
+    assert moved == {key for key in statistics if not key.startswith("backbone.") or ".sites.st" in key}
+    assert network.training and network.backbone.layer1[0].bn1.weight.grad is not None, "the scales still train"

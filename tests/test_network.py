@@ -32,7 +32,7 @@ def test_unknown_architecture_names_the_closest() -> None:
 def test_description(arch: str, millions: str) -> None:
     line = on_meta("diia", ARCH=arch, FREEZE_BN=True).describe()
     title = ARCHITECTURES[arch].backbone.title
-    for word in (title, millions, "output stride 16", "DIIA head", "ISW", "stage2=whiten", "statistics frozen"):
+    for word in (title, millions, "output stride 16", "DIIA head", "ISW", "stage2=whiten", "of the backbone frozen"):
         assert word in line
     assert "\n" not in line
     assert "plain DeepLabV3+ head" in on_meta("ibn", ARCH=arch).describe()
