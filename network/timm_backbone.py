@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -130,6 +131,21 @@ class TimmBackbone(BackboneBase):
                 raise UserError(f"--backbone {self.spec.name}: takes images of its own size alone ({error})") from error
             widths[part] = maps.shape[3 if self.channels_last else 1]
         return widths
+
+    def depth(self, name: str) -> int:
+        """Return the position of a pretrained parameter: its part, or in a ViT its block as timm counts, 0 the stem."""
+        inner = name.removeprefix("model.")
+        if self.layers:
+            return next(PARTS.index(part) for path, part in self.layers.items() if inner.startswith(f"{path}."))
+        return self._block_numbers[inner.removeprefix("model.")]
+
+    @cached_property
+    def _block_numbers(self) -> dict[str, int]:
+        from timm.models import group_parameters  # slow to import
+
+        net = self.model.model
+        numbers: dict[str, int] = group_parameters(net, net.group_matcher(), reverse=True)
+        return numbers
 
     def outputs(self, images: Tensor, *, num_stages: int = 4) -> tuple[list[Tensor], tuple[Tensor, ...]]:
         with torch.no_grad() if self.tune == "frozen" else contextlib.nullcontext():

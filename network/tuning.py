@@ -29,6 +29,7 @@ def restrict_tuning(backbone: BackboneBase, tune: str, *, rank: int) -> None:
     for name, parameter in backbone.named_parameters():
         parameter.requires_grad_(name.partition(".")[0] in backbone.added)
     if tune == "lora":
+        backbone.added += ("lora_A", "lora_B")
         insert_lora(backbone.model if isinstance(backbone, TimmBackbone) else backbone, rank=rank)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from network import assemble, build_network, resolve_architecture, resolve_metho
 from network.architectures import DEFAULT_ARCH
 from network.deeplab import Segmentor
 from network.tuning import merge_lora, restrict_tuning
+from optimizer import parameter_groups
 from tests.runs import read_weights, run_folder, train_arguments
 from utils.errors import UserError
 
@@ -48,6 +50,35 @@ def build(name: str, method: str = "base", *, stride: int = 0) -> Segmentor:
 
 def pictures(*size: int, seed: int = 0) -> Tensor:
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", STRIDES)
+def test_depths_of_pretrained_parameters(name: str) -> None:
+    with torch.device("meta"):
+        backbone: Any = build(name).backbone
+    keys = [key for key, _ in backbone.named_parameters() if key.partition(".")[0] not in backbone.added]
+    depths = [backbone.depth(key) for key in keys]
+    assert depths == sorted(depths) and {*depths} == {*range(max(depths) + 1)}, "in the order in which they run"
+    if backbone.pyramid is not None or name.startswith("hiera"):
+        blocks = [re.search(r"blocks\.(\d+)\.", key) for key in keys]
+        assert depths == [1 + int(block[1]) if block else 0 for block in blocks]
+    else:
+        assert max(depths) == 4
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_updates_pyramid_and_heads_train_at_the_full_rate(tune: str) -> None:
+    network = build(SMALL)
+    if tune != "full":
+        restrict_tuning(network.backbone, tune, rank=2)
+    cfg = config.parse(["--lr", "0.1", "--backbone_lr", "0.5", "--layer_decay", "0.9"], program="train")
+    rates = {id(value): group["lr"] for group in parameter_groups(cfg, network) for value in group["params"]}
+    found = {key: rates[id(value)] for key, value in network.named_parameters() if value.requires_grad}
+    for key, rate in found.items():
+        block = re.search(r"blocks\.(\d)", key)
+        pretrained = key.startswith("backbone.model.") and "lora" not in key
+        assert rate == pytest.approx(0.1 * (0.5 * 0.9 ** (6 - int(block[1]) if block else 7) if pretrained else 1)), key
+    assert any("lora" in key for key in found) == (tune == "lora") and any("pyramid" in key for key in found)
 
 
 @pytest.mark.parametrize("method", ["base", "isw", "diia"])
