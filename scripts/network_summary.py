@@ -12,6 +12,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from network import ARCHITECTURES, Segmentor, assemble, resolve_architecture, resolve_method
 from network.architectures import DEFAULT_ARCH
+from network.backbones import Backbone
 from network.diia import TripleAggregation
 from network.style import SyncSwitchWhiten2d
 from utils import program_parser
@@ -28,7 +29,7 @@ class Summary(NamedTuple):
     """The sizes of a network that predicts one image."""
 
     parameters: int  # all, those of the heads that only train too
-    multiply_adds: int  # of convolutions, matrix products and attention, counted by thop
+    multiply_adds: int | None  # of convolutions, matrix products and attention, counted by thop; None for timm's
     torch_multiply_adds: int  # the same by torch's flop counter
     shapes: dict[str, tuple[int, ...]]  # what stem and stages return, channels x height x width
     activations: int  # values that all convolutions return
@@ -55,15 +56,16 @@ def summarise(network: Segmentor, *, size: tuple[int, int]) -> Summary:
         copied(images)
     stages, _ = copied.backbone.outputs(images)
     shapes = {f"stage{number}": tuple(maps.shape[1:]) for number, maps in enumerate(stages, 1)}
-    rules = {TripleAggregation: _count_aggregation, SyncSwitchWhiten2d: _count_switch}
-    rules[nn.BatchNorm2d] = lambda *_: None  # it can be folded into a convolution: left out
-    by_thop, _ = thop.profile(copied, inputs=(images,), custom_ops=rules, verbose=False)
-    by_torch = counter.get_total_flops() // 2
-    if abs(by_thop / by_torch - 1) > 0.01:
-        difference = f"{by_thop / by_torch - 1:+.1%}"
-        raise UserError(f"{network.describe()}: thop counts {difference} more than torch; add a rule for its layer")
+    by_torch, by_thop = counter.get_total_flops() // 2, None
+    if isinstance(network.backbone, Backbone):  # of timm's attentions thop knows nothing
+        rules = {TripleAggregation: _count_aggregation, SyncSwitchWhiten2d: _count_switch}
+        rules[nn.BatchNorm2d] = lambda *_: None  # it can be folded into a convolution: left out
+        by_thop = int(thop.profile(copied, inputs=(images,), custom_ops=rules, verbose=False)[0])
+        if abs(by_thop / by_torch - 1) > 0.01:
+            difference = f"{by_thop / by_torch - 1:+.1%}"
+            raise UserError(f"{network.describe()}: thop counts {difference} more than torch; add a rule for its layer")
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return Summary(parameters, int(by_thop), by_torch, shapes, sum(sizes))
+    return Summary(parameters, by_thop, by_torch, shapes, sum(sizes))
 
 
 def _count_aggregation(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -92,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--size", nargs=2, type=int, default=[1024, 2048], metavar="N", help="height, width of the image"
     )
     args = parser.parse_args(argv)
+    import torchvision.models  # noqa: F401  of torch 2.6 it cannot be imported where the meta device is the default
+
     method, table = resolve_method(args.method, args.wt_layer), [HEADING]
     for name in args.arch or ([DEFAULT_ARCH] if args.backbone else list(ARCHITECTURES)):
         architecture = resolve_architecture(name, backbone=args.backbone, output_stride=args.output_stride)
@@ -102,7 +106,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             [
                 *("" if args.backbone else name.removeprefix("network.deepv3."), architecture.backbone.name),
                 *(str(architecture.output_stride), method.head, f"{summary.parameters / 1e6:.2f}"),
-                *(f"{count / 1e9:.1f}" for count in (summary.multiply_adds, summary.torch_multiply_adds)),
+                *(
+                    f"{count / 1e9:.1f}" if count else "-"
+                    for count in (summary.multiply_adds, summary.torch_multiply_adds)
+                ),
                 *("x".join(map(str, summary.shapes[stage])) for stage in ("stage1", "stage3", "stage4")),
                 f"{summary.activations * BYTES / 2**20:.0f}",
             ]

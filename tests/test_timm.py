@@ -20,6 +20,7 @@ from network.architectures import DEFAULT_ARCH
 from network.deeplab import Segmentor
 from network.tuning import merge_lora, restrict_tuning
 from optimizer import parameter_groups
+from scripts import network_summary
 from tests.runs import read_weights, run_folder, train_arguments
 from utils.errors import UserError
 
@@ -274,3 +275,10 @@ def test_runs_resume_and_are_evaluated(flags: str, small_camvid: Path, tmp_path:
     data = ("--val_dataset", "camvid", "--num_workers", "0", "--opts", f"DATASET.CAMVID_DIR={small_camvid}")
     valid.main(["--snapshot", weights, "--out", str(tmp_path / "scores"), *data])
     assert (tmp_path / "scores" / "scores.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["timm/vit_small_patch14_dinov2", "timm/convnext_tiny", "timm/test_vit"])
+def test_the_summary_counts_them(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    network_summary.main(["--backbone", name, "--size", "64", "96"])
+    row = capsys.readouterr().out.splitlines()[2]
+    assert name in row and " - " in row  # thop does not know their layers

@@ -101,6 +101,7 @@ def process_group(device: torch.device, dist_url: str = "env://") -> Iterator[No
                 raise UserError(sentence) from error
         raise
     if is_initialized():
+        barrier()  # torch 2.6's gloo may hang for ever where one process leaves while another still receives
         dist.destroy_process_group()
 
 
