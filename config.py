@@ -89,10 +89,11 @@ class Network(Section):
         lengths=(7, 7), low=0, high=5)
     PRETRAINED: str = option("auto", "--pretrained",
         "Weights of the backbone: auto (torchvision), torchvision, none or a file (.pth, .pt, .safetensors).")
-    TUNE: Literal["full", "frozen", "lora"] = option("full", "--tune",
-        "What is trained of the pretrained backbone: all of it, nothing, or LoRA's low-rank updates; heads "
-        "always are.")
+    TUNE: Literal["full", "frozen", "lora", "rein"] = option("full", "--tune",
+        "What is trained of the pretrained backbone: all of it, nothing, LoRA's low-rank updates, or Rein's tokens "
+        "(of plain ViTs); heads always are.")
     LORA_RANK: int = option(16, "--lora_rank", "Rank of LoRA's updates.", low=1, needs=("--tune lora",))
+    REIN_TOKENS: int = option(100, "--rein_tokens", "Rein's tokens per block.", low=2, needs=("--tune rein",))
     GRAD_CHECKPOINT: bool = option(False, "--grad_checkpoint",
         "Compute the backbone's blocks again in the backward pass instead of keeping what is inside: less memory, "
         "more time.")

@@ -50,7 +50,7 @@ def build_network(cfg: Config, *, method: Method | None = None) -> Segmentor:
         layout_confidence=cfg.LOSS.LAYOUT_CONFIDENCE,
     )
     if settings.TUNE != "full":
-        restrict_tuning(network.backbone, settings.TUNE, rank=settings.LORA_RANK)
+        restrict_tuning(network.backbone, settings.TUNE, rank=settings.LORA_RANK, tokens=settings.REIN_TOKENS)
     network.backbone.checkpoint_blocks(wanted=settings.GRAD_CHECKPOINT)
     return network
 

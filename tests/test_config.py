@@ -31,13 +31,14 @@ FLAGS = """
 --crop_nopad --crop_size --dataset --date --deterministic --device --dist_url --domains --dump_augmentation_images
 --dynamic --ema_decay --eval_protocol --exp --fp16 --frame_cache --freeze_bn --gblur --grad_checkpoint --help
 --image_in --image_uniform_sampling --img_wt_loss --jitter --jointwtborder --layer_decay --layout_confidence
---local-rank --local_rank --log_interval --lora_rank --lr --lr_schedule --max_cu_epoch --max_epoch --max_iter --mean
---method --momentum --no_norm_decay --no_quick_check --no_syncbn --no_val_source --num_workers --ohem_min_kept
---ohem_thresh --optimizer --opts --out --output_stride --pictures --poly_exp --pre_size --pretrained --quick_check
---relax_denom --repoly --rescale --restore_optimizer --resume --rlx_off_iter --rrotate --save_interval --scale_max
---scale_min --seed --sgd --snapshot --split --stat_images --std --strict_bdr_cls --syncbn --tb_path --tb_tag
---test_mode --trials --tune --val_dataset --val_interval --val_limit --val_source --version --visualize_feature
---warmup_iters --warmup_ratio --weight_decay --wt_bound --wt_layer --wt_reg_weight -wb
+--local-rank --local_rank --log_interval --lora_rank --lr --lr_schedule --max_cu_epoch --max_epoch --max_iter
+--mean --method --momentum --no_norm_decay --no_quick_check --no_syncbn --no_val_source --num_workers
+--ohem_min_kept --ohem_thresh --optimizer --opts --out --output_stride --pictures --poly_exp --pre_size
+--pretrained --quick_check --rein_tokens --relax_denom --repoly --rescale --restore_optimizer --resume
+--rlx_off_iter --rrotate --save_interval --scale_max --scale_min --seed --sgd --snapshot --split --stat_images
+--std --strict_bdr_cls --syncbn --tb_path --tb_tag --test_mode --trials --tune --val_dataset --val_interval
+--val_limit --val_source --version --visualize_feature --warmup_iters --warmup_ratio --weight_decay --wt_bound
+--wt_layer --wt_reg_weight -wb
 """.split()
 
 KEYS = {  # checkpoints and files of older versions hold them
@@ -47,7 +48,8 @@ KEYS = {  # checkpoints and files of older versions hold them
         MAX_CU_EPOCH NUM_WORKERS QUICK_CHECK SPLIT SYNTHIA_DIR TRAIN VAL
     """,
     "NETWORK": """
-        ARCH BACKBONE FREEZE_BN GRAD_CHECKPOINT LORA_RANK METHOD OUTPUT_STRIDE PRETRAINED SYNCBN TUNE WT_LAYER
+        ARCH BACKBONE FREEZE_BN GRAD_CHECKPOINT LORA_RANK METHOD OUTPUT_STRIDE PRETRAINED
+        REIN_TOKENS SYNCBN TUNE WT_LAYER
     """,
     "WHITENING": "CLUSTERS COV_STAT_EPOCH DYNAMIC REG_WEIGHT RELAX_DENOM STAT_IMAGES TRIALS",
     "LOSS": """
@@ -388,7 +390,12 @@ def test_every_row_is_sound(row: Option) -> None:
     assert row.check(row.default, row.key) == row.default
     text = " ".join(map(str, row.default)) if isinstance(row.default, list) else str(row.default)
     assert row.read(text, row.key) == row.default
-    assert set(row.needs) <= {"--optimizer sgd", "--tune lora", *(other.flag for other in config.KEYS.values())}
+    assert set(row.needs) <= {
+        "--optimizer sgd",
+        "--tune lora",
+        "--tune rein",
+        *(other.flag for other in config.KEYS.values()),
+    }
 
 
 @pytest.mark.parametrize("program", ["train", "valid"])

@@ -67,19 +67,20 @@ def test_depths_of_pretrained_parameters(name: str) -> None:
         assert max(depths) == 4
 
 
-@pytest.mark.parametrize("tune", ["full", "lora"])
+@pytest.mark.parametrize("tune", ["full", "lora", "rein"])
 def test_updates_pyramid_and_heads_train_at_the_full_rate(tune: str) -> None:
     network = build(SMALL)
     if tune != "full":
-        restrict_tuning(network.backbone, tune, rank=2)
+        restrict_tuning(network.backbone, tune, rank=2, tokens=5)
     cfg = config.parse(["--lr", "0.1", "--backbone_lr", "0.5", "--layer_decay", "0.9"], program="train")
     rates = {id(value): group["lr"] for group in parameter_groups(cfg, network) for value in group["params"]}
     found = {key: rates[id(value)] for key, value in network.named_parameters() if value.requires_grad}
     for key, rate in found.items():
         block = re.search(r"blocks\.(\d)", key)
-        pretrained = key.startswith("backbone.model.") and "lora" not in key
+        pretrained = key.startswith("backbone.model.") and not re.search("lora_|rein", key)
         assert rate == pytest.approx(0.1 * (0.5 * 0.9 ** (6 - int(block[1]) if block else 7) if pretrained else 1)), key
-    assert any("lora" in key for key in found) == (tune == "lora") and any("pyramid" in key for key in found)
+    assert tune == "full" or any(tune in key for key in found)
+    assert any("pyramid" in key for key in found)
 
 
 @pytest.mark.parametrize("method", ["base", "isw", "diia"])
@@ -193,7 +194,7 @@ def trained_copy(network: Segmentor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", ["mobilenetv3_small_100", SMALL])
 def test_a_frozen_backbone_keeps_every_bit(name: str) -> None:
     network = build(name)
-    restrict_tuning(network.backbone, "frozen", rank=1)
+    restrict_tuning(network.backbone, "frozen", rank=1, tokens=2)
     before = copy.deepcopy(network.state_dict())
     after = trained_copy(network)
     moved = {key for key in before if not torch.equal(before[key], after[key])}
@@ -206,7 +207,7 @@ def test_a_frozen_backbone_keeps_every_bit(name: str) -> None:
 @pytest.mark.parametrize(("name", "stride"), [("resnet18", 32), ("mobilenetv3_small_100", 16), (SMALL, 16)])
 def test_lora_starts_as_the_network_and_merges(name: str, stride: int) -> None:
     plain, network, images = build(name, stride=stride), build(name, stride=stride), pictures(1, 3, 64, 96)
-    restrict_tuning(network.backbone, "lora", rank=4)
+    restrict_tuning(network.backbone, "lora", rank=4, tokens=2)
     with torch.no_grad():
         assert torch.equal(plain.eval().predict(images), network.eval().predict(images))
     before = copy.deepcopy(network.state_dict())
@@ -219,6 +220,19 @@ def test_lora_starts_as_the_network_and_merges(name: str, stride: int) -> None:
         merge_lora(network)
         assert not torch.equal(plain.predict(images), unmerged)
         torch.testing.assert_close(network.predict(images), unmerged, atol=1e-4, rtol=1e-4)
+
+
+def test_rein_starts_as_the_network_and_trains_its_tokens_alone() -> None:
+    plain, network, images = build(SMALL), build(SMALL), pictures(1, 3, 64, 96)
+    restrict_tuning(network.backbone, "rein", rank=1, tokens=8)
+    with torch.no_grad():
+        assert torch.equal(plain.eval().predict(images), network.eval().predict(images))
+    before = copy.deepcopy(network.state_dict())
+    after = trained_copy(network)
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    inside = {key for key in moved if key.startswith("backbone.model")}
+    assert inside and all(".rein." in key for key in inside)
+    assert any(key.endswith("tokens_a") for key in inside)
 
 
 def test_mean_and_deviation_are_those_of_the_weights() -> None:
@@ -244,6 +258,11 @@ def test_mean_and_deviation_are_those_of_the_weights() -> None:
         ("--backbone timm/maxvit_tiny_tf_224 --output_stride 32", "takes images of its own size alone"),
         ("--backbone timm/test_vit --tune frozen --method diia", "has no style sites"),
         ("--backbone timm/resnet18 --tune frozen --method isw", "--tune frozen: style sites .*--tune lora"),
+        ("--backbone timm/resnet18 --method base --tune rein", "--tune rein: its tokens need a plain ViT"),
+        (
+            "--backbone resnet18 --method base --tune rein",
+            "--tune rein: its tokens need a plain ViT, ResNet-18 is none",
+        ),
         ("--backbone timm/resnet18 --lora_rank 4", "--lora_rank belongs to --tune lora"),
         ("--backbone nothing", "--backbone nothing: not available; one of .* or timm/NAME"),
     ],
@@ -258,6 +277,7 @@ def test_what_cannot_be_built_is_one_sentence(flags: str, message: str) -> None:
     [
         f"--backbone timm/{SMALL} --method linear --tune frozen",
         f"--backbone timm/{SMALL} --method diia-no-whitening --tune lora --lora_rank 2",
+        f"--backbone timm/{SMALL} --method base --tune rein --rein_tokens 5 --ema_decay 0.9 --grad_checkpoint",
         "--backbone timm/test_convnext --method isw --cov_stat_epoch 0 --output_stride 32",
     ],
 )
