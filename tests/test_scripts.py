@@ -123,12 +123,28 @@ PUBLISHED_VALID = {
     "mobile_gtav_isw": (MOBILE, "0022200"),
     "r50os16_gtav_isw": (R50, "0022200"),
 }
+# Scripts of a foundation model -> how much of it is trained.
+FOUNDATION = {f"train_dinov2l_gtav_{tune}.sh": tune for tune in ("frozen", "rein", "full")}
 
 
 def test_the_published_scripts_are_there() -> None:
     ours = {"train_r50os16_gtav_synthia_isw.sh"}
     published = {f"train_{name}.sh" for name in PUBLISHED} | {f"valid_{name}.sh" for name in PUBLISHED_VALID}
-    assert set(RUNS) == published | ours
+    assert set(RUNS) == published | ours | FOUNDATION.keys()
+
+
+@pytest.mark.parametrize("script", FOUNDATION)
+def test_foundation_scripts_hold_the_values_of_rein(script: str, stub: Path) -> None:
+    cfg = config.parse(started(stub, *run_arguments(script))[2], program="train")
+    data, optim, augment = cfg.DATASET, cfg.OPTIM, cfg.AUGMENT
+    assert (data.TRAIN, data.VAL) == (["gtav"], ["cityscapes", "bdd100k", "mapillary"])
+    assert (augment.CROP_SIZE, optim.BATCH_SIZE * optim.ACCUMULATE, optim.MAX_ITER) == (512, 4, 40000)
+    assert (optim.NAME, optim.LR, optim.WEIGHT_DECAY, optim.NO_NORM_DECAY) == ("adamw", 1e-4, 0.05, True)
+    assert cfg.NETWORK.BACKBONE == "timm/vit_large_patch14_dinov2.lvd142m" and cfg.NETWORK.METHOD == "base"
+    assert cfg.NETWORK.TUNE == FOUNDATION[script] and f"train_{cfg.RUN.EXP}.sh" == script
+    if cfg.NETWORK.TUNE == "full":
+        assert optim.LR * optim.BACKBONE_LR == pytest.approx(1e-5)
+    assert f"./scripts/{script}" in (ROOT / "docs" / "training.md").read_text()
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -344,4 +360,4 @@ def test_the_readme_lists_every_method_and_training_script() -> None:
         for backbone, sources in zip(titles[3:], row[3:], strict=True):
             ending = endings[-1 if backbone != "`r50os16`" else 0] if endings else ""
             listed |= {f"train_{backbone.strip('`')}_{source}_{ending}.sh" for source in sources.split(", ") if source}
-    assert listed == {name for name in RUNS if name.startswith("train_")}
+    assert listed == {name for name in RUNS if name.startswith("train_")} - FOUNDATION.keys()
