@@ -20,6 +20,7 @@ from datasets.loaders import TrainingBatch
 from loss.whitening import Whitening, covariance
 from network import Segmentor
 from network.diia import DIIASegmentor
+from network.timm_backbone import TimmBackbone
 from transforms.appearance import Appearance, edge_target
 from transforms.build import FixedAugmentation
 from utils.errors import UserError
@@ -53,7 +54,7 @@ class Activations(NamedTuple):
     edge: Array | None  # (H,W) reconstructed edge map
     edge_target: Array | None  # (H,W)
     layout: Array | None  # (H,W) coarse layout, 255 where not confident
-    attention: Array | None  # (N,h,w) weights of all cells for each query pixel, summing to one
+    attention: dict[str, Array]  # whose -> (N,h,w) weights of all cells for each query pixel, summing to one
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,13 @@ class FeaturePlotter:
     pixels: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        method = self.network.method
-        if not (self.network.style_channels or {"edge", "layout"} & set(method.parts)):
+        method, attends = self.network.method, self.network.attends or self.network.backbone.attends
+        if not (self.network.style_channels or {"edge", "layout"} & set(method.parts) or attends):
             raise UserError(
                 f"--visualize_feature: {method.label} has no whitening, no branches and no attention to show; "
                 "leave it out and see the predictions of --pictures"
             )
-        if self.pixels and not self.network.attends:
+        if self.pixels and not attends:
             raise UserError(f"--attention_pixels: {method.label} has no attention; leave the pixels out")
 
     def __call__(self, image: Array, truth: Array, prediction: Array, *, merged: Array) -> dict[str, Array]:
@@ -91,14 +92,14 @@ class FeaturePlotter:
             truth, prediction: (H,W).
             merged: (256,) class under which each class is shown.
         """
-        queries = self._queries(truth) if self.network.attends else {}
+        queries = self._queries(truth) if self.network.attends or self.network.backbone.attends else {}
         values = self.activations(image, list(queries.values()))
         plots = {}
         if values.covariances:
             plots["covariances"] = self._plot_covariances(image, values)
         if values.edge is not None or values.layout is not None:
             plots["branches"] = _plot_branches(image, truth, prediction, values, merged=merged)
-        if values.attention is not None:
+        if values.attention:
             plots["attention"] = self._plot_attention(image, values.attention, queries)
         return plots
 
@@ -109,12 +110,13 @@ class FeaturePlotter:
         tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(self.device)
         augmented, pair = self.augment(tensor)
         network.eval()
-        style, attention = network.style_features(pair) if network.style_channels else (), None
+        style, attention = network.style_features(pair) if network.style_channels else (), {}
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             output = network(pair[1:]).float()
-            if pixels:
-                assert isinstance(network, DIIASegmentor)
-                attention = _array(network.attention_of(pair[1:], pixels)[0])
+            if pixels and isinstance(network, DIIASegmentor) and network.attends:
+                attention["DIIA"] = _array(network.attention_of(pair[1:], pixels)[0])
+            if pixels and isinstance(network.backbone, TimmBackbone) and network.backbone.attends:
+                attention["backbone's last block"] = _array(network.backbone.attention_of(pair[1:], pixels)[0])
         network.train(training)
         edge, layout = output.edge, output.layout
         return Activations(
@@ -189,15 +191,19 @@ class FeaturePlotter:
         title = f"{site}: mask, {int(mask.sum())} of {channels * (channels - 1) // 2} {word}"
         show(panel, title, _array(shown), cmap="Greys", vmin=0, vmax=1)
 
-    def _plot_attention(self, image: Array, weights: Array, queries: dict[str, tuple[int, int]]) -> Array:
-        assert isinstance(self.network, DIIASegmentor) and self.network.aggregate is not None
-        figure, panels = figure_panels(len(queries), size=image.shape[:2], columns=min(3, len(queries)))
-        gate = self.network.aggregate.gamma.item()
-        figure.suptitle(f"attention in multiples of equal weights; the gate is {gate:.3g}", fontsize=11)
-        for panel, (title, query), maps in zip(panels, queries.items(), weights, strict=True):
-            show_heat(panel, image, maps, query=query)
+    def _plot_attention(self, image: Array, attention: dict[str, Array], queries: dict[str, tuple[int, int]]) -> Array:
+        number = len(queries) * len(attention)
+        figure, panels = figure_panels(number, size=image.shape[:2], columns=min(2 + len(attention), number))
+        title = "attention in multiples of equal weights"
+        if isinstance(self.network, DIIASegmentor) and self.network.aggregate is not None:
+            title += f"; the gate of DIIA's is {self.network.aggregate.gamma.item():.3g}"
+        figure.suptitle(title, fontsize=11)
+        places = ((index, name, whose) for index, name in enumerate(queries) for whose in attention)
+        for panel, (index, name, whose) in zip(panels, places, strict=True):
+            maps = attention[whose][index]
+            show_heat(panel, image, maps, query=queries[name])
             share = np.sort(maps.flatten())[-max(1, maps.size // 10) :].sum()
-            panel.set_title(f"{title}\n10% of the cells get {share:.0%}", fontsize=10)
+            panel.set_title(f"{name}, {whose}\n10% of the cells get {share:.0%}", fontsize=10)
         return render(figure)
 
 

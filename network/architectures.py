@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from network.backbones import BACKBONES, Backbone, BackboneBase, BackboneSpec
+from network.backbone_base import BackboneBase
+from network.backbones import BACKBONES, Backbone, BackboneSpec
 from network.style import read_codes
 from network.timm_backbone import TIMM, TimmBackbone, TimmSpec, find_timm
 from utils.errors import UserError, did_you_mean

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from network.backbones import BackboneBase
+from network.backbone_base import BackboneBase
 from network.methods import Method
 from network.outputs import SegmentorOutput
 from utils import distributed

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from network.backbones import BackboneBase
+from network.backbone_base import BackboneBase
 from network.deeplab import AuxHead, Decoder, Refined, Segmentor, conv_norm_relu, initialise_heads, resize, split_stride
 from network.outputs import Features, SegmentorOutput
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from network.backbones import PARTS, BackboneBase
+from network.backbone_base import PARTS, BackboneBase
 from network.deeplab import resize
 from network.style import build_site, read_codes
 from utils.errors import UserError, did_you_mean
@@ -110,6 +110,7 @@ class TimmBackbone(BackboneBase):
             model.out_indices = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
             self.pyramid = Pyramid(width, output_stride=output_stride, skip=skip)
             self.added = ("sites", "pyramid")
+            self.attends = hasattr(self._last_attention(), "fused_attn")
             channels = [0, width // 4 if skip else width, *3 * [width]]
         widths = self._widths() if self.layers else dict(zip(PARTS[1:], channels[-4:], strict=True))
         self.channels = tuple(widths.get(part, 0) for part in PARTS)
@@ -171,10 +172,43 @@ class TimmBackbone(BackboneBase):
             outputs.append(feature)
         return outputs[1:], tuple(style)
 
+    def attention_of(self, images: Tensor, pixels: Sequence[tuple[int, int]]) -> Tensor:
+        """Return how the last block's patches at N pixels (x, y) of images (B, 3, H, W) weigh all patches.
+
+        Returns:
+            (B, N, h, w) float32, the mean over the heads, each map sums to one; class and register tokens are left out.
+        """
+        attention, recorder = self._last_attention(), _Recorder()
+        kept = attention.attn_drop, attention.fused_attn
+        attention.attn_drop, attention.fused_attn = recorder, False  # fused kernels keep no weights
+        try:
+            self.outputs(images)
+        finally:
+            attention.attn_drop, attention.fused_attn = kept
+        height, width = (-(-side // self.unit) for side in images.shape[2:])
+        prefix = getattr(self.model.model, "num_prefix_tokens", 0)  # SAM's has none
+        cells = [prefix + y // self.unit * width + x // self.unit for x, y in pixels]
+        weights = recorder.seen.float().mean(1)[:, cells, prefix:]  # (B, N, hw)
+        return (weights / weights.sum(2, keepdim=True)).unflatten(2, (height, width))
+
+    def _last_attention(self) -> Any:
+        block = self.model.model.blocks[-1]
+        return getattr(block, "block", block).attn  # inside Rein's
+
     def checkpoint_blocks(self, *, wanted: bool) -> None:
         super().checkpoint_blocks(wanted=wanted)
         if not self.layers:
             self.model.model.set_grad_checkpointing(wanted)
+
+
+class _Recorder(nn.Module):
+    """Keeps what passes through, in the place of a dropout."""
+
+    seen: Tensor
+
+    def forward(self, maps: Tensor) -> Tensor:
+        self.seen = maps
+        return maps
 
 
 def _layers(model: Any) -> dict[str, str]:

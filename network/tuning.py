@@ -6,7 +6,7 @@ import re
 
 from torch import nn
 
-from network.backbones import BackboneBase
+from network.backbone_base import BackboneBase
 from network.rein import insert_rein
 from network.timm_backbone import TimmBackbone
 from utils.errors import UserError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from evaluation import features
 from evaluation.features import FeaturePlotter, class_centres
 from loss import collect_masks
 from loss.whitening import Whitening, covariance
+from network import assemble, resolve_architecture, resolve_method
+from network.architectures import DEFAULT_ARCH
 from network.diia import TripleAggregation
 from tests import reference
 from tests.runs import build_run, launch, read_weights, run_folder, train_arguments
@@ -101,12 +104,12 @@ def test_what_is_drawn_is_what_the_network_and_the_losses_see(normalisation: tup
             np.testing.assert_allclose(matrices[0], covariance(copy)[0], atol=0.02)  # the copy's colours are rounded
             assert np.abs(matrices[0] - matrices[1]).max() > 0.1
     assert found.edge is not None and found.edge_target is not None
-    assert found.layout is not None and found.attention is not None
+    assert found.layout is not None and found.attention.keys() == {"DIIA"}
     np.testing.assert_allclose(found.edge, output.edge[0, 0], atol=1e-5)
     assert np.array_equal(found.edge_target, edge_target(torch.from_numpy(IMAGE.transpose(2, 0, 1).copy())[None])[0])
     assert np.array_equal(found.layout, output.layout[0])
-    np.testing.assert_allclose(found.attention, attention, atol=1e-6)
-    np.testing.assert_allclose(found.attention.sum((1, 2)), 1, atol=1e-5)
+    np.testing.assert_allclose(found.attention["DIIA"], attention, atol=1e-6)
+    np.testing.assert_allclose(found.attention["DIIA"].sum((1, 2)), 1, atol=1e-5)
 
 
 def test_the_copy_does_not_depend_on_the_normalisation() -> None:
@@ -141,6 +144,34 @@ def test_each_method_plots_what_it_has(method: str, kinds: set[str]) -> None:
 def test_methods_with_nothing_inside_are_refused(method: str) -> None:
     with pytest.raises(UserError, match=f"--visualize_feature: {method} has no whitening.*--pictures"):
         plotter(method)
+
+
+@pytest.mark.parametrize("method", ["linear", "diia-no-whitening"])
+def test_the_attention_of_a_vit_stands_beside_that_of_the_head(method: str) -> None:
+    torch.manual_seed(0)
+    network = assemble(resolve_architecture(DEFAULT_ARCH, backbone="timm/test_vit"), method=resolve_method(method))
+    plot = replace(plotter("diia"), network=network, whitening=None)
+    pixels = [(10, 40), (50, 5), (63, 47)]
+    found = plot.activations(IMAGE, pixels).attention
+    assert list(found) == (["DIIA"] if "diia" in method else []) + ["backbone's last block"]
+    model: Any = network.backbone.model.eval().model  # type: ignore[union-attr]
+    inputs = build_normalisation(config.parse([], program="train"))(
+        torch.from_numpy(IMAGE.transpose(2, 0, 1).copy())[None]
+    )
+    with torch.no_grad():
+        tokens = model._pos_embed(model.patch_embed(inputs))
+        for block in model.blocks[:-1]:
+            tokens = block(tokens)
+        last, (_, count, width) = model.blocks[-1], tokens.shape
+        query, key, _ = (
+            last.attn.qkv(last.norm1(tokens)).view(1, count, 3, last.attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+        )
+        weights = (query @ key.mT * (width / last.attn.num_heads) ** -0.5).softmax(-1).mean(1)[0, 1:, 1:]
+    rows = weights[[4 * (y // 16) + x // 16 for x, y in pixels]]
+    wanted = (rows / rows.sum(1, keepdim=True)).view(3, 3, 4)
+    np.testing.assert_allclose(found["backbone's last block"], wanted, atol=1e-5)
+    assert model.blocks[-1].attn.fused_attn, "as before"
+    assert {"attention"} <= set(plot(IMAGE, label(), label(), merged=MERGED))
 
 
 def test_pixels_are_refused_without_attention() -> None:
