@@ -25,6 +25,7 @@ from datasets.splits import Split, Splits
 from evaluation import Evaluator, build_evaluator
 from loss import Criterion, build_criterion
 from network import Method, Segmentor, build_network, resolve_jitter
+from network.backbones import Backbone
 from network.pretrained import load_pretrained
 from network.weights import load_weights, upgrade_checkpoint
 from optimizer import apply_settings, build_average, build_optimizer, build_scheduler, describe_groups
@@ -173,6 +174,6 @@ def log_start(run: Run, start: Start) -> None:
     if len(groups := describe_groups(run.optimizer)) > 1:
         logger.info("%d parameter groups\n%s", len(groups), "\n".join(groups))
     published = method.recipe_batch(cfg.DATASET.TRAIN)
-    if batches.global_batch != published:
+    if isinstance(run.network.backbone, Backbone) and batches.global_batch != published:
         text = "%d images per step, the published recipe of %s has %d: change --accumulate or expect other numbers"
         logger.warning(text, batches.global_batch, method.name, published)

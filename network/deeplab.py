@@ -230,8 +230,7 @@ class LinearSegmentor(Segmentor):
         self.head = nn.Sequential(OrderedDict(norm=nn.BatchNorm2d(channels), classify=classify))
 
     def forward(self, images: Tensor) -> SegmentorOutput:
-        features = self.backbone(images)
-        return SegmentorOutput(fused=resize(self.head(features.top), images.shape[2:]), style=features.style)
+        return SegmentorOutput(fused=self.predict(images))
 
     def predict(self, images: Tensor) -> Tensor:
-        return self(images).fused
+        return resize(self.head(self.backbone(images).top), images.shape[2:])

@@ -271,7 +271,13 @@ class Pyramid(nn.Module):
         )
 
     def forward(self, maps: Sequence[Tensor], *, size: tuple[int, int]) -> list[Tensor]:
-        """Map four (B, C, h, w) of images of height and width `size` to maps of exactly the pyramid's strides."""
+        """Map four (B, C, h, w) of images of height and width `size` to maps of exactly the pyramid's strides.
+
+        Without `skip` they keep the size of the patches.
+        """
         first, second, third, last = maps
-        levels = zip((self.low(first), second, third, self.top(last)), self.strides, strict=True)
-        return [resize(level, [-(-side // stride) for side in size]) for level, stride in levels]
+        levels = [self.low(first), second, third, self.top(last)]
+        if not self.strides:
+            return levels
+        sizes = [[-(-side // stride) for side in size] for stride in self.strides]
+        return [resize(level, size) for level, size in zip(levels, sizes, strict=True)]
