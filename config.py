@@ -17,7 +17,7 @@ from typing import Any, Literal, get_type_hints
 import yaml
 from easydict import EasyDict
 
-from config_rules import check_together, fix_normalisation
+from config_rules import REFUSED, check_together, fix_normalisation
 from utils import options
 from utils.errors import UserError
 from utils.options import Section, Setting, option, shared
@@ -240,16 +240,6 @@ GROUPS = {section: fields.__name__.lower() for section, fields in get_type_hints
 PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {  # program -> what --help says, defaults of its own
     "train": ("Train a network on source domains and evaluate it on unseen ones.", {}),
     "valid": ("Evaluate weights on target domains; flags of train.py are accepted too.", {"DATASET.VAL": ["bdd100k"]}),
-}
-_NEVER = "did nothing in the original program and does not exist here: leave it out"
-REFUSED = {
-    **dict.fromkeys(("--freeze_trunk", "--hardnm", "--scf"), _NEVER),
-    **dict.fromkeys(("--adam", "--amsgrad"), f"{_NEVER}, or use --optimizer adamw"),
-    "--trunk": "did nothing in the original program and does not exist here: --arch names the backbone",
-    **dict.fromkeys(("--use_wtloss", "--use_isw"), "does not exist here: --method or --wt_layer choose the whitening"),
-    "--start_epoch": "does not exist here: --resume and --restore_optimizer take the epoch from the checkpoint",
-    "--cv": "is not available: the splits of the folders are used as they are; leave it out for the published split 0",
-    "--maxSkip": "is not available: video frames cannot be added; --coarse_boost_classes adds coarsely labelled ones",
 }
 
 

@@ -1,4 +1,4 @@
-"""What the options of a run say together: values that contradict, and what follows from the backbone."""
+"""What the options of a run say together: flags and values that are refused, and what follows from the backbone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,17 @@ from utils.errors import UserError
 
 if TYPE_CHECKING:
     from config import Config
+
+_NEVER = "did nothing in the original program and does not exist here: leave it out"
+REFUSED = {
+    **dict.fromkeys(("--freeze_trunk", "--hardnm", "--scf"), _NEVER),
+    **dict.fromkeys(("--adam", "--amsgrad"), f"{_NEVER}, or use --optimizer adamw"),
+    "--trunk": "did nothing in the original program and does not exist here: --arch names the backbone",
+    **dict.fromkeys(("--use_wtloss", "--use_isw"), "does not exist here: --method or --wt_layer choose the whitening"),
+    "--start_epoch": "does not exist here: --resume and --restore_optimizer take the epoch from the checkpoint",
+    "--cv": "is not available: the splits of the folders are used as they are; leave it out for the published split 0",
+    "--maxSkip": "is not available: video frames cannot be added; --coarse_boost_classes adds coarsely labelled ones",
+}
 
 
 def check_together(tree: Config) -> None:
