@@ -149,6 +149,8 @@ class Augmentation(Section):
         "Mean of the images' channels, 0..1; default: that of the backbone's weights, else ImageNet's.", lengths=(3, 3))
     STD: list[float] | None = option(None, "--std", "Their deviation, likewise.", lengths=(3, 3), above=0)
     IMAGE_IN: bool = option(False, "--image_in", "Normalise every image by its own mean and deviation.")
+    MIXSTYLE: float = option(0.0, "--mixstyle",
+        "MixStyle: probability per step of mixing features' statistics between a process's images.", low=0, high=1)
 
 class Optimisation(Section):
     NAME: Literal["sgd", "adamw"] = option("sgd", "--optimizer", "Optimiser; AdamW needs a smaller --lr, e.g. 0.0001.",

@@ -11,7 +11,9 @@ from network.deeplab import LinearSegmentor, PlainSegmentor, Segmentor
 from network.diia import Confidence, DIIASegmentor
 from network.methods import METHODS, Method, method_for, resolve_jitter, resolve_method
 from network.outputs import SegmentorOutput
+from network.style import MixStyle
 from network.tuning import restrict_tuning
+from utils.errors import UserError
 
 __all__ = [
     "ARCHITECTURES",
@@ -52,6 +54,12 @@ def build_network(cfg: Config, *, method: Method | None = None) -> Segmentor:
     if settings.TUNE != "full":
         restrict_tuning(network.backbone, settings.TUNE, rank=settings.LORA_RANK, tokens=settings.REIN_TOKENS)
     network.backbone.checkpoint_blocks(wanted=settings.GRAD_CHECKPOINT)
+    if cfg.AUGMENT.MIXSTYLE:
+        mix_style = network.backbone.mix_style
+        if not isinstance(mix_style, MixStyle):
+            name = network.backbone.spec.name
+            raise UserError(f"--mixstyle: {name} gives no maps between its stages; leave it out")
+        mix_style.probability = cfg.AUGMENT.MIXSTYLE
     return network
 
 

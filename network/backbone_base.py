@@ -30,7 +30,7 @@ class BackboneBase(nn.Module, abc.ABC):
     kinds: dict[str, str]  # style site -> kind (network.style)
     style_names: tuple[str, ...]  # of the captured maps
     style_channels: tuple[int, ...]
-    added: tuple[str, ...] = ("sites",)  # children, or modules inside them, that no pretrained file has
+    added: tuple[str, ...] = ("sites", "mix_style")  # children, or modules inside them, that no pretrained file has
     tune = "full"  # how the pretrained part is fine-tuned (network.tuning)
     grad_checkpoint = False
     attends = False  # whether it has `attention_of`

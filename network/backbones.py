@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from network.backbone_base import PARTS, BackboneBase
-from network.style import build_site
+from network.style import MIXED, MixStyle, build_site
 from utils.errors import UserError
 
 Parts = dict[str, tuple[str, ...]]  # stem, stage1 .. stage4 -> the layers that it runs, by name and in order
@@ -126,7 +126,7 @@ class Backbone(BackboneBase):
         for number, dilation in spec.dilations_at(output_stride).items():
             stage = map(self.get_submodule, self.parts[f"stage{number}"])
             _dilate(stage, dilation, whole=isinstance(spec, ResNetSpec))
-        self.sites = nn.ModuleDict()
+        self.sites, self.mix_style = nn.ModuleDict(), MixStyle()
         self.relu_after_site = nn.ReLU()  # not in place: the whitening loss reads what the site returned
         self.before_relu: set[str] = set()  # ResNet blocks whose last ReLU comes behind a site
         channels = {site: self._place(site, kind=kind) for site, kind in sites.items()}
@@ -167,6 +167,7 @@ class Backbone(BackboneBase):
                 maps = residual_sum(layer, maps) if name in self.before_relu else self.run_layer(layer, maps)
                 if name.removeprefix("sites.") in self.style_names:
                     style.append(maps)
+            maps = self.mix_style(maps) if part in MIXED else maps
             outputs.append(maps)
         return outputs[1:], tuple(style)
 

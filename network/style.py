@@ -15,6 +15,7 @@ from utils import distributed
 from utils.errors import UserError
 
 SITE_KINDS = {1: "whiten", 2: "whiten", 3: "instance", 4: "instance_affine", 5: "switchable"}
+MIXED = ("stem", "stage1", "stage2")  # whose outputs MixStyle mixes
 POSITION_NAMES = ("stem1", "stem2", "stem3", "stage1", "stage2", "stage3", "stage4")
 # Type of switchable whitening -> how many statistics are mixed: batch and instance whitening; layer norm too; batch and
 # instance norm too. Of type 4 the published code has no forward.
@@ -79,6 +80,39 @@ def inverse_root(covariances: Tensor, *, iterations: int) -> Tensor:
     for _ in range(iterations):
         root = 1.5 * root - 0.5 * (root @ root @ root @ scaled)
     return root / trace.sqrt()
+
+
+def mix_style(maps: Tensor, share: Tensor, other: Tensor) -> Tensor:
+    """Give images (B, C, h, w) the mixture of their own channel means and deviations and those of others.
+
+    Image i keeps the share `share[i]` of its own and takes the rest from image `other[i]`; both are (B,). The
+    statistics are constants for the gradient.
+    """
+    variance, mean = torch.var_mean(maps.detach().float(), dim=(2, 3), correction=0, keepdim=True)  # (B, C, 1, 1)
+    deviation, share = (variance + 1e-6).sqrt(), share[:, None, None, None]
+    mixed_mean, mixed_deviation = (share * own + (1 - share) * own[other] for own in (mean, deviation))
+    return ((maps - mean) * (mixed_deviation / deviation) + mixed_mean).to(maps.dtype)
+
+
+class MixStyle(nn.Module):
+    """Mixes the style of a process's images in training, in a step with a probability; else it returns its input.
+
+    Zhou et al., Domain generalization with MixStyle, ICLR 2021. All random numbers come from torch's CPU generator; the
+    shares are sampled for the whole batch, so that processes that were seeded alike have different ones.
+    """
+
+    def __init__(self, probability: float = 0.0, *, alpha: float = 0.1) -> None:
+        super().__init__()
+        self.probability, self.alpha = probability, alpha
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map (B, C, h, w) to the same shape."""
+        batch = len(maps)
+        if not self.training or not self.probability or batch == 1 or torch.rand(()) >= self.probability:
+            return maps
+        shares = torch.distributions.Beta(self.alpha, self.alpha).sample((distributed.world_size() * batch,))
+        share, other = shares.split(batch)[distributed.rank()], torch.randperm(batch)
+        return mix_style(maps, *(values.to(maps.device, non_blocking=True) for values in (share, other)))
 
 
 class SyncSwitchWhiten2d(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from network.backbone_base import PARTS, BackboneBase
 from network.deeplab import resize
-from network.style import build_site, read_codes
+from network.style import MIXED, MixStyle, build_site, read_codes
 from utils.errors import UserError, did_you_mean
 
 TIMM = "timm/"  # how --backbone starts
@@ -103,13 +103,13 @@ class TimmBackbone(BackboneBase):
         self.layers = _layers(self.model)  # path of every layer -> part that it belongs to
         self.channels_last = getattr(self.model, "output_fmt", None) == "NHWC"
         self.unit = strides[-1]  # images are padded to a multiple of it: many networks cut off what is left over
-        self.sites = nn.ModuleDict()
+        self.sites, self.mix_style = nn.ModuleDict(), MixStyle() if self.layers else None
         self.pyramid: Pyramid | None = None
         if len(set(strides)) == 1:
             depth, width = len(model.model.blocks), channels[-1]
             model.out_indices = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
             self.pyramid = Pyramid(width, output_stride=output_stride, skip=skip)
-            self.added = ("sites", "pyramid")
+            self.added = (*self.added, "pyramid")
             self.attends = hasattr(self._last_attention(), "fused_attn")
             channels = [0, width // 4 if skip else width, *3 * [width]]
         widths = self._widths() if self.layers else dict(zip(PARTS[1:], channels[-4:], strict=True))
@@ -166,9 +166,11 @@ class TimmBackbone(BackboneBase):
             feature = maps.permute(0, 3, 1, 2) if self.channels_last else maps
             if part in self.sites:
                 feature = self.sites[part](feature)
-                maps = feature.permute(0, 2, 3, 1) if self.channels_last else feature
             if part in self.style_names:
                 style.append(feature)
+            if part in MIXED and self.mix_style is not None:
+                feature = self.mix_style(feature)
+            maps = feature.permute(0, 2, 3, 1) if self.channels_last else feature
             outputs.append(feature)
         return outputs[1:], tuple(style)
 
