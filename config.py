@@ -130,6 +130,8 @@ class Loss(Section):
     OHEM_MIN_KEPT: int = option(100000, "--ohem_min_kept",
         "Pixels per crop that --ohem_thresh keeps at least, on average over a process's batch, the hardest first.",
         low=0, needs=("--ohem_thresh",))
+    LABEL_SMOOTHING: float = option(0.0, "--label_smoothing",
+        "Share of a pixel's label that the cross entropy spreads over all classes.", low=0, high=1)
     LAYOUT_CONFIDENCE: Literal["logits", "softmax"] = option("logits", "--layout_confidence",
         "What the thresholds of DIIA's coarse layout compare.")
 

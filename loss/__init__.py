@@ -33,6 +33,7 @@ def build_criterion(cfg: Config, *, method: Any, style_channels: Sequence[int]) 
         whitening=whitening,
         whitening_weight=cfg.WHITENING.REG_WEIGHT,
         class_weights=CLASS_WEIGHTS if options.CLASS_WEIGHTS else None,
+        smoothing=options.LABEL_SMOOTHING,
         targets=targets,
         ohem=(options.OHEM_THRESH, options.OHEM_MIN_KEPT / cfg.AUGMENT.CROP_SIZE**2) if options.OHEM_THRESH else None,
     )

@@ -37,13 +37,19 @@ class Criterion(nn.Module):
         whitening_weight: float,
         class_weights: Sequence[float] | None = None,
         targets: ImageTargets | None = None,
+        smoothing: float = 0.0,
         ohem: tuple[float, float] | None = None,
     ) -> None:
-        """Keep the parts; `ohem` holds threshold and least share of `ignore_easy_pixels`."""
+        """Keep the parts.
+
+        Args:
+            smoothing: of the labels; the coarse layout, which the network made itself and has to copy, is not smoothed.
+            ohem: threshold and least share of `ignore_easy_pixels`.
+        """
         super().__init__()
         if head not in WEIGHTS:
             raise ValueError(f"head {head!r}: one of {', '.join(WEIGHTS)}")
-        self.head, self.whitening, self.targets, self.ohem = head, whitening, targets, ohem
+        self.head, self.whitening, self.targets, self.smoothing, self.ohem = head, whitening, targets, smoothing, ohem
         self.weights: dict[str, float] = dict(WEIGHTS[head])
         if whitening is not None:
             self.weights["whitening"] = whitening_weight
@@ -90,7 +96,7 @@ class Criterion(nn.Module):
     def _entropy(self, logits: Tensor, truth: Truth) -> Tensor:
         if self.ohem is not None and isinstance(truth, Tensor):
             truth = ignore_easy_pixels(logits, truth, threshold=self.ohem[0], min_share=self.ohem[1])
-        return cross_entropy(logits, truth, weight=self.class_weights)
+        return cross_entropy(logits, truth, weight=self.class_weights, smoothing=self.smoothing)
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Return the weighted sum of named terms; a name without a weight raises KeyError."""

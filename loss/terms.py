@@ -29,20 +29,22 @@ class ClassSets(NamedTuple):
 Truth: TypeAlias = Tensor | ClassSets  # labels, or sets of classes
 
 
-def cross_entropy(logits: Tensor, truth: Truth, *, weight: Tensor | None = None) -> Tensor:
+def cross_entropy(logits: Tensor, truth: Truth, *, weight: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
     """Return the mean cross entropy over the pixels that are not ignored; zero, never NaN, where all are.
 
     Args:
         logits: (B, classes, H, W).
         truth: labels (B, H, W), or sets: the mean of -log(probability of any class of a pixel's set) by their weights.
         weight: (classes,) weights of labels; the mean is then a weighted one.
+        smoothing: share of a label that is spread over all classes; sets have none.
     """
     logits = logits.float()
     if isinstance(truth, ClassSets):  # a difference of logarithms of sums, so no probability can vanish
         inside = logits.masked_fill(truth.outside, -torch.inf).logsumexp(1)  # (B, H, W)
         total, share = ((logits.logsumexp(1) - inside) * truth.weight).sum(), truth.weight.sum()
     else:
-        total = F.cross_entropy(logits, truth, weight=weight, ignore_index=IGNORE, reduction="sum")
+        options = {"weight": weight, "label_smoothing": smoothing}
+        total = F.cross_entropy(logits, truth, ignore_index=IGNORE, reduction="sum", **options)  # type: ignore[arg-type]
         valid = truth != IGNORE
         share = valid.sum() if weight is None else (weight[truth.where(valid, 0)] * valid).sum()
     return total / share.where(share > 0, 1.0)

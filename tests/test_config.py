@@ -30,14 +30,14 @@ FLAGS = """
 --cls_wt_loss --clusters --coarse_boost_classes --color_aug --config --cov_stat_epoch --covstat_val_dataset
 --crop_nopad --crop_size --dataset --date --deterministic --device --dist_url --domains --dump_augmentation_images
 --dynamic --ema_decay --eval_protocol --exp --fp16 --frame_cache --freeze_bn --gblur --grad_checkpoint --help
---image_in --image_uniform_sampling --img_wt_loss --jitter --jointwtborder --layer_decay --layout_confidence
---local-rank --local_rank --log_interval --lora_rank --lr --lr_schedule --max_cu_epoch --max_epoch --max_iter --mean
---method --mixstyle --momentum --no_norm_decay --no_quick_check --no_syncbn --no_val_source --num_workers
---ohem_min_kept --ohem_thresh --optimizer --opts --out --output_stride --pictures --poly_exp --pre_size --pretrained
---quick_check --rein_tokens --relax_denom --repoly --rescale --restore_optimizer --resume --rlx_off_iter --rrotate
---save_interval --scale_max --scale_min --seed --sgd --snapshot --split --stat_images --std --strict_bdr_cls --syncbn
---tb_path --tb_tag --test_mode --trials --tune --val_dataset --val_interval --val_limit --val_source --version
---visualize_feature --warmup_iters --warmup_ratio --weight_decay --wt_bound --wt_layer --wt_reg_weight -wb
+--image_in --image_uniform_sampling --img_wt_loss --jitter --jointwtborder --label_smoothing --layer_decay
+--layout_confidence --local-rank --local_rank --log_interval --lora_rank --lr --lr_schedule --max_cu_epoch --max_epoch
+--max_iter --mean --method --mixstyle --momentum --no_norm_decay --no_quick_check --no_syncbn --no_val_source
+--num_workers --ohem_min_kept --ohem_thresh --optimizer --opts --out --output_stride --pictures --poly_exp --pre_size
+--pretrained --quick_check --rein_tokens --relax_denom --repoly --rescale --restore_optimizer --resume --rlx_off_iter
+--rrotate --save_interval --scale_max --scale_min --seed --sgd --snapshot --split --stat_images --std --strict_bdr_cls
+--syncbn --tb_path --tb_tag --test_mode --trials --tune --val_dataset --val_interval --val_limit --val_source
+--version --visualize_feature --warmup_iters --warmup_ratio --weight_decay --wt_bound --wt_layer --wt_reg_weight -wb
 """.split()
 
 KEYS = {  # checkpoints and files of older versions hold them
@@ -52,8 +52,8 @@ KEYS = {  # checkpoints and files of older versions hold them
     """,
     "WHITENING": "CLUSTERS COV_STAT_EPOCH DYNAMIC REG_WEIGHT RELAX_DENOM STAT_IMAGES TRIALS",
     "LOSS": """
-        BATCH_WEIGHTS CLASS_WEIGHTS IMAGE_WEIGHTS LAYOUT_CONFIDENCE OHEM_MIN_KEPT OHEM_THRESH RELAX_BORDERS
-        STRICT_CLASSES WEIGHT_BOUND
+        BATCH_WEIGHTS CLASS_WEIGHTS IMAGE_WEIGHTS LABEL_SMOOTHING LAYOUT_CONFIDENCE OHEM_MIN_KEPT OHEM_THRESH
+        RELAX_BORDERS STRICT_CLASSES WEIGHT_BOUND
     """,
     "AUGMENT": """
         BBLUR COLOR_AUG CROP_NOPAD CROP_SIZE GBLUR IMAGE_IN JITTER MEAN MIXSTYLE PRE_SIZE RROTATE SCALE_MAX SCALE_MIN
@@ -225,6 +225,8 @@ def test_values_are_typed() -> None:
         ("--jointwtborder --strict_bdr_cls 19", "--strict_bdr_cls must be a list of values, each .* from 0 to 18"),
         ("--ohem_thresh 0.7 --img_wt_loss", "--ohem_thresh and --img_wt_loss each choose which pixels count"),
         ("--ohem_thresh 0.7 --jointwtborder", "--ohem_thresh and --jointwtborder each choose"),
+        ("--label_smoothing 0.1 --jointwtborder", "--label_smoothing: targets of --jointwtborder are sets of classes"),
+        ("--label_smoothing 0.1 --img_wt_loss", "--label_smoothing: targets of --img_wt_loss are sets of classes"),
         ("--mixstyle 0.5 --bs_mult 1", "--mixstyle: a process's images are mixed; give --bs_mult of at least 2"),
         ("--ohem_min_kept 5", "--ohem_min_kept belongs to --ohem_thresh"),
         ("--optimizer adamw --momentum 0.8", "--momentum belongs to --optimizer sgd"),

@@ -81,6 +81,24 @@ def test_large_layout_loss_is_damped() -> None:
     assert criterion.total({"layout": torch.tensor(3.0)}).item() == pytest.approx(0.3)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_smoothed_labels(weighted: bool) -> None:
+    """Each target is 0.8 of its class and 0.2 of all classes alike; each class counts with its weight."""
+    output, labels = made_up_output(), some_labels()
+    terms = build("diia", LABEL_SMOOTHING=0.2, CLASS_WEIGHTS=weighted)(
+        output, labels, torch.zeros(2, 8, 8), whiten=False
+    )
+    weight = torch.tensor(CLASS_WEIGHTS) if weighted else torch.ones(19)
+    valid = labels != 255
+    target = 0.8 * F.one_hot(labels.where(valid, 0), 19) + 0.2 / 19  # (B, H, W, C)
+    for name, logits in (("fused", output.fused), ("coarse", output.coarse), ("edge_logits", output.edge_logits)):
+        pixels = -(target * weight * logits.softmax(1).log().movedim(1, 3)).sum(3)
+        expected = pixels[valid].sum() / weight[labels[valid]].sum()
+        torch.testing.assert_close(terms[name], expected)
+    layout = F.cross_entropy(output.layout_logits, output.layout, weight=weight)
+    torch.testing.assert_close(terms["layout"], layout)
+
+
 def test_plain_head() -> None:
     criterion = build("irw")
     terms = criterion(made_up_output(), some_labels(), whiten=True)
