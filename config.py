@@ -151,6 +151,8 @@ class Augmentation(Section):
         "Mean of the images' channels, 0..1; default: that of the backbone's weights, else ImageNet's.", lengths=(3, 3))
     STD: list[float] | None = option(None, "--std", "Their deviation, likewise.", lengths=(3, 3), above=0)
     IMAGE_IN: bool = option(False, "--image_in", "Normalise every image by its own mean and deviation.")
+    FDA: float = option(0.0, "--fda",
+        "FDA: largest frequency, in cycles per pixel, whose amplitude a process's images mix.", low=0, high=0.5)
     MIXSTYLE: float = option(0.0, "--mixstyle",
         "MixStyle: probability per step of mixing features' statistics between a process's images.", low=0, high=1)
 

@@ -40,7 +40,7 @@ def check_together(tree: Config) -> None:
         raise UserError(f"--ohem_thresh and {weights[0]} each choose which pixels count how much; give one of them")
     if tree.LOSS.LABEL_SMOOTHING and weights not in ([], ["--cls_wt_loss"]):
         raise UserError(f"--label_smoothing: targets of {weights[0]} are sets of classes, not labels; give one of them")
-    mixing = [flag for name, flag in {"MIXSTYLE": "--mixstyle"}.items() if tree.AUGMENT[name]]
+    mixing = [flag for name, flag in {"FDA": "--fda", "MIXSTYLE": "--mixstyle"}.items() if tree.AUGMENT[name]]
     if mixing and tree.OPTIM.BATCH_SIZE == 1:
         raise UserError(f"{' and '.join(mixing)}: a process's images are mixed; give --bs_mult of at least 2, not 1")
     if tree.EVAL.VISUALIZE and not tree.EVAL.PICTURES:

@@ -49,7 +49,7 @@ def one(
     bilateral: float = 0,
 ) -> AppearanceParams:
     """Return one sample's parameters."""
-    numbers = (torch.tensor(values, dtype=torch.float32) for values in (factors, sigma, bilateral))
+    numbers = [torch.tensor(values, dtype=torch.float32) for values in (factors, sigma, bilateral)] + [torch.tensor(0)]
     return AppearanceParams(torch.tensor(jitter), torch.tensor(order), *numbers)
 
 

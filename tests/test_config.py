@@ -29,7 +29,7 @@ FLAGS = """
 --cache --cache_dir --centroid_cache --city_mode --ckpt --class_uniform_pct --class_uniform_tile --clip_grad_norm
 --cls_wt_loss --clusters --coarse_boost_classes --color_aug --config --cov_stat_epoch --covstat_val_dataset
 --crop_nopad --crop_size --dataset --date --deterministic --device --dist_url --domains --dump_augmentation_images
---dynamic --ema_decay --eval_protocol --exp --fp16 --frame_cache --freeze_bn --gblur --grad_checkpoint --help
+--dynamic --ema_decay --eval_protocol --exp --fda --fp16 --frame_cache --freeze_bn --gblur --grad_checkpoint --help
 --image_in --image_uniform_sampling --img_wt_loss --jitter --jointwtborder --label_smoothing --layer_decay
 --layout_confidence --local-rank --local_rank --log_interval --lora_rank --lr --lr_schedule --max_cu_epoch --max_epoch
 --max_iter --mean --method --mixstyle --momentum --no_norm_decay --no_quick_check --no_syncbn --no_val_source
@@ -56,8 +56,8 @@ KEYS = {  # checkpoints and files of older versions hold them
         RELAX_BORDERS STRICT_CLASSES WEIGHT_BOUND
     """,
     "AUGMENT": """
-        BBLUR COLOR_AUG CROP_NOPAD CROP_SIZE GBLUR IMAGE_IN JITTER MEAN MIXSTYLE PRE_SIZE RROTATE SCALE_MAX SCALE_MIN
-        STD
+        BBLUR COLOR_AUG CROP_NOPAD CROP_SIZE FDA GBLUR IMAGE_IN JITTER MEAN MIXSTYLE PRE_SIZE RROTATE SCALE_MAX
+        SCALE_MIN STD
     """,
     "OPTIM": """
         ACCUMULATE BACKBONE_LR BATCH_SIZE CLIP_GRAD_NORM EMA_DECAY FP16 LAYER_DECAY LR LR_SCHEDULE MAX_EPOCH MAX_ITER
@@ -228,6 +228,7 @@ def test_values_are_typed() -> None:
         ("--label_smoothing 0.1 --jointwtborder", "--label_smoothing: targets of --jointwtborder are sets of classes"),
         ("--label_smoothing 0.1 --img_wt_loss", "--label_smoothing: targets of --img_wt_loss are sets of classes"),
         ("--mixstyle 0.5 --bs_mult 1", "--mixstyle: a process's images are mixed; give --bs_mult of at least 2"),
+        ("--mixstyle 0.5 --fda 0.1 --bs_mult 1", "--fda and --mixstyle: a process's images are mixed"),
         ("--ohem_min_kept 5", "--ohem_min_kept belongs to --ohem_thresh"),
         ("--optimizer adamw --momentum 0.8", "--momentum belongs to --optimizer sgd"),
         ("--ema_decay 1", "--ema_decay must be a number from 0 to 0.999999, got 1"),

@@ -73,7 +73,7 @@ def test_training_on_every_domain(streets: Path, tmp_path: Path, name: str, shar
     for batch in batches:
         assert batch.images.shape == (2, 3, 32, 32) and batch.images.dtype == torch.uint8
         assert batch.labels.shape == (2, 32, 32) and batch.labels.dtype == torch.uint8
-        assert [len(values) for values in batch.params] == [2] * 5 and len(batch.names) == 2
+        assert [len(values) for values in batch.params] == [2] * 6 and len(batch.names) == 2
         assert set(batch.labels.unique().tolist()) <= {*range(19), 255}
 
 
@@ -374,7 +374,7 @@ def test_the_share_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     def slow() -> Iterator[TrainingBatch]:
         for _ in range(3):
             clock[0] += 3.0
-            yield TrainingBatch(torch.zeros(1), torch.zeros(1), AppearanceParams(*[torch.zeros(1)] * 5), [])
+            yield TrainingBatch(torch.zeros(1), torch.zeros(1), AppearanceParams(*[torch.zeros(1)] * 6), [])
 
     to_device = DeviceBatches(torch.device("cpu"))
     for _ in to_device(slow()):

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import default_collate
 
 from network import BACKBONES, build_network
 from network.backbones import Backbone
 from network.style import MixStyle, mix_style
 from tests.street_data import make_cfg
+from transforms.appearance import Normalisation
+from transforms.build import build_appearance, build_appearance_sampler, statistics_sampler
+from transforms.style_augmentation import mix_amplitudes
 from utils import distributed
 from utils.errors import UserError
 
@@ -20,6 +25,14 @@ from utils.errors import UserError
 def random_maps(batch: int = 4, channels: int = 3, size: tuple[int, int] = (6, 7), *, seed: int = 0) -> torch.Tensor:
     maps = torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(seed))
     return maps * torch.arange(1.0, batch + 1)[:, None, None, None] + torch.arange(channels)[:, None, None]
+
+
+def pictures(count: int = 3, size: tuple[int, int] = (24, 31)) -> torch.Tensor:
+    """Return smooth images with some noise, uint8."""
+    rng = np.random.default_rng(5)
+    coarse = torch.from_numpy(rng.uniform(40, 200, (count, 3, 4, 4))).float()
+    images = torch.nn.functional.interpolate(coarse, size=size, mode="bilinear")
+    return (images + torch.from_numpy(rng.normal(0, 8, images.shape)).float()).round().clamp(0, 255).byte()
 
 
 # ------------------------------------------------------------------------------------------------- MixStyle
@@ -112,3 +125,54 @@ def test_mixstyle_in_networks_of_timm(name: str) -> None:
 def test_mixstyle_needs_stages() -> None:
     with pytest.raises(UserError, match=r"--mixstyle: timm/vit_tiny_patch16_224 gives no maps between its stages"):
         build_network(make_cfg(METHOD="base", BACKBONE="timm/vit_tiny_patch16_224", MIXSTYLE=0.5))
+
+
+# ------------------------------------------------------------------------------------------------------ FDA
+
+
+@pytest.mark.parametrize("size", [(24, 31), (23, 32)])
+def test_fda_mixes_the_amplitudes_of_low_frequencies_and_keeps_all_phases(size: tuple[int, int]) -> None:
+    images, share, beta = pictures(3, size).float(), torch.tensor([0.0, 0.3, 1.0]), 0.13
+    out = mix_amplitudes(images, share, beta=beta).double().numpy()
+    assert out.shape == images.shape
+    before, after = np.fft.fft2(images.double().numpy()), np.fft.fft2(out)
+    down, across = (np.abs(np.fft.fftfreq(length)) for length in size)
+    low = (down <= beta)[:, None] & (across <= beta)
+    assert low.sum() == (2 * int(beta * size[0]) + 1) * (2 * int(beta * size[1]) + 1)
+    for i, other in ((0, 2), (1, 0), (2, 1)):
+        own, theirs, weight = np.abs(before[i]), np.abs(before[other]), float(share[i])
+        expected = np.where(low, (1 - weight) * own + weight * theirs, own)
+        np.testing.assert_allclose(np.abs(after[i]), expected, rtol=1e-3, atol=0.05)
+        phase = after[i] / np.abs(after[i]) * np.conj(before[i] / np.abs(before[i]))
+        np.testing.assert_allclose(phase, 1, atol=0.01)
+
+
+def test_fda_of_a_batch_depends_on_the_streams_alone(tmp_path: Path) -> None:
+    cfg = make_cfg(tmp_path, COLOR_AUG=0.0, GBLUR=False, FDA=0.1)
+    sampler, appearance, images = build_appearance_sampler(cfg, jitter="diia"), build_appearance(cfg), pictures()
+    params = default_collate([sampler(np.random.default_rng(seed)) for seed in range(3)])
+    assert len(set(params.stream.tolist())) == 3 and params.stream.min() > 0
+    received = appearance(images, params)
+    assert torch.equal(received, appearance(images, params)) and not torch.equal(received, Normalisation()(images))
+    other = appearance(images, params._replace(stream=params.stream + 1))
+    assert not torch.equal(received, other)
+    alone = appearance(images[:1], type(params)(*(values[:1] for values in params)))
+    assert torch.equal(alone, Normalisation()(images[:1])), "nobody to mix with"
+    shown = appearance.colours(images, params)
+    assert (Normalisation()(shown) - received).abs().max() < 0.01, "pictures show what the network receives"
+
+
+def test_styles_are_not_in_the_statistics_and_change_no_other_random_number(tmp_path: Path) -> None:
+    styled, plain = make_cfg(tmp_path, FDA=0.1), make_cfg(tmp_path)
+    images = pictures(1)[0]
+    params = statistics_sampler()(np.random.default_rng(0))
+    assert params.stream == 0
+    pairs = [build_appearance(cfg).pair(images, params) for cfg in (styled, plain)]
+    assert torch.equal(*pairs)
+    first, second = (build_appearance_sampler(cfg, jitter="diia")(np.random.default_rng(1)) for cfg in (styled, plain))
+    assert second.stream == 0
+    assert all(torch.equal(*values) for values in zip(first[:-1], second[:-1], strict=True))
+    rng, again = np.random.default_rng(1), np.random.default_rng(1)
+    build_appearance_sampler(plain, jitter="diia")(rng)
+    [again.random() for _ in range(1 + 4 + 4 + 1)]  # jitter, order, factors, sigma: as before there were styles
+    assert rng.random() == again.random()

@@ -35,6 +35,7 @@ class AppearanceParams(NamedTuple):
         factors: (4,) float32, the factors of the first three and the shift of hue in turns.
         sigma: () float32, of the Gaussian blur in pixels, 0 = none.
         bilateral: () float32, of the bilateral blur in pixels, 0 = none.
+        stream: () int64, seeds what is sampled for the style augmentation, 0 = none.
     """
 
     jitter: Tensor
@@ -42,19 +43,21 @@ class AppearanceParams(NamedTuple):
     factors: Tensor
     sigma: Tensor
     bilateral: Tensor
+    stream: Tensor
 
 
 @dataclass(frozen=True)
 class AppearanceSampler:
     """Samples one image's parameters: jitter with a probability, and blur always or never, bilateral where asked for.
 
-    `strengths` are those of brightness, contrast, saturation and hue.
+    `strengths` are those of brightness, contrast, saturation and hue; `style`: whether there is style augmentation.
     """
 
     probability: float
     strengths: tuple[float, float, float, float]
     blur: bool
     bilateral: bool = False
+    style: bool = False
 
     def __call__(self, rng: Rng) -> AppearanceParams:
         """Return the parameters; how many numbers are taken from `rng` does not depend on their values."""
@@ -64,7 +67,8 @@ class AppearanceSampler:
         factors = [rng.uniform(max(1 - strength, 0), 1 + strength) for strength in strengths] + [rng.uniform(-hue, hue)]
         bilateral = rng.uniform(0.05, 0.75) if self.bilateral else 0.0
         sigma = 0.15 + 1.15 * rng.random() if self.blur and not self.bilateral else 0.0
-        numbers = (torch.tensor(values, dtype=torch.float32) for values in (factors, sigma, bilateral))
+        numbers = [torch.tensor(values, dtype=torch.float32) for values in (factors, sigma, bilateral)]
+        numbers.append(torch.tensor(rng.integers(1, 2**62, endpoint=True) if self.style else 0))
         return AppearanceParams(torch.tensor(jitter), torch.from_numpy(order), *numbers)
 
 
@@ -184,9 +188,10 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class Appearance:
-    """Jitter, then blur, then normalisation, each sample with its own parameters."""
+    """Jitter, blur, style augmentation and normalisation, each sample with its own parameters."""
 
     normalisation: Normalisation = Normalisation()
+    style: Callable[[Tensor, Tensor], Tensor] | None = None  # of colours and streams
 
     def __call__(self, images: Tensor, params: AppearanceParams) -> Tensor:
         """Return (B, 3, H, W) float32 on the device of `images`, (B, 3, H, W) uint8."""
@@ -194,7 +199,7 @@ class Appearance:
 
     def colours(self, images: Tensor, params: AppearanceParams) -> Tensor:
         """Return (B, 3, H, W) uint8 on the CPU: what a network is shown, before the normalisation."""
-        return self._changed(images, params).round().byte().cpu()
+        return self._changed(images, params).clamp_(0, 255).round().byte().cpu()
 
     def pair(self, image: Tensor, params: AppearanceParams) -> Tensor:
         """Return the photometrically augmented view and the image itself, (2, 3, h, w), for (3, h, w) uint8.
@@ -206,7 +211,8 @@ class Appearance:
     def _changed(self, images: Tensor, params: AppearanceParams) -> Tensor:
         colours = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
         colours = gaussian_blur(jitter(colours, params), params.sigma)
-        return bilateral_blur(colours, params.bilateral) if params.bilateral.any() else colours
+        colours = bilateral_blur(colours, params.bilateral) if params.bilateral.any() else colours
+        return colours if self.style is None else self.style(colours, params.stream)
 
 
 def edge_target(images: Tensor) -> Tensor:

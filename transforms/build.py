@@ -11,6 +11,7 @@ from torch.utils.data import default_collate
 from config import Config
 from transforms.appearance import MEAN, STD, Appearance, AppearanceParams, AppearanceSampler, Normalisation
 from transforms.geometry import Geometry, RandomCrop, RandomFlip, RandomRotation, RandomScale, Resize
+from transforms.style_augmentation import StyleAugmentation
 from utils.errors import UserError
 
 JITTER_STRENGTHS = {"diia": (0.8, 0.8, 0.8, 0.3), "robustnet": (0.4, 0.4, 0.4, 0.1)}  # as `AppearanceSampler` has them
@@ -32,7 +33,8 @@ def build_geometry(cfg: Config) -> Geometry:
 def build_appearance_sampler(cfg: Config, *, jitter: str) -> AppearanceSampler:
     """Return the sampler of a training image's appearance; `jitter` names the strengths (diia, robustnet)."""
     augment = cfg.AUGMENT
-    return AppearanceSampler(augment.COLOR_AUG, JITTER_STRENGTHS[jitter], augment.GBLUR, augment.BBLUR)
+    style = build_style_augmentation(cfg) is not None
+    return AppearanceSampler(augment.COLOR_AUG, JITTER_STRENGTHS[jitter], augment.GBLUR, augment.BBLUR, style)
 
 
 def statistics_sampler() -> AppearanceSampler:
@@ -46,7 +48,12 @@ def build_normalisation(cfg: Config) -> Normalisation:
 
 
 def build_appearance(cfg: Config) -> Appearance:
-    return Appearance(build_normalisation(cfg))
+    return Appearance(build_normalisation(cfg), build_style_augmentation(cfg))
+
+
+def build_style_augmentation(cfg: Config) -> StyleAugmentation | None:
+    style = StyleAugmentation(fda=cfg.AUGMENT.FDA)
+    return None if style == StyleAugmentation() else style
 
 
 @dataclass(frozen=True)
