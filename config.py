@@ -153,6 +153,10 @@ class Augmentation(Section):
     IMAGE_IN: bool = option(False, "--image_in", "Normalise every image by its own mean and deviation.")
     FDA: float = option(0.0, "--fda",
         "FDA: largest frequency, in cycles per pixel, whose amplitude a process's images mix.", low=0, high=0.5)
+    RANDCONV: float = option(0.0, "--randconv",
+        "RandConv: probability that an image is mixed with what a random convolution makes of it.", low=0, high=1)
+    RANDCONV_REPEATS: int = option(1, "--randconv_repeats",
+        "ProRandConv if above 1: up to this many 3x3 convolutions, without mixing.", low=1, needs=("--randconv",))
     MIXSTYLE: float = option(0.0, "--mixstyle",
         "MixStyle: probability per step of mixing features' statistics between a process's images.", low=0, high=1)
 

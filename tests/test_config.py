@@ -34,10 +34,11 @@ FLAGS = """
 --layout_confidence --local-rank --local_rank --log_interval --lora_rank --lr --lr_schedule --max_cu_epoch --max_epoch
 --max_iter --mean --method --mixstyle --momentum --no_norm_decay --no_quick_check --no_syncbn --no_val_source
 --num_workers --ohem_min_kept --ohem_thresh --optimizer --opts --out --output_stride --pictures --poly_exp --pre_size
---pretrained --quick_check --rein_tokens --relax_denom --repoly --rescale --restore_optimizer --resume --rlx_off_iter
---rrotate --save_interval --scale_max --scale_min --seed --sgd --snapshot --split --stat_images --std --strict_bdr_cls
---syncbn --tb_path --tb_tag --test_mode --trials --tune --val_dataset --val_interval --val_limit --val_source
---version --visualize_feature --warmup_iters --warmup_ratio --weight_decay --wt_bound --wt_layer --wt_reg_weight -wb
+--pretrained --quick_check --randconv --randconv_repeats --rein_tokens --relax_denom --repoly --rescale
+--restore_optimizer --resume --rlx_off_iter --rrotate --save_interval --scale_max --scale_min --seed --sgd --snapshot
+--split --stat_images --std --strict_bdr_cls --syncbn --tb_path --tb_tag --test_mode --trials --tune --val_dataset
+--val_interval --val_limit --val_source --version --visualize_feature --warmup_iters --warmup_ratio --weight_decay
+--wt_bound --wt_layer --wt_reg_weight -wb
 """.split()
 
 KEYS = {  # checkpoints and files of older versions hold them
@@ -56,8 +57,8 @@ KEYS = {  # checkpoints and files of older versions hold them
         RELAX_BORDERS STRICT_CLASSES WEIGHT_BOUND
     """,
     "AUGMENT": """
-        BBLUR COLOR_AUG CROP_NOPAD CROP_SIZE FDA GBLUR IMAGE_IN JITTER MEAN MIXSTYLE PRE_SIZE RROTATE SCALE_MAX
-        SCALE_MIN STD
+        BBLUR COLOR_AUG CROP_NOPAD CROP_SIZE FDA GBLUR IMAGE_IN JITTER MEAN MIXSTYLE PRE_SIZE RANDCONV
+        RANDCONV_REPEATS RROTATE SCALE_MAX SCALE_MIN STD
     """,
     "OPTIM": """
         ACCUMULATE BACKBONE_LR BATCH_SIZE CLIP_GRAD_NORM EMA_DECAY FP16 LAYER_DECAY LR LR_SCHEDULE MAX_EPOCH MAX_ITER
@@ -229,6 +230,7 @@ def test_values_are_typed() -> None:
         ("--label_smoothing 0.1 --img_wt_loss", "--label_smoothing: targets of --img_wt_loss are sets of classes"),
         ("--mixstyle 0.5 --bs_mult 1", "--mixstyle: a process's images are mixed; give --bs_mult of at least 2"),
         ("--mixstyle 0.5 --fda 0.1 --bs_mult 1", "--fda and --mixstyle: a process's images are mixed"),
+        ("--randconv_repeats 5", "--randconv_repeats belongs to --randconv"),
         ("--ohem_min_kept 5", "--ohem_min_kept belongs to --ohem_thresh"),
         ("--optimizer adamw --momentum 0.8", "--momentum belongs to --optimizer sgd"),
         ("--ema_decay 1", "--ema_decay must be a number from 0 to 0.999999, got 1"),

@@ -9,15 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.signal import correlate2d
 from torch.utils.data import default_collate
 
 from network import BACKBONES, build_network
 from network.backbones import Backbone
 from network.style import MixStyle, mix_style
 from tests.street_data import make_cfg
-from transforms.appearance import Normalisation
+from transforms.appearance import MEAN, STD, Normalisation
 from transforms.build import build_appearance, build_appearance_sampler, statistics_sampler
-from transforms.style_augmentation import mix_amplitudes
+from transforms.style_augmentation import (
+    StyleAugmentation,
+    mix_amplitudes,
+    progressive_convolution,
+    random_convolution,
+)
 from utils import distributed
 from utils.errors import UserError
 
@@ -176,3 +182,73 @@ def test_styles_are_not_in_the_statistics_and_change_no_other_random_number(tmp_
     build_appearance_sampler(plain, jitter="diia")(rng)
     [again.random() for _ in range(1 + 4 + 4 + 1)]  # jitter, order, factors, sigma: as before there were styles
     assert rng.random() == again.random()
+
+
+# ------------------------------------------------------------------------------------------------- RandConv
+
+
+def correlated(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """Return the cross-correlation of (3, H, W) with (3, 3, k, k), zeros around the image."""
+    planes = [
+        sum(correlate2d(plane, part, mode="same") for plane, part in zip(image, row, strict=True)) for row in kernel
+    ]
+    return np.stack(planes)
+
+
+def test_randconv_mixes_an_image_with_its_random_convolution() -> None:
+    image, sizes = random_maps(1)[0], set()
+    for seed in range(12):
+        out, rng = random_convolution(image, np.random.default_rng(seed)), np.random.default_rng(seed)
+        size = int(rng.choice((1, 3, 5, 7)))
+        kernel, share = rng.normal(0, (3 * size * size) ** -0.5, (3, 3, size, size)), rng.random()
+        expected = share * image.double().numpy() + (1 - share) * correlated(image.double().numpy(), kernel)
+        np.testing.assert_allclose(out, expected, atol=1e-4)
+        sizes.add(size)
+    assert sizes == {1, 3, 5, 7}
+
+
+def test_progressive_convolutions_repeat_one_block() -> None:
+    image, lengths = random_maps(1)[0], set()
+    for seed in range(12):
+        out, rng = progressive_convolution(image, np.random.default_rng(seed), repeats=4), np.random.default_rng(seed)
+        kernel, affine = rng.normal(0, (3 * 9) ** -0.5, (3, 3, 3, 3)), rng.normal(0, 0.5, (2, 3))
+        sigma, values = rng.uniform(0.01, 1), image.double().numpy()
+        for down, across in np.ndindex(3, 3):
+            kernel[:, :, down, across] *= np.exp(-((down - 1) ** 2 + (across - 1) ** 2) / (2 * sigma**2))
+        lengths.add(length := int(rng.integers(1, 5)))
+        for _ in range(length):
+            values = correlated(values, kernel)
+            for c in range(3):
+                centred = (values[c] - values[c].mean()) / (values[c].std() + 1e-5)
+                values[c] = np.tanh(affine[0, c] * centred + affine[1, c])
+        np.testing.assert_allclose(out, values, atol=2e-3)
+    assert lengths == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_each_image_has_a_convolution_of_its_own_with_a_probability(repeats: int) -> None:
+    images, streams = pictures(40, (48, 61)).float(), torch.arange(1, 41)
+    augment, threads = StyleAugmentation(randconv=0.5, repeats=repeats), torch.get_num_threads()
+    out = augment(images.clone(), streams)
+    changed = (out != images).flatten(1).any(1)
+    assert 8 < changed.sum() < 32
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            for index in range(6):
+                alone = augment(images[index : index + 1].clone(), streams[index : index + 1])[0]
+                assert torch.equal(alone, out[index]), "the same bits in every batch"
+    finally:
+        torch.set_num_threads(threads)
+    both = augment(images[:1].repeat(40, 1, 1, 1), streams)
+    assert len({image.sum().item() for image in both[changed]}) == changed.sum()
+
+
+def test_pictures_show_convolved_images_within_the_range_of_colours(tmp_path: Path) -> None:
+    appearance = build_appearance(make_cfg(tmp_path, RANDCONV=1.0))
+    sampler = build_appearance_sampler(make_cfg(tmp_path, RANDCONV=1.0, COLOR_AUG=0.0, GBLUR=False), jitter="diia")
+    params = default_collate([sampler(np.random.default_rng(seed)) for seed in range(3)])
+    received = appearance(pictures(), params)
+    statistics = 255 * torch.tensor((MEAN, STD)).reshape(2, 3, 1, 1)
+    expected = (received * statistics[1] + statistics[0]).clamp(0, 255)
+    assert (appearance.colours(pictures(), params).float() - expected).abs().max() < 0.51

@@ -52,7 +52,8 @@ def build_appearance(cfg: Config) -> Appearance:
 
 
 def build_style_augmentation(cfg: Config) -> StyleAugmentation | None:
-    style = StyleAugmentation(fda=cfg.AUGMENT.FDA)
+    augment = cfg.AUGMENT
+    style = StyleAugmentation(augment.FDA, augment.RANDCONV, augment.RANDCONV_REPEATS)
     return None if style == StyleAugmentation() else style
 
 

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from transforms.appearance import MEAN, STD
+
+KERNEL_SIZES = (1, 3, 5, 7)
 
 
 def mix_amplitudes(images: Tensor, share: Tensor, *, beta: float) -> Tensor:
@@ -31,24 +37,71 @@ def mix_amplitudes(images: Tensor, share: Tensor, *, beta: float) -> Tensor:
     return torch.fft.irfft2(spectrum, s=(height, width))
 
 
+def random_convolution(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Mix a normalised image (3, H, W) with what a random kernel of a random size makes of it, in a random share.
+
+    Xu et al., Robust and generalizable visual representation learning via random convolutions, ICLR 2021.
+    """
+    kernel, share = _kernel(rng, int(rng.choice(KERNEL_SIZES))), rng.random()
+    return torch.lerp(_convolve(image, kernel), image, share)
+
+
+def progressive_convolution(image: Tensor, rng: np.random.Generator, *, repeats: int) -> Tensor:
+    """Apply one random block up to `repeats` times to a normalised image (3, H, W); their number is random.
+
+    The block: a 3x3 convolution with a Gaussian's taper, each channel to zero mean and unit deviation, a random scale
+    and shift, tanh. Choi et al., Progressive random convolutions, CVPR 2023, without its deformed kernels.
+    """
+    kernel, (scale, shift) = _kernel(rng, 3), _tensor(rng.normal(0, 0.5, (2, 3, 1, 1)), image)
+    distance = np.abs(np.arange(3) - 1)
+    taper = np.exp(-(distance[:, None] + distance) / (2 * rng.uniform(0.01, 1) ** 2))  # squares of 0 and 1
+    kernel *= taper
+    for _ in range(rng.integers(1, repeats, endpoint=True)):
+        image = _convolve(image, kernel)
+        deviation, mean = torch.std_mean(image, dim=(1, 2), correction=0, keepdim=True)
+        image = torch.tanh(scale * (image - mean) / (deviation + 1e-5) + shift)
+    return image
+
+
+def _kernel(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Return (3, 3, size, size) normal weights that keep the variance of white noise."""
+    return rng.normal(0, 1 / (size * 3**0.5), (3, 3, size, size))
+
+
+def _convolve(image: Tensor, kernel: np.ndarray) -> Tensor:
+    return F.conv2d(image, _tensor(kernel, image), padding=kernel.shape[2] // 2)
+
+
+def _tensor(values: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(values).float().to(like.device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class StyleAugmentation:
     """Changes the style of a batch.
 
     Attributes:
         fda: largest frequency whose amplitude is mixed, in cycles per pixel, 0 = none.
+        randconv: probability of an image's random convolution, which is progressive where `repeats` is above 1.
     """
 
     fda: float = 0.0
+    randconv: float = 0.0
+    repeats: int = 1
 
     def __call__(self, colours: Tensor, streams: Tensor) -> Tensor:
         """Return (B, 3, H, W) for (B, 3, H, W) float and the samples' streams, (B,) int64 on the CPU; 0 = no change."""
         if not streams.all():  # the views of ISW's statistics, and a run without
             return colours
         if self.fda and len(colours) > 1:
-            share = torch.tensor([rng.random() for rng in _rngs(streams, "fda")], dtype=torch.float32)
-            share = share.to(colours.device, non_blocking=True)
+            share = _tensor(np.array([rng.random() for rng in _rngs(streams, "fda")]), colours)
             colours = mix_amplitudes(colours, share, beta=self.fda).clamp_(0, 255)
+        convolve = partial(progressive_convolution, repeats=self.repeats) if self.repeats > 1 else random_convolution
+        mean, std = _tensor(255 * np.reshape((MEAN, STD), (2, 3, 1, 1)), colours)
+        for index, rng in enumerate(_rngs(streams, "randconv")):
+            if rng.random() < self.randconv:
+                image = (colours[index] - mean) / std  # the border's zeros are then the mean colour
+                colours[index] = convolve(image, rng) * std + mean
         return colours
 
 
