@@ -153,6 +153,8 @@ class Augmentation(Section):
     IMAGE_IN: bool = option(False, "--image_in", "Normalise every image by its own mean and deviation.")
     FDA: float = option(0.0, "--fda",
         "FDA: largest frequency, in cycles per pixel, whose amplitude a process's images mix.", low=0, high=0.5)
+    RANDAUGMENT: int = option(0, "--randaugment",
+        "Magnitude of two random colour operations of RandAugment on every image; 0 for none.", low=0, high=30)
     RANDCONV: float = option(0.0, "--randconv",
         "RandConv: probability that an image is mixed with what a random convolution makes of it.", low=0, high=1)
     RANDCONV_REPEATS: int = option(1, "--randconv_repeats",

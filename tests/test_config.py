@@ -34,7 +34,7 @@ FLAGS = """
 --layout_confidence --local-rank --local_rank --log_interval --lora_rank --lr --lr_schedule --max_cu_epoch --max_epoch
 --max_iter --mean --method --mixstyle --momentum --no_norm_decay --no_quick_check --no_syncbn --no_val_source
 --num_workers --ohem_min_kept --ohem_thresh --optimizer --opts --out --output_stride --pictures --poly_exp --pre_size
---pretrained --quick_check --randconv --randconv_repeats --rein_tokens --relax_denom --repoly --rescale
+--pretrained --quick_check --randaugment --randconv --randconv_repeats --rein_tokens --relax_denom --repoly --rescale
 --restore_optimizer --resume --rlx_off_iter --rrotate --save_interval --scale_max --scale_min --seed --sgd --snapshot
 --split --stat_images --std --strict_bdr_cls --syncbn --tb_path --tb_tag --test_mode --trials --tune --val_dataset
 --val_interval --val_limit --val_source --version --visualize_feature --warmup_iters --warmup_ratio --weight_decay
@@ -57,7 +57,7 @@ KEYS = {  # checkpoints and files of older versions hold them
         RELAX_BORDERS STRICT_CLASSES WEIGHT_BOUND
     """,
     "AUGMENT": """
-        BBLUR COLOR_AUG CROP_NOPAD CROP_SIZE FDA GBLUR IMAGE_IN JITTER MEAN MIXSTYLE PRE_SIZE RANDCONV
+        BBLUR COLOR_AUG CROP_NOPAD CROP_SIZE FDA GBLUR IMAGE_IN JITTER MEAN MIXSTYLE PRE_SIZE RANDAUGMENT RANDCONV
         RANDCONV_REPEATS RROTATE SCALE_MAX SCALE_MIN STD
     """,
     "OPTIM": """

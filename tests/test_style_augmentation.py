@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageEnhance, ImageOps
 from scipy.signal import correlate2d
 from torch.utils.data import default_collate
 
@@ -19,10 +20,12 @@ from tests.street_data import make_cfg
 from transforms.appearance import MEAN, STD, Normalisation
 from transforms.build import build_appearance, build_appearance_sampler, statistics_sampler
 from transforms.style_augmentation import (
+    RECOLOURINGS,
     StyleAugmentation,
     mix_amplitudes,
     progressive_convolution,
     random_convolution,
+    recolour,
 )
 from utils import distributed
 from utils.errors import UserError
@@ -252,3 +255,58 @@ def test_pictures_show_convolved_images_within_the_range_of_colours(tmp_path: Pa
     statistics = 255 * torch.tensor((MEAN, STD)).reshape(2, 3, 1, 1)
     expected = (received * statistics[1] + statistics[0]).clamp(0, 255)
     assert (appearance.colours(pictures(), params).float() - expected).abs().max() < 0.51
+
+
+# ---------------------------------------------------------------------------------------------- RandAugment
+
+
+def by_pillow(image: torch.Tensor, name: str, *, level: float, sign: int) -> np.ndarray:
+    """Return (3, H, W) of Pillow's operation, which RandAugment's authors used."""
+    picture, factor = Image.fromarray(image.permute(1, 2, 0).numpy()), 1 + 0.9 * level * sign
+    enhance = {"adjust_brightness": "Brightness", "adjust_contrast": "Contrast", "adjust_saturation": "Color"}
+    enhance["sharpen"] = "Sharpness"
+    if name in enhance:
+        picture = getattr(ImageEnhance, enhance[name])(picture).enhance(factor)
+    elif name != "identity":
+        arguments: dict[str, list[float]] = {"posterize": [8 - round(4 * level)], "solarize": [255 * (1 - level)]}
+        picture = getattr(ImageOps, name)(picture, *arguments.get(name, []))
+    return np.asarray(picture).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("name", RECOLOURINGS)
+@pytest.mark.parametrize(("level", "sign"), [(0.3, 1), (0.3, -1), (1.0, 1), (1.0, -1)])
+def test_recolourings_are_pillows(name: str, level: float, sign: int) -> None:
+    for image in pictures():
+        out = recolour(image.clone(), name, level=level, sign=sign)
+        assert out.dtype == torch.uint8 and out.shape == image.shape
+        difference = np.abs(out.numpy().astype(int) - by_pillow(image, name, level=level, sign=sign))
+        assert difference.max() <= (1 if name != "adjust_saturation" else 2)  # Pillow rounds the grey image
+        assert (name == "identity") == torch.equal(out, image)
+
+
+def test_every_image_gets_two_recolourings_each_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, float, int]] = []
+
+    def noted(image: torch.Tensor, name: str, *, level: float, sign: int) -> torch.Tensor:
+        calls.append((name, level, sign))
+        return image + 1
+
+    monkeypatch.setattr("transforms.style_augmentation.recolour", noted)
+    images = torch.full((900, 3, 2, 2), 7.3)
+    out = StyleAugmentation(magnitude=9)(images.clone(), torch.arange(1, 901))
+    assert (out == 9).all() and len(calls) == 1800
+    counts = [sum(name == known for name, _, _ in calls) for known in RECOLOURINGS]
+    assert min(counts) > 150 and max(counts) < 250, "200 each"
+    assert {level for _, level, _ in calls} == {0.3}
+    assert sum(sign for _, _, sign in calls) == pytest.approx(0, abs=150)
+
+
+def test_recolourings_are_functions_of_the_stream(tmp_path: Path) -> None:
+    appearance = build_appearance(make_cfg(tmp_path, RANDAUGMENT=9))
+    sampler = build_appearance_sampler(make_cfg(tmp_path, RANDAUGMENT=9), jitter="diia")
+    samples, images = [sampler(np.random.default_rng(seed)) for seed in range(6)], pictures(6)
+    whole = appearance(images, default_collate(samples))
+    for index, params in enumerate(samples):
+        assert torch.equal(appearance(images[index : index + 1], default_collate([params]))[0], whole[index])
+    plain = appearance(images, default_collate([params._replace(stream=torch.tensor(0)) for params in samples]))
+    assert (whole != plain).flatten(1).any(1).sum() >= 4

@@ -53,7 +53,7 @@ def build_appearance(cfg: Config) -> Appearance:
 
 def build_style_augmentation(cfg: Config) -> StyleAugmentation | None:
     augment = cfg.AUGMENT
-    style = StyleAugmentation(augment.FDA, augment.RANDCONV, augment.RANDCONV_REPEATS)
+    style = StyleAugmentation(augment.FDA, augment.RANDCONV, augment.RANDCONV_REPEATS, augment.RANDAUGMENT)
     return None if style == StyleAugmentation() else style
 
 

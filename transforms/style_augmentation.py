@@ -18,6 +18,10 @@ from torch import Tensor
 from transforms.appearance import MEAN, STD
 
 KERNEL_SIZES = (1, 3, 5, 7)
+RECOLOURINGS = (
+    *("identity", "adjust_brightness", "adjust_contrast", "adjust_saturation", "sharpen", "posterize", "solarize"),
+    *("autocontrast", "equalize"),
+)  # torchvision's names, but for the first and `sharpen`
 
 
 def mix_amplitudes(images: Tensor, share: Tensor, *, beta: float) -> Tensor:
@@ -76,6 +80,46 @@ def _tensor(values: np.ndarray, like: Tensor) -> Tensor:
     return torch.from_numpy(values).float().to(like.device, non_blocking=True)
 
 
+def random_recolouring(image: Tensor, rng: np.random.Generator, *, magnitude: int) -> Tensor:
+    """Apply two random operations of RandAugment's that only change colours to an image (3, H, W) uint8.
+
+    Cubuk et al., RandAugment, NeurIPS 2020; `magnitude` is from 0 to 30.
+    """
+    for _ in range(2):
+        name, sign = str(rng.choice(RECOLOURINGS)), 1 if rng.random() < 0.5 else -1
+        image = recolour(image, name, level=magnitude / 30, sign=sign)
+    return image
+
+
+def recolour(image: Tensor, name: str, *, level: float, sign: int) -> Tensor:
+    """Apply one operation to an image (3, H, W) uint8 with a level of 0..1; `sign` is that of an enhancement."""
+    from torchvision.transforms.v2 import functional  # slow to import
+
+    factor = 1 + 0.9 * level * sign
+    match name:
+        case "identity":
+            return image
+        case "sharpen":
+            return _sharpen(image, factor)
+        case "posterize":
+            return functional.posterize(image, 8 - round(4 * level))
+        case "solarize":
+            return functional.solarize(image, 255 * (1 - level))
+        case "autocontrast" | "equalize":
+            return getattr(functional, name)(image)
+        case _:
+            return getattr(functional, name)(image, factor)
+
+
+def _sharpen(image: Tensor, factor: float) -> Tensor:
+    """Move an image away from its smoothed form, as torchvision's `adjust_sharpness`, which waits for the device."""
+    inner, sums = image[..., 1:-1, 1:-1].float(), F.avg_pool2d(image.float(), 3, stride=1, divisor_override=1)
+    sharpened = torch.lerp((sums + 4 * inner).div_(13).round_(), inner, factor).clamp_(0, 255)
+    image = image.clone()
+    image[..., 1:-1, 1:-1] = sharpened
+    return image
+
+
 @dataclass(frozen=True)
 class StyleAugmentation:
     """Changes the style of a batch.
@@ -83,16 +127,20 @@ class StyleAugmentation:
     Attributes:
         fda: largest frequency whose amplitude is mixed, in cycles per pixel, 0 = none.
         randconv: probability of an image's random convolution, which is progressive where `repeats` is above 1.
+        magnitude: of RandAugment's colour operations, 0 = none.
     """
 
     fda: float = 0.0
     randconv: float = 0.0
     repeats: int = 1
+    magnitude: int = 0
 
     def __call__(self, colours: Tensor, streams: Tensor) -> Tensor:
         """Return (B, 3, H, W) for (B, 3, H, W) float and the samples' streams, (B,) int64 on the CPU; 0 = no change."""
         if not streams.all():  # the views of ISW's statistics, and a run without
             return colours
+        for index, rng in enumerate(_rngs(streams, "randaugment")) if self.magnitude else ():
+            colours[index] = random_recolouring(colours[index].round().byte(), rng, magnitude=self.magnitude)
         if self.fda and len(colours) > 1:
             share = _tensor(np.array([rng.random() for rng in _rngs(streams, "fda")]), colours)
             colours = mix_amplitudes(colours, share, beta=self.fda).clamp_(0, 255)
