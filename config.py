@@ -159,6 +159,9 @@ class Augmentation(Section):
         "RandConv: probability that an image is mixed with what a random convolution makes of it.", low=0, high=1)
     RANDCONV_REPEATS: int = option(1, "--randconv_repeats",
         "ProRandConv if above 1: up to this many 3x3 convolutions, without mixing.", low=1, needs=("--randconv",))
+    ADVSTYLE: float = option(0.0, "--advstyle",
+        "AdvStyle: step size of gradient ascent on the loss by each image's channel means and deviations; trains on "
+        "plain and changed images, in twice the time. 0 for none.", low=0)
     MIXSTYLE: float = option(0.0, "--mixstyle",
         "MixStyle: probability per step of mixing features' statistics between a process's images.", low=0, high=1)
 

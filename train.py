@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from loss import collect_masks
 from optimizer import update_average
 from run import Run, build_run, check_data, evaluation_loaders, log_start, restore, whitened_splits
 from transforms.appearance import edge_target
+from transforms.style_augmentation import adversarial_style
 from utils import distributed, logs, pictures
 from utils.errors import run_entry_point
 from utils.runs import Records, find_start, open_records
@@ -119,21 +121,22 @@ def train_step(run: Run, meter: logs.LossMeter, micro_batches: Sequence[Training
     whiten = whitening is not None
     if whitening is not None and whitening.selective:  # ISW waits for its masks
         whiten = whitening.has_masks and run.progress.epoch > run.cfg.WHITENING.COV_STAT_EPOCH
+    ascent = run.cfg.AUGMENT.ADVSTYLE
+    parts = len(micro_batches) * (2 if ascent else 1)
     for index, batch in enumerate(micro_batches):
         # dropout is a function of (seed, step): nothing random needs to be saved, and every process has the same
         torch.manual_seed(_stream(run.cfg.RUN.SEED, step, index))
         images, labels = batch.images, batch.labels.long()  # (B,3,H,W) uint8, (B,H,W)
         edges = edge_target(images) if run.network.method.head == "diia" else None  # (B,H,W)
-        shared = index == len(micro_batches) - 1 or not isinstance(run.model, DistributedDataParallel)
-        with contextlib.nullcontext() if shared else run.model.no_sync():  # type: ignore[operator]
-            inputs, dtype = run.appearance(images, batch.params), run.evaluator.autocast_dtype
-            with torch.autocast(run.device.type, dtype=dtype, enabled=dtype is not None):
-                output = run.model(inputs)
-            if dtype is not None:
-                output = output.float()  # losses and covariances would overflow in half precision
-            terms = run.criterion(output, labels, edges, whiten=whiten, relax=relax)
-            total = run.criterion.total(terms)
-            run.scaler.scale(total / len(micro_batches)).backward()
+        backward = partial(add_gradient, run, labels=labels, edges=edges, parts=parts, whiten=whiten, relax=relax)
+        inputs, last = run.appearance(images, batch.params), index == len(micro_batches) - 1
+        terms, total = backward(inputs.requires_grad_(ascent > 0), last=last and not ascent)
+        if ascent:
+            assert inputs.grad is not None
+            scale = run.scaler.scale(torch.ones((), device=run.device)) / (parts * len(images))  # of each image's loss
+            styled = adversarial_style(inputs.detach(), inputs.grad / scale, step_size=ascent)
+            _, styled_total = backward(styled, last=last)
+            terms, total = {**terms, "advstyle": styled_total}, (total + styled_total) / 2
         meter.add(step, terms, total, batch.names)
     if run.device.type == "cpu":
         meter.check_finite()
@@ -146,6 +149,25 @@ def train_step(run: Run, meter: logs.LossMeter, micro_batches: Sequence[Training
     if run.average is not None:
         update_average(run.average, run.network, decay=optim.EMA_DECAY)
     return gradient_norm
+
+
+def add_gradient(
+    run: Run, inputs: Tensor, *, labels: Tensor, edges: Tensor | None, parts: int, last: bool, whiten: bool, relax: bool
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Add one of the parts of a step's gradient, that of normalised images (B,3,H,W), and return their loss terms.
+
+    Processes share what they have added in the last part. Returns the terms and their weighted sum.
+    """
+    shared, dtype = last or not isinstance(run.model, DistributedDataParallel), run.evaluator.autocast_dtype
+    with contextlib.nullcontext() if shared else run.model.no_sync():  # type: ignore[operator]
+        with torch.autocast(run.device.type, dtype=dtype, enabled=dtype is not None):
+            output = run.model(inputs)
+        if dtype is not None:
+            output = output.float()  # losses and covariances would overflow in half precision
+        terms = run.criterion(output, labels, edges, whiten=whiten, relax=relax)
+        total = run.criterion.total(terms)
+        run.scaler.scale(total / parts).backward()
+    return terms, total
 
 
 def end_epoch(run: Run, records: Records) -> None:

@@ -149,7 +149,8 @@ class TimmBackbone(BackboneBase):
         return numbers
 
     def outputs(self, images: Tensor, *, num_stages: int = 4) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        with torch.no_grad() if self.tune == "frozen" else contextlib.nullcontext():
+        needless = self.tune == "frozen" and not images.requires_grad  # as they do for adversarial styles
+        with torch.no_grad() if needless else contextlib.nullcontext():
             height, width = images.shape[2:]
             images = F.pad(images, (0, -width % self.unit, 0, -height % self.unit))
             if self.layers:

@@ -25,20 +25,20 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The contract: a flag leaves or joins this list on purpose only.
 FLAGS = """
---accumulate --arch --attention_pixels --backbone --backbone_lr --batch_weighting --bblur --bs_mult --bs_mult_val
---cache --cache_dir --centroid_cache --city_mode --ckpt --class_uniform_pct --class_uniform_tile --clip_grad_norm
---cls_wt_loss --clusters --coarse_boost_classes --color_aug --config --cov_stat_epoch --covstat_val_dataset
---crop_nopad --crop_size --dataset --date --deterministic --device --dist_url --domains --dump_augmentation_images
---dynamic --ema_decay --eval_protocol --exp --fda --fp16 --frame_cache --freeze_bn --gblur --grad_checkpoint --help
---image_in --image_uniform_sampling --img_wt_loss --jitter --jointwtborder --label_smoothing --layer_decay
---layout_confidence --local-rank --local_rank --log_interval --lora_rank --lr --lr_schedule --max_cu_epoch --max_epoch
---max_iter --mean --method --mixstyle --momentum --no_norm_decay --no_quick_check --no_syncbn --no_val_source
---num_workers --ohem_min_kept --ohem_thresh --optimizer --opts --out --output_stride --pictures --poly_exp --pre_size
---pretrained --quick_check --randaugment --randconv --randconv_repeats --rein_tokens --relax_denom --repoly --rescale
---restore_optimizer --resume --rlx_off_iter --rrotate --save_interval --scale_max --scale_min --seed --sgd --snapshot
---split --stat_images --std --strict_bdr_cls --syncbn --tb_path --tb_tag --test_mode --trials --tune --val_dataset
---val_interval --val_limit --val_source --version --visualize_feature --warmup_iters --warmup_ratio --weight_decay
---wt_bound --wt_layer --wt_reg_weight -wb
+--accumulate --advstyle --arch --attention_pixels --backbone --backbone_lr --batch_weighting --bblur --bs_mult
+--bs_mult_val --cache --cache_dir --centroid_cache --city_mode --ckpt --class_uniform_pct --class_uniform_tile
+--clip_grad_norm --cls_wt_loss --clusters --coarse_boost_classes --color_aug --config --cov_stat_epoch
+--covstat_val_dataset --crop_nopad --crop_size --dataset --date --deterministic --device --dist_url --domains
+--dump_augmentation_images --dynamic --ema_decay --eval_protocol --exp --fda --fp16 --frame_cache --freeze_bn --gblur
+--grad_checkpoint --help --image_in --image_uniform_sampling --img_wt_loss --jitter --jointwtborder --label_smoothing
+--layer_decay --layout_confidence --local-rank --local_rank --log_interval --lora_rank --lr --lr_schedule
+--max_cu_epoch --max_epoch --max_iter --mean --method --mixstyle --momentum --no_norm_decay --no_quick_check
+--no_syncbn --no_val_source --num_workers --ohem_min_kept --ohem_thresh --optimizer --opts --out --output_stride
+--pictures --poly_exp --pre_size --pretrained --quick_check --randaugment --randconv --randconv_repeats --rein_tokens
+--relax_denom --repoly --rescale --restore_optimizer --resume --rlx_off_iter --rrotate --save_interval --scale_max
+--scale_min --seed --sgd --snapshot --split --stat_images --std --strict_bdr_cls --syncbn --tb_path --tb_tag
+--test_mode --trials --tune --val_dataset --val_interval --val_limit --val_source --version --visualize_feature
+--warmup_iters --warmup_ratio --weight_decay --wt_bound --wt_layer --wt_reg_weight -wb
 """.split()
 
 KEYS = {  # checkpoints and files of older versions hold them
@@ -57,8 +57,8 @@ KEYS = {  # checkpoints and files of older versions hold them
         RELAX_BORDERS STRICT_CLASSES WEIGHT_BOUND
     """,
     "AUGMENT": """
-        BBLUR COLOR_AUG CROP_NOPAD CROP_SIZE FDA GBLUR IMAGE_IN JITTER MEAN MIXSTYLE PRE_SIZE RANDAUGMENT RANDCONV
-        RANDCONV_REPEATS RROTATE SCALE_MAX SCALE_MIN STD
+        ADVSTYLE BBLUR COLOR_AUG CROP_NOPAD CROP_SIZE FDA GBLUR IMAGE_IN JITTER MEAN MIXSTYLE PRE_SIZE RANDAUGMENT
+        RANDCONV RANDCONV_REPEATS RROTATE SCALE_MAX SCALE_MIN STD
     """,
     "OPTIM": """
         ACCUMULATE BACKBONE_LR BATCH_SIZE CLIP_GRAD_NORM EMA_DECAY FP16 LAYER_DECAY LR LR_SCHEDULE MAX_EPOCH MAX_ITER

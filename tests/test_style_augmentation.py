@@ -13,15 +13,18 @@ from PIL import Image, ImageEnhance, ImageOps
 from scipy.signal import correlate2d
 from torch.utils.data import default_collate
 
+import train
 from network import BACKBONES, build_network
 from network.backbones import Backbone
 from network.style import MixStyle, mix_style
+from tests.runs import build_run, train_arguments
 from tests.street_data import make_cfg
 from transforms.appearance import MEAN, STD, Normalisation
 from transforms.build import build_appearance, build_appearance_sampler, statistics_sampler
 from transforms.style_augmentation import (
     RECOLOURINGS,
     StyleAugmentation,
+    adversarial_style,
     mix_amplitudes,
     progressive_convolution,
     random_convolution,
@@ -29,6 +32,7 @@ from transforms.style_augmentation import (
 )
 from utils import distributed
 from utils.errors import UserError
+from utils.logs import LossMeter
 
 
 def random_maps(batch: int = 4, channels: int = 3, size: tuple[int, int] = (6, 7), *, seed: int = 0) -> torch.Tensor:
@@ -310,3 +314,73 @@ def test_recolourings_are_functions_of_the_stream(tmp_path: Path) -> None:
         assert torch.equal(appearance(images[index : index + 1], default_collate([params]))[0], whole[index])
     plain = appearance(images, default_collate([params._replace(stream=torch.tensor(0)) for params in samples]))
     assert (whole != plain).flatten(1).any(1).sum() >= 4
+
+
+# ------------------------------------------------------------------------------------------------- AdvStyle
+
+
+def test_advstyle_is_a_step_of_gradient_ascent_on_means_and_deviations() -> None:
+    images, target = random_maps(), random_maps(seed=1)
+
+    def losses(images: torch.Tensor) -> torch.Tensor:
+        return (images.sin() - target).square().mean((1, 2, 3))  # (B,)
+
+    mean = images.mean((2, 3), keepdim=True).requires_grad_()
+    deviation = images.std((2, 3), correction=0, keepdim=True).requires_grad_()
+    content = ((images - mean) / deviation).detach()
+    losses(content * deviation + mean).sum().backward()
+    assert mean.grad is not None and deviation.grad is not None
+    expected = content * (deviation + 0.3 * deviation.grad) + mean + 0.3 * mean.grad
+    leaf = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(losses(leaf).sum(), leaf)
+    styled = adversarial_style(images, gradient, step_size=0.3)
+    torch.testing.assert_close(styled, expected.detach(), rtol=1e-4, atol=1e-5)
+    assert (losses(styled) > losses(images)).all()
+    gradient[0, 0, 0, 0], gradient[1, 0, 0, 0] = float("inf"), float("nan")
+    assert adversarial_style(images, gradient, step_size=0.3).isfinite().all()
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_advstyle_trains_on_plain_and_on_harder_images(
+    scaled: bool, full_camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its images do not depend on the scale of the gradients, and each of two micro-batches is a quarter of the sum."""
+    if scaled:
+        scaler = torch.amp.GradScaler
+        monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, init_scale=1024.0))
+    plain = ("--method", "base", "--backbone", "resnet18", "--scale_min", "1", "--clip_grad_norm", "1e9")
+    torch.manual_seed(0)
+    run = build_run(train_arguments(full_camvid, tmp_path, *plain, "--advstyle", "0.1"))
+    run.model.eval()  # batch norm would see another batch, dropout other masks
+    run.optimizer.param_groups[0]["lr"] = 0.0  # the weights stay
+    batches = run.loader.epoch(0)
+    micro_batches, expected, harder = [next(batches), next(batches)], [], []
+
+    def loss(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return run.criterion.total(run.criterion(run.network(images), labels.long(), whiten=False))
+
+    for batch in micro_batches:
+        leaf, own = run.appearance(batch.images, batch.params).requires_grad_(), []
+        for index in range(2):  # image by image
+            gradient = torch.autograd.grad(loss(leaf[index : index + 1], batch.labels[index : index + 1]), leaf)[0]
+            own.append(gradient[index])
+        styled = adversarial_style(leaf.detach(), torch.stack(own), step_size=0.1)
+        totals = [loss(images, batch.labels) for images in (leaf.detach(), styled)]
+        harder.append(totals[1] > totals[0])
+        expected.append(torch.autograd.grad(sum(totals) / 4, list(run.network.parameters())))  # type: ignore[arg-type]
+    assert all(harder)
+    meter = LossMeter()
+    train.train_step(run, meter, micro_batches)
+    for parameter, *parts in zip(run.network.parameters(), *expected, strict=True):
+        torch.testing.assert_close(parameter.grad, sum(parts), rtol=2e-3, atol=1e-5)
+    terms = meter.read()
+    assert terms["train_loss"] < terms["advstyle"], "which is the harder half of it"
+
+
+def test_advstyle_reaches_the_images_through_a_frozen_backbone(full_camvid: Path, tmp_path: Path) -> None:
+    frozen = ("--method", "linear", "--backbone", "timm/vit_tiny_patch16_224", "--tune", "frozen", "--advstyle", "0.1")
+    run = build_run(train_arguments(full_camvid, tmp_path, *frozen))
+    run.model.train()
+    meter = LossMeter()
+    train.train_step(run, meter, [next(run.loader.epoch(0))])
+    assert meter.read().keys() == {"train_loss", "fused", "advstyle"}
