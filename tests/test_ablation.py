@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 
 import config
+from evaluation.report import method_name
 from network.methods import METHODS
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 STUB = """#!/usr/bin/env bash
@@ -43,9 +50,34 @@ def test_it_trains_what_is_not_finished_and_compares_all_in_order(tmp_path: Path
     runs = [(cfg.NETWORK.METHOD, cfg.RUN.SEED) for cfg in parsed]
     assert runs == [("base", 6), ("diia-no-edge", 5), ("diia-no-edge", 6)], "the one that was finished is skipped"
     assert {(cfg.OPTIM.MAX_ITER, cfg.RUN.RESUME, cfg.AUGMENT.JITTER) for cfg in parsed} == {(7, "auto", "diia")}
-    assert compared[compared.index("--against") + 1] == "base"
+    assert "--against" not in compared, "differences are from the first, whatever its name in the table"
     names = [f"{method}_{seed}" for method in chosen["METHODS"].split() for seed in chosen["SEEDS"].split()]
     assert [Path(word).name for word in compared[-4:]] == names
+
+
+def test_style_augmentation_is_an_axis(tmp_path: Path) -> None:
+    names = "mixstyle advstyle fda randaugment randconv randconv_repeats label_smoothing".split()
+    methods = f"base isw+fda=0.1+mixstyle=0.3 base+{'+'.join(names)}"
+    *trainings, compared = call(tmp_path, METHODS=methods)
+    plain, some, every = (config.parse(words[1:], program="train") for words in trainings)
+    assert [(cfg.NETWORK.METHOD, cfg.AUGMENT.FDA, cfg.AUGMENT.MIXSTYLE) for cfg in (plain, some)] == [
+        ("base", 0, 0),
+        ("isw", 0.1, 0.3),
+    ]
+    strengths = {name: (every.LOSS if name == "label_smoothing" else every.AUGMENT)[name.upper()] for name in names}
+    page = (ROOT / "docs" / "training.md").read_text()
+    for name, strength in strengths.items():
+        assert re.search(rf"--{name} [A-Z]+` \((0.5, )?{strength:g}\)", page), "the strength that the page names"
+    assert [Path(word).name for word in compared[-3:]] == [f"{method}_304" for method in methods.split()]
+    network: Any = SimpleNamespace(method=SimpleNamespace(label="isw"))
+    assert method_name(network, plain) == "isw" and method_name(network, some) == "isw+mixstyle=0.3+fda=0.1"
+    assert method_name(network, every).split("+")[1:] == [f"{name}={value:g}" for name, value in strengths.items()]
+
+
+def test_an_unknown_axis_is_a_flag_that_is_not_there(tmp_path: Path) -> None:
+    *trainings, _ = call(tmp_path, METHODS="base+fad")
+    with pytest.raises(UserError, match="there is no flag --fad; did you mean '--fda'"):
+        config.parse(trainings[0][1:], program="train")
 
 
 def test_it_trains_every_part_by_default(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ import train
 from network import BACKBONES, build_network
 from network.backbones import Backbone
 from network.style import MixStyle, mix_style
-from tests.runs import build_run, train_arguments
+from run import Run
+from tests.runs import build_run, launch, read_weights, run_folder, train_arguments
 from tests.street_data import make_cfg
+from tests.test_processes import FROZEN
+from tests.test_train import assert_same
 from transforms.appearance import MEAN, STD, Normalisation
 from transforms.build import build_appearance, build_appearance_sampler, statistics_sampler
 from transforms.style_augmentation import (
@@ -32,7 +36,7 @@ from transforms.style_augmentation import (
 )
 from utils import distributed
 from utils.errors import UserError
-from utils.logs import LossMeter
+from utils.logs import LossMeter, read_history
 
 
 def random_maps(batch: int = 4, channels: int = 3, size: tuple[int, int] = (6, 7), *, seed: int = 0) -> torch.Tensor:
@@ -384,3 +388,58 @@ def test_advstyle_reaches_the_images_through_a_frozen_backbone(full_camvid: Path
     meter = LossMeter()
     train.train_step(run, meter, [next(run.loader.epoch(0))])
     assert meter.read().keys() == {"train_loss", "fused", "advstyle"}
+
+
+# ----------------------------------------------------------------------------------------------- whole runs
+
+SINGLE = (
+    *("--advstyle", "0.5", "--randaugment", "9", "--randconv", "0.5", "--randconv_repeats", "3"),
+    *("--label_smoothing", "0.1", "--backbone", "resnet18"),
+)
+MIXING = ("--mixstyle", "0.7", "--fda", "0.1")
+
+
+def test_resumed_with_every_style_augmentation_is_the_same(small_camvid: Path, tmp_path: Path) -> None:
+    steps = ("--accumulate", "2", "--cov_stat_epoch", "0", "--save_interval", "1", "--method", "isw", "--fp16")
+    flags = (*SINGLE, *MIXING, *steps, "--val_limit", "1")
+    train.main(train_arguments(small_camvid, tmp_path / "a", *flags))
+    original, arguments = train.train_step, train_arguments(small_camvid, tmp_path / "b", *flags)
+
+    def dies(run: Run, *rest: Any) -> Any:
+        if run.progress.step == 3:
+            raise KeyboardInterrupt
+        return original(run, *rest)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "train_step", dies)
+        train.main(arguments)
+    train.main([*arguments, "--resume", "auto"])
+    straight, resumed = (read_weights(run_folder(tmp_path / name) / "last.pth") for name in "ab")
+    assert straight["progress"]["step"] == 4
+    for part in ("network", "criterion", "optimizer"):
+        assert_same(straight[part], resumed[part], part)
+    scores = json.loads((run_folder(tmp_path / "a") / "scores" / "scores.json").read_text())
+    assert scores["weights"]["method"].startswith("isw+mixstyle=0.7+advstyle=0.5+fda=0.1+randaugment=9+")
+
+
+def test_single_images_train_with_what_mixes_none(small_camvid: Path, tmp_path: Path) -> None:
+    more = ("--bs_mult", "1", "--max_iter", "2", "--val_limit", "1", "--dump_augmentation_images")
+    train.main(train_arguments(small_camvid, tmp_path, *SINGLE, "--method", "diia", *more))
+    lines = read_history(run_folder(tmp_path) / "history.jsonl")
+    assert all(np.isfinite(line["loss/advstyle"]) for line in lines if "loss/train_loss" in line)
+    assert (run_folder(tmp_path) / "pictures" / "first_batch.png").exists()
+
+
+def test_two_processes_change_the_styles_that_one_does(full_camvid: Path, tmp_path: Path) -> None:
+    plain = ("--method", "base", "--scale_min", "1.0", "--max_iter", "1", "--accumulate", "2")
+    program, weights = tmp_path / "train_frozen.py", []
+    program.write_text(FROZEN)
+    for processes, batch in ((1, "4"), (2, "2")):
+        out = tmp_path / str(processes)
+        flags = (*SINGLE, *plain, "--bs_mult", batch, "--val_limit", "1", "--no_val_source")
+        launch(str(program), train_arguments(full_camvid, out, *flags), processes=processes)
+        weights.append(read_weights(run_folder(out) / "last.pth")["optimizer"]["state"])
+    one, two = weights
+    for index, state in one.items():
+        expected, found = state["momentum_buffer"], two[index]["momentum_buffer"]
+        assert float((found - expected).norm()) <= 1e-3 * float(expected.norm()) + 1e-9, index
