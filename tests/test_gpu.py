@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from tests import reference
 from tests.runs import read_weights, run_folder, train_arguments
 from tests.test_criterion import build
 from transforms.appearance import STD, Appearance, AppearanceParams, AppearanceSampler, edge_target
+from transforms.style_augmentation import StyleAugmentation
 from utils.logs import read_history
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
@@ -44,12 +46,22 @@ def test_colour_blur_and_edges_are_the_cpus(bilateral: bool) -> None:
     assert torch.equal(edge_target(images.to(DEVICE)).cpu(), edge_target(images)), "whole numbers: the same bits"
 
 
-def test_the_appearance_does_not_wait_for_the_device() -> None:
-    images, params = pictures(8).to(DEVICE), sampled(AppearanceSampler(0.9, (0.8, 0.8, 0.8, 0.3), blur=True), 8)
-    Appearance()(images, params)  # constants are copied once
+@pytest.mark.parametrize("options", [{"fda": 0.1}, {"randconv": 1.0}, {"randconv": 1.0, "repeats": 4}], ids=str)
+def test_styles_are_the_cpus(options: dict[str, Any]) -> None:
+    colours, streams, augment = pictures(8).float(), torch.arange(1, 9), StyleAugmentation(**options)
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        found = augment(colours.to(DEVICE), streams).cpu()
+    assert (found - augment(colours, streams)).abs().max() < 0.1  # grey levels
+
+
+@pytest.mark.parametrize("style", [None, StyleAugmentation(0.1, 1.0, 1, 9), StyleAugmentation(0.1, 1.0, 4, 9)], ids=str)
+def test_the_appearance_does_not_wait_for_the_device(style: StyleAugmentation | None) -> None:
+    sampler = AppearanceSampler(0.9, (0.8, 0.8, 0.8, 0.3), blur=True, style=True)
+    images, params, appearance = pictures(8).to(DEVICE), sampled(sampler, 8), Appearance(style=style)
+    appearance(images, params)  # constants are copied once
     torch.cuda.set_sync_debug_mode("error")
     try:
-        Appearance()(images, params), edge_target(images)
+        appearance(images, params), edge_target(images)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

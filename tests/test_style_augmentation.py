@@ -19,12 +19,14 @@ from network import BACKBONES, build_network
 from network.backbones import Backbone
 from network.style import MixStyle, mix_style
 from run import Run
+from scripts.browse_data import build_pipeline
 from tests.runs import build_run, launch, read_weights, run_folder, train_arguments
 from tests.street_data import make_cfg
 from tests.test_processes import FROZEN
 from tests.test_train import assert_same
 from transforms.appearance import MEAN, STD, Normalisation
 from transforms.build import build_appearance, build_appearance_sampler, statistics_sampler
+from transforms.geometry import make_view
 from transforms.style_augmentation import (
     RECOLOURINGS,
     StyleAugmentation,
@@ -307,6 +309,18 @@ def test_every_image_gets_two_recolourings_each_alike(monkeypatch: pytest.Monkey
     assert min(counts) > 150 and max(counts) < 250, "200 each"
     assert {level for _, level, _ in calls} == {0.3}
     assert sum(sign for _, _, sign in calls) == pytest.approx(0, abs=150)
+
+
+def test_the_sheet_of_browse_data_shows_the_styles_of_single_images(tmp_path: Path) -> None:
+    image = pictures(1)[0].permute(1, 2, 0).numpy()
+    start = make_view(image, np.zeros(image.shape[:2], np.uint8), focus=None)
+    for options in ({"RANDAUGMENT": 20}, {"RANDCONV": 1.0}):
+        pipeline = build_pipeline(make_cfg(tmp_path, COLOR_AUG=0.0, GBLUR=False, **options), tile=0)
+        changed = 0
+        for item in range(5):
+            view, params, *_ = pipeline.deliver(start, item=item)
+            changed += not np.array_equal(pipeline.seen(view.image, params), view.image)
+        assert changed >= 3
 
 
 def test_recolourings_are_functions_of_the_stream(tmp_path: Path) -> None:
