@@ -88,7 +88,8 @@ class Network(Section):
         "Seven style codes, stem to last stage: 0 none, 1 whitening (IW, IRW), 2 ISW, 3 IN, 4 affine IN, 5 SW.",
         lengths=(7, 7), low=0, high=5)
     PRETRAINED: str = option("auto", "--pretrained",
-        "Weights of the backbone: auto (torchvision), torchvision, none or a file (.pth, .pt, .safetensors).")
+        "Weights of the backbone: auto (timm's for timm/NAME, else torchvision's), torchvision, timm, none or a file "
+        "(.pth, .pt, .safetensors).")
     TUNE: Literal["full", "frozen", "lora", "rein"] = option("full", "--tune",
         "What is trained of the pretrained backbone: all of it, nothing, LoRA's low-rank updates, or Rein's tokens "
         "(of plain ViTs); heads always are.")

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from network.backbones import Backbone, BackboneSpec, ResNetSpec
+from network.backbones import Backbone, BackboneBase, BackboneSpec, ResNetSpec
 from network.deeplab import Segmentor
+from network.timm_backbone import TimmBackbone, TimmSpec
+from network.timm_weights import timm_weights
 from network.weights import backbone_entries, own_weights, unwrap_state
 from utils import checkpoint, distributed
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 
 def load_pretrained(network: Segmentor, source: str) -> None:
-    """Fill the backbone with pretrained weights.
+    """Fill the backbone with pretrained weights; its style sites and adapters stay as they are.
 
     Args:
         network: its backbone is changed in place.
-        source: `none`; `auto` or `torchvision` (downloaded once, checksum verified); or a file (.pth, .pt,
-            .safetensors) with the names of torchvision, of timm's ResNets and MobileNetV2, of MIT CSAIL's ResNets with
-            three stem convolutions or of tonylins' MobileNetV2, or that holds them below `backbone.`, as a checkpoint
-            of train.py does.
+        source: `none`; `torchvision` or `timm` (downloaded once); `auto`, which is timm for its own networks and
+            torchvision for the others; or a file (.pth, .pt, .safetensors). Of the published backbones it has the names
+            of torchvision, of timm's ResNets and MobileNetV2, of MIT CSAIL's ResNets with three stem convolutions or
+            of tonylins' MobileNetV2; of timm's networks whatever timm reads. It may hold them below `backbone.`, as a
+            checkpoint of train.py does.
 
     Raises:
         UserError: no download, an unreadable file, or names and shapes that do not fit.
@@ -37,19 +42,63 @@ def load_pretrained(network: Segmentor, source: str) -> None:
     if source == "none":
         log.info("backbone: random weights (--pretrained none)")
         return
-    source = "torchvision" if source == "auto" else source
-    backbone, origin = network.backbone, f"--pretrained {source}"
-    assert isinstance(backbone, Backbone)
-    if source == "torchvision":
-        state = _download(_weights_url(backbone.spec))
-    elif Path(source).is_file():
+    backbone, state = network.backbone, None
+    if source == "auto":
+        source = "timm" if isinstance(backbone, TimmBackbone) else "torchvision"
+    origin = f"--pretrained {source}"
+    if source not in ("torchvision", "timm"):
+        if not Path(source).is_file():
+            raise _no_weights(origin, backbone.spec, "there is no such file")
         content = checkpoint.read(source)
-        state = own_weights(content, network) if checkpoint.is_ours(content) else unwrap_state(content)
+        state = backbone_entries(
+            own_weights(content, network) if checkpoint.is_ours(content) else unwrap_state(content)
+        )
+    if isinstance(backbone, TimmBackbone):
+        state = _of_timm(state, backbone, source=source)
     else:
-        raise _no_weights(origin, backbone.spec, "there is no such file")
-    state = torchvision_names(backbone_entries(state))
-    checkpoint.load_strictly(backbone, _of_backbone(state, backbone, origin=origin), path=origin)
-    log.info("backbone: ImageNet weights from %s", source)
+        assert isinstance(backbone, Backbone)
+        if source == "torchvision":
+            state = _download(_weights_url(backbone.spec))
+        elif state is None:
+            state = _of_twin(backbone.spec)
+        state = _of_backbone(torchvision_names(state), backbone, origin=origin)
+    checkpoint.load_strictly(backbone, _wrapped(state, backbone), path=origin)
+    log.info("backbone: pretrained weights from %s", source)
+
+
+def _wrapped(state: Mapping[str, Tensor], backbone: BackboneBase) -> dict[str, Tensor]:
+    """Return entries under the names that they have where adapters wrap layers; what no file has keeps its value."""
+    own, names = backbone.state_dict(), _plain_names(backbone)
+    kept = {name: own[name] for name in own if not set(backbone.added).isdisjoint(name.split("."))}
+    return kept | {names.get(name, name): value for name, value in state.items()}
+
+
+def _plain_names(backbone: BackboneBase) -> dict[str, str]:
+    """Return the names that entries had before LoRA or Rein wrapped their layers -> those that they have."""
+    return {name.replace(".base_layer.", ".").replace(".block.", "."): name for name in backbone.state_dict()}
+
+
+def _of_timm(state: Mapping[str, Any] | None, backbone: TimmBackbone, *, source: str) -> dict[str, Any]:
+    """Return the entries for timm's network, of timm's own weights where there is no `state`."""
+    name, origin = backbone.spec.timm_name, f"--pretrained {source}"
+    if source == "torchvision":
+        raise _no_weights(origin, backbone.spec, "torchvision has no such network")
+    if state is not None and state.keys() <= _plain_names(backbone).keys() | backbone.state_dict().keys():
+        return dict(state)  # of a checkpoint of ours
+    create = partial(backbone.spec.create, output_stride=backbone.output_stride)
+    load = partial(timm_weights, create, name=name, origin=origin)
+    weights = _main_first(load) if state is None else load(state_dict=state)
+    return {f"model.{name}": value for name, value in weights.items()}
+
+
+def _of_twin(spec: BackboneSpec) -> dict[str, Tensor]:
+    """Return timm's weights of the same network, or raise `UserError` where timm does not have it."""
+    import timm  # slow to import
+
+    name = {"mobilenet_v2": "mobilenetv2_100"}.get(spec.model, spec.model) if spec.model else "resnet101s"
+    if not timm.is_model(name):
+        raise _no_weights("--pretrained timm", spec, "timm has no such network")
+    return _main_first(partial(timm_weights, partial(timm.create_model, name), name=name, origin="--pretrained timm"))
 
 
 def torchvision_names(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,29 +162,39 @@ def _weights_url(spec: BackboneSpec) -> str:
     return get_model_weights(spec.model)["IMAGENET1K_V1"].url
 
 
-def _no_weights(origin: str, spec: BackboneSpec, why: str = "") -> UserError:
+def _no_weights(origin: str, spec: BackboneSpec | TimmSpec, why: str = "") -> UserError:
     """Return the error that says how to get weights, without `why` that these are for the other stem."""
+    if isinstance(spec, TimmSpec):
+        return UserError(f"{origin}: {why}; give timm's weights of {spec.timm_name}, or use --pretrained timm or none")
     convs, deep = ("one 7x7 convolution", "three 3x3 convolutions"), spec.model is None
     why = why or f"these weights have a stem of {convs[not deep]}, but {spec.title} has {convs[deep]}"
     file, other = "torchvision's weights", ""
     if deep:
         file = "MIT CSAIL's resnet101-imagenet.pth"
-        other = " (or take --backbone resnet101 in place of --arch, which has torchvision's)"
+        other = ", use --pretrained timm (or take --backbone resnet101 in place of --arch, which has torchvision's)"
     return UserError(
         f"{origin}: {why}; give {file} for {spec.title} by --pretrained FILE{other}, or use --pretrained none"
     )
 
 
 def _download(url: str) -> dict[str, Any]:
-    for turn in (True, False):  # the first process fills the cache, the others read it
+    def load() -> dict[str, Any]:
+        try:
+            return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+        except (OSError, RuntimeError, HTTPException, pickle.UnpicklingError) as error:
+            raise UserError(
+                f"--pretrained torchvision: {url} could not be downloaded ({error}); "
+                "give a local copy by --pretrained FILE, or use --pretrained none"
+            ) from error
+
+    return _main_first(load)
+
+
+def _main_first(load: Callable[[], Result]) -> Result:
+    """Let the first process fill the cache of downloads, which the others then read."""
+    for turn in (True, False):
         if distributed.is_main() == turn:
-            try:
-                state = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
-            except (OSError, RuntimeError, HTTPException, pickle.UnpicklingError) as error:
-                raise UserError(
-                    f"--pretrained torchvision: {url} could not be downloaded ({error}); "
-                    "give a local copy by --pretrained FILE, or use --pretrained none"
-                ) from error
+            result = load()
         if turn:
             distributed.barrier()
-    return state
+    return result

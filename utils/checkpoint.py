@@ -109,7 +109,7 @@ def load_strictly(module: nn.Module, state: dict[str, Any], *, path: str | Path)
         ) from error
 
 
-def misfits(error: RuntimeError, *, path: str | Path) -> str:
+def misfits(error: Exception, *, path: str | Path) -> str:
     """Return what `load_state_dict` complains of: the first names of each kind. The log gets all of them."""
     names, shapes = list[str](), list[str]()
     for line in (line.strip().rstrip(".").rstrip() for line in str(error).splitlines()[1:]):
