@@ -18,7 +18,7 @@ from utils.errors import UserError, first_few
 
 log = logging.getLogger(__name__)
 
-_WRAPPINGS = ("state_dict", "model_state_dict", "model", "network", "net")  # entries that hold all the weights
+_WRAPPINGS = ("state_dict", "model_state_dict", "model", "module", "network", "net")  # hold all weights
 _PREFIX = re.compile(r"^((module|_orig_mod)\.)+")  # of DistributedDataParallel and torch.compile, in either order
 
 

@@ -97,6 +97,7 @@ def test_resnet_of_timm(deep: bool, tmp_path: Path) -> None:
         ("net", "module.module."),
         ("network", "backbone."),
         ("model state_dict", ""),
+        ("module", ""),
     ],
 )
 def test_wrappings_are_removed_and_logged(
