@@ -22,6 +22,7 @@ from evaluation.report import describe_weights
 from loss import build_criterion
 from loss.whitening import Whitening
 from network import Method, Segmentor, architecture_of, build_network
+from network.tuning import merge_lora
 from network.weights import build_published, load_weights
 from utils import checkpoint, distributed, logs, pictures
 from utils.errors import UserError, run_entry_point
@@ -81,6 +82,8 @@ def load_network(cfg: Config, content: dict[str, Any]) -> tuple[Segmentor, Confi
         saved, averaged = config.from_dict(content["config"], source=path), bool(content["average"])
         network = build_network(saved)
         load_weights(network, content, path=path)
+        if saved.NETWORK.TUNE == "lora":
+            merge_lora(network)
         weights |= {"checkpoint": content["kind"]}
         weights |= describe_weights(network, saved, progress=content["progress"], averaged=averaged)
         if content["kind"] == checkpoint.CONVERTED:  # published weights do not say how they were trained

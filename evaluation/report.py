@@ -16,6 +16,7 @@ from datasets.labels import CLASS_NAMES
 from datasets.splits import Split
 from evaluation.metrics import Scores, merge_classes, nan_mean, score
 from network import Segmentor
+from transforms.build import build_normalisation
 from utils.files import write_text
 from utils.pictures import Array
 from utils.tables import format_table
@@ -191,6 +192,7 @@ def describe_weights(network: Segmentor, cfg: Config, *, progress: Mapping[str, 
         "source": " ".join(cfg.DATASET.TRAIN),
         "method": method_name(network, cfg),
         "network": network.describe(),
+        "normalisation": str(build_normalisation(cfg)),
     }
 
 

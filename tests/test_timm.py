@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -294,7 +295,11 @@ def test_runs_resume_and_are_evaluated(flags: str, small_camvid: Path, tmp_path:
     weights = str(run_folder(tmp_path / "resumed") / "last.pth")
     data = ("--val_dataset", "camvid", "--num_workers", "0", "--opts", f"DATASET.CAMVID_DIR={small_camvid}")
     valid.main(["--snapshot", weights, "--out", str(tmp_path / "scores"), *data])
-    assert (tmp_path / "scores" / "scores.json").is_file()
+    report = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    mean = " ".join(f"{value:g}" for value in states[0]["config"]["AUGMENT"]["MEAN"])
+    assert report["weights"]["normalisation"].startswith(f"mean {mean}, deviation ")
+    trained = json.loads((run_folder(tmp_path / "resumed") / "scores" / "scores.json").read_text())
+    assert report["domains"] == trained["domains"] or "lora" in flags  # merged: other last bits
 
 
 @pytest.mark.parametrize("name", ["timm/vit_small_patch14_dinov2", "timm/convnext_tiny", "timm/test_vit"])

@@ -178,6 +178,12 @@ class Normalisation:
     mean: tuple[float, ...] = MEAN  # of 0..1
     std: tuple[float, ...] = STD
 
+    def __str__(self) -> str:
+        if self.per_image:
+            return "each image's own mean and deviation"
+        mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"mean {mean}, deviation {std}"
+
     def __call__(self, images: Tensor) -> Tensor:
         """Return (B, 3, H, W) float32 for (B, 3, H, W) uint8 or float."""
         images, (mean, std) = images.float(), _constants(self.mean, self.std, images.device)
