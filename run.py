@@ -97,7 +97,11 @@ def build_run(cfg: Config, splits: Splits, *, device: torch.device, start: Start
     average, optimizer = build_average(cfg, network), build_optimizer(cfg, network)
     model: nn.Module = network
     if world_size > 1:
-        model = DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+        model = DistributedDataParallel(
+            network,
+            device_ids=[device] if device.type == "cuda" else None,
+            find_unused_parameters=network.backbone.partly_unused,
+        )
     dtype = distributed.autocast_dtype(device, wanted=cfg.OPTIM.FP16)
     return Run(
         cfg=cfg,

@@ -34,6 +34,7 @@ class BackboneBase(nn.Module, abc.ABC):
     tune = "full"  # how the pretrained part is fine-tuned (network.tuning)
     grad_checkpoint = False
     attends = False  # whether it has `attention_of`
+    partly_unused = False  # whether some of its parameters lead to no map that a head reads
 
     @abc.abstractmethod
     def outputs(self, images: Tensor, *, num_stages: int = 4) -> tuple[list[Tensor], tuple[Tensor, ...]]:

@@ -103,6 +103,7 @@ class TimmBackbone(BackboneBase):
         self.layers = _layers(self.model)  # path of every layer -> part that it belongs to
         self.channels_last = getattr(self.model, "output_fmt", None) == "NHWC"
         self.unit = strides[-1]  # images are padded to a multiple of it: many networks cut off what is left over
+        self.partly_unused = not self.layers and not hasattr(model, "model")  # HRNet's last fusions
         self.sites, self.mix_style = nn.ModuleDict(), MixStyle() if self.layers else None
         self.pyramid: Pyramid | None = None
         if len(set(strides)) == 1:
@@ -201,7 +202,10 @@ class TimmBackbone(BackboneBase):
     def checkpoint_blocks(self, *, wanted: bool) -> None:
         super().checkpoint_blocks(wanted=wanted)
         if not self.layers:
-            self.model.model.set_grad_checkpointing(wanted)
+            try:
+                getattr(self.model, "model", self.model).set_grad_checkpointing(wanted)
+            except AssertionError as error:
+                raise UserError(f"--grad_checkpoint: {self.spec.name} cannot; leave it out ({error})") from error
 
 
 class _Recorder(nn.Module):

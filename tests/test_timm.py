@@ -22,7 +22,7 @@ from network.deeplab import Segmentor
 from network.tuning import merge_lora, restrict_tuning
 from optimizer import parameter_groups
 from scripts import network_summary
-from tests.runs import read_weights, run_folder, train_arguments
+from tests.runs import launch, read_weights, run_folder, train_arguments
 from utils.errors import UserError
 
 STRIDES = {  # network -> output stride, 32 where timm has no other
@@ -258,6 +258,10 @@ def test_mean_and_deviation_are_those_of_the_weights() -> None:
         ("--backbone timm/resnet50 --output_stride 4", "output stride 4: timm/resnet50 may have 8, 16 or 32"),
         ("--backbone timm/maxvit_tiny_tf_224 --output_stride 32", "takes images of its own size alone"),
         ("--backbone timm/test_vit --tune frozen --method diia", "has no style sites"),
+        (
+            "--backbone timm/hrnet_w18_small --method base --output_stride 32 --grad_checkpoint",
+            "hrnet_w18_small cannot",
+        ),
         ("--backbone timm/resnet18 --tune frozen --method isw", "--tune frozen: style sites .*--tune lora"),
         ("--backbone timm/resnet18 --method base --tune rein", "--tune rein: its tokens need a plain ViT"),
         (
@@ -307,3 +311,19 @@ def test_the_summary_counts_them(name: str, capsys: pytest.CaptureFixture[str]) 
     network_summary.main(["--backbone", name, "--size", "64", "96", "--method", "linear"])
     row = capsys.readouterr().out.splitlines()[2]
     assert name in row and " - " in row  # thop does not know their layers
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        f"--backbone timm/{SMALL} --method base --tune rein --rein_tokens 5",
+        f"--backbone timm/{SMALL} --method linear --tune frozen",
+        "--backbone timm/hrnet_w18_small --method base --output_stride 32",
+    ],
+)
+def test_two_processes_train(flags: str, small_camvid: Path, tmp_path: Path) -> None:
+    arguments = train_arguments(small_camvid, tmp_path, *flags.split(), "--max_iter", "2")
+    launch("train.py", arguments, processes=2)
+    state = read_weights(run_folder(tmp_path) / "last.pth")
+    assert state["progress"]["step"] == 2 and state["world_size"] == 2
+    assert all(value.isfinite().all() for value in state["network"].values())
