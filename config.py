@@ -203,8 +203,20 @@ class Optimisation(Section):
 
 class Evaluation(Section):
     BATCH_SIZE: int = shared(1, "--bs_mult_val", "Images per process and forward pass of the evaluation.", low=1)
-    PROTOCOL: Literal["full", "robustnet"] = shared("full", "--eval_protocol",
-        "Evaluate every pixel at native size (full), or only Mapillary's 1536 centre square (robustnet).")
+    PROTOCOL: Literal["full", "half", "sliding", "robustnet"] = shared("full", "--eval_protocol",
+        "What the network sees: whole images (full), halved ones, whose logits go back to native size (half), "
+        "overlapping windows (sliding), or as full, but of Mapillary only the 1536 centre square (robustnet).")
+    WINDOW: list[int] = shared([1024, 1024], "--window", "Height and width of the windows.", lengths=(2, 2), low=32,
+        needs=("--eval_protocol sliding",))
+    STRIDE: list[int] | None = shared(None, "--stride",
+        "Steps down and across between windows; default: 3/4 of --window.",
+        lengths=(2, 2), low=1, needs=("--eval_protocol sliding",))
+    SCALES: list[float] = shared([], "--scales",
+        "Scales of the image whose predictions are averaged, e.g. 0.5 1 1.5; default: 1 alone.", above=0, high=8)
+    FLIP: bool = shared(False, "--flip", "Average the predictions of each image and of its mirror image.")
+    AVERAGE: Literal["probabilities", "logits"] = shared("probabilities", "--average",
+        "What is averaged over windows, scales and mirror images.",
+        needs=("--eval_protocol sliding", "--scales", "--flip"))
     INTERVAL: int = option(1, "--val_interval", "Epochs between two validations; 0: only at the end.", low=0)
     SOURCE: bool = option(True, "--val_source", "Evaluate on the source domains while training too.")
     LIMIT: int = shared(0, "--val_limit",

@@ -43,6 +43,11 @@ def check_together(tree: Config) -> None:
     mixing = [flag for name, flag in {"FDA": "--fda", "MIXSTYLE": "--mixstyle"}.items() if tree.AUGMENT[name]]
     if mixing and tree.OPTIM.BATCH_SIZE == 1:
         raise UserError(f"{' and '.join(mixing)}: a process's images are mixed; give --bs_mult of at least 2, not 1")
+    if tree.EVAL.STRIDE and any(step > side for step, side in zip(tree.EVAL.STRIDE, tree.EVAL.WINDOW, strict=True)):
+        raise UserError(
+            f"--stride {tree.EVAL.STRIDE}: steps must not exceed the sides of --window {tree.EVAL.WINDOW}, or pixels "
+            "are left out; give smaller ones"
+        )
     if tree.EVAL.VISUALIZE and not tree.EVAL.PICTURES:
         raise UserError("--visualize_feature plots the images of --pictures, which is 0; give at least 1")
     if (count := len(tree.EVAL.ATTENTION_PIXELS)) % 2:

@@ -7,6 +7,7 @@ import torch
 from config import Config
 from evaluation.evaluator import Evaluator
 from evaluation.features import FeaturePlotter
+from evaluation.protocols import build_inference
 from evaluation.report import Report
 from loss.whitening import Whitening
 from network import Segmentor
@@ -41,6 +42,7 @@ def build_evaluator(
         device=device,
         batch_size=cfg.EVAL.BATCH_SIZE,
         autocast_dtype=dtype,
+        inference=build_inference(cfg),
         num_pictures=cfg.EVAL.PICTURES,
         plotter=plotter,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from datasets.loaders import EvaluationLoader
 from datasets.segmentation import EvaluationSample
 from evaluation.features import FeaturePlotter
 from evaluation.metrics import argmax_classes, confusion_matrix
+from evaluation.protocols import Inference
 from evaluation.report import DomainScore, Evaluation, Frame, domain_scores
 from network import Segmentor
 from transforms.appearance import Normalisation
@@ -34,6 +35,7 @@ class Evaluator:
     Attributes:
         batch_size: neighbours of equal size that go through the network together. DIIA's layout thresholds are taken
             over the batch, so scores are independent of it only at 1.
+        inference: how the network is run on the images: whole or in windows, at which scales, flipped.
         num_pictures: images of rank 0's share that become pictures, evenly spaced.
         plotter: plots what the network computes inside for these images, None for not.
     """
@@ -42,6 +44,7 @@ class Evaluator:
     device: torch.device
     batch_size: int = 1
     autocast_dtype: torch.dtype | None = None
+    inference: Inference = field(default_factory=Inference)
     num_pictures: int = 0
     plotter: FeaturePlotter | None = None
 
@@ -55,7 +58,8 @@ class Evaluator:
         rows, plots = list[DomainScore](), list[Picture]()
         for loader in loaders:
             domain, result = loader.split.domain, self.evaluate(network, loader)
-            rows += domain_scores(result, loader.split, is_source=domain.name in sources, transform=loader.protocol)
+            how = {"transform": loader.protocol + self.inference.resizing, "scales": self.inference.views}
+            rows += domain_scores(result, loader.split, is_source=domain.name in sources, **how)
             plots += self._plot(domain, result.frames)
         return rows, plots
 
@@ -77,7 +81,7 @@ class Evaluator:
             images = torch.stack([sample.image for sample in group]).to(self.device)  # (B,3,h,w)
             labels = torch.stack([sample.label for sample in group]).to(self.device)  # (B,h,w) uint8
             with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-                logits = network.predict(self.normalise(images)).float()
+                logits = self.inference(network.predict, self.normalise(images))
             predictions = argmax_classes(logits)
             counts += confusion_matrix(labels, predictions, num_classes=num_classes)
             sums[0] += F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="sum").double()

@@ -44,8 +44,8 @@ class Protocol:
     split: str
     list_hash: str
     images: int
-    transform: str  # resize and crop
-    scales: str
+    transform: str  # resize, crop, windows
+    scales: str  # and flips, and what is averaged over them
     classes: str
 
 
@@ -197,11 +197,17 @@ def describe_weights(network: Segmentor, cfg: Config, *, progress: Mapping[str, 
 
 
 def domain_scores(
-    evaluation: Evaluation, split: Split, *, is_source: bool, transform: str, class_names: Sequence[str] = CLASS_NAMES
+    evaluation: Evaluation,
+    split: Split,
+    *,
+    is_source: bool,
+    transform: str,
+    scales: str = "1",
+    class_names: Sequence[str] = CLASS_NAMES,
 ) -> list[DomainScore]:
     """Turn the counts of a domain into its scores: the main score first, then those of further class subsets.
 
-    `transform` says in words how images were resized and cropped.
+    `transform` and `scales` say in words how images were resized, cropped and windowed, and which views were averaged.
     """
     domain, name, folders = split.domain, split.name, dict(split.domain.splits)
     confusion = merge_classes(evaluation.confusion, domain.merge)
@@ -219,7 +225,7 @@ def domain_scores(
                 list_hash=split.list_hash,
                 images=len(split.pairs),
                 transform=transform,
-                scales="1",
+                scales=scales,
                 classes=f"{len(classes)}{' merged' if domain.merge else ''}",
             ),
             confusion=confusion.tolist(),

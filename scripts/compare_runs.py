@@ -65,7 +65,8 @@ def _rows(file: Path, *, checkpoint: str) -> list[tuple[str, int, str, bool, str
             protocol, is_source = row["protocol"], row["is_source"]
             split = "" if protocol["split"] == "val" else f" {protocol['split']}"
             column = f"{row['domain']}{split}{' (source)' if is_source else ''}"
-            images, value = f"list {protocol['list_hash']}, {protocol['transform']}", row["scores"]["mean_iou"]
+            images = f"list {protocol['list_hash']}, {protocol['transform']}, scales {protocol['scales']}"
+            value = row["scores"]["mean_iou"]
             if not row["subset"]:  # a published file does not know its seed
                 rows.append((about["method"], about.get("seed") or 0, column, not is_source, images, value))
         return rows

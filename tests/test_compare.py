@@ -18,7 +18,7 @@ def write_scores(folder: Path, method: str, seed: int, *, checkpoint: str = "las
     for name, value in scores.items():
         domain, _, split = name.partition("_")
         for subset in ("", "16 classes"):
-            protocol = {"split": split or "val", "list_hash": f"of {name}", "transform": "native size"}
+            protocol = {"split": split or "val", "list_hash": f"of {name}", "transform": "native size", "scales": "1"}
             found = {"mean_iou": value if not subset else 0.99}
             rows.append(
                 {"domain": domain, "subset": subset, "is_source": domain == "own", "scores": found}

@@ -25,20 +25,21 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The contract: a flag leaves or joins this list on purpose only.
 FLAGS = """
---accumulate --advstyle --arch --attention_pixels --backbone --backbone_lr --batch_weighting --bblur --bs_mult
---bs_mult_val --cache --cache_dir --centroid_cache --city_mode --ckpt --class_uniform_pct --class_uniform_tile
---clip_grad_norm --cls_wt_loss --clusters --coarse_boost_classes --color_aug --config --cov_stat_epoch
---covstat_val_dataset --crop_nopad --crop_size --dataset --date --deterministic --device --dist_url --domains
---dump_augmentation_images --dynamic --ema_decay --eval_protocol --exp --fda --fp16 --frame_cache --freeze_bn --gblur
---grad_checkpoint --help --image_in --image_uniform_sampling --img_wt_loss --jitter --jointwtborder --label_smoothing
---layer_decay --layout_confidence --local-rank --local_rank --log_interval --lora_rank --lr --lr_schedule
---max_cu_epoch --max_epoch --max_iter --mean --method --mixstyle --momentum --no_norm_decay --no_quick_check
---no_syncbn --no_val_source --num_workers --ohem_min_kept --ohem_thresh --optimizer --opts --out --output_stride
---pictures --poly_exp --pre_size --pretrained --quick_check --randaugment --randconv --randconv_repeats --rein_tokens
---relax_denom --repoly --rescale --restore_optimizer --resume --rlx_off_iter --rrotate --save_interval --scale_max
---scale_min --seed --sgd --snapshot --split --stat_images --std --strict_bdr_cls --syncbn --tb_path --tb_tag
---test_mode --trials --tune --val_dataset --val_interval --val_limit --val_source --version --visualize_feature
---warmup_iters --warmup_ratio --weight_decay --wt_bound --wt_layer --wt_reg_weight -wb
+--accumulate --advstyle --arch --attention_pixels --average --backbone --backbone_lr --batch_weighting --bblur
+--bs_mult --bs_mult_val --cache --cache_dir --centroid_cache --city_mode --ckpt --class_uniform_pct
+--class_uniform_tile --clip_grad_norm --cls_wt_loss --clusters --coarse_boost_classes --color_aug --config
+--cov_stat_epoch --covstat_val_dataset --crop_nopad --crop_size --dataset --date --deterministic --device --dist_url
+--domains --dump_augmentation_images --dynamic --ema_decay --eval_protocol --exp --fda --flip --fp16 --frame_cache
+--freeze_bn --gblur --grad_checkpoint --help --image_in --image_uniform_sampling --img_wt_loss --jitter
+--jointwtborder --label_smoothing --layer_decay --layout_confidence --local-rank --local_rank --log_interval
+--lora_rank --lr --lr_schedule --max_cu_epoch --max_epoch --max_iter --mean --method --mixstyle --momentum
+--no_norm_decay --no_quick_check --no_syncbn --no_val_source --num_workers --ohem_min_kept --ohem_thresh --optimizer
+--opts --out --output_stride --pictures --poly_exp --pre_size --pretrained --quick_check --randaugment --randconv
+--randconv_repeats --rein_tokens --relax_denom --repoly --rescale --restore_optimizer --resume --rlx_off_iter
+--rrotate --save_interval --scale_max --scale_min --scales --seed --sgd --snapshot --split --stat_images --std
+--strict_bdr_cls --stride --syncbn --tb_path --tb_tag --test_mode --trials --tune --val_dataset --val_interval
+--val_limit --val_source --version --visualize_feature --warmup_iters --warmup_ratio --weight_decay --window
+--wt_bound --wt_layer --wt_reg_weight -wb
 """.split()
 
 KEYS = {  # checkpoints and files of older versions hold them
@@ -64,7 +65,10 @@ KEYS = {  # checkpoints and files of older versions hold them
         ACCUMULATE BACKBONE_LR BATCH_SIZE CLIP_GRAD_NORM EMA_DECAY FP16 LAYER_DECAY LR LR_SCHEDULE MAX_EPOCH MAX_ITER
         MOMENTUM NAME NO_NORM_DECAY POLY_EXP REPOLY RESCALE RLX_OFF_ITER WARMUP_ITERS WARMUP_RATIO WEIGHT_DECAY
     """,
-    "EVAL": "ATTENTION_PIXELS BATCH_SIZE INTERVAL LIMIT OUT PICTURES PROTOCOL SOURCE VISUALIZE",
+    "EVAL": """
+        ATTENTION_PIXELS AVERAGE BATCH_SIZE FLIP INTERVAL LIMIT OUT PICTURES PROTOCOL SCALES SOURCE STRIDE VISUALIZE
+        WINDOW
+    """,
     "RUN": """
         CKPT DATE DETERMINISTIC DEVICE DIST_URL DUMP_AUGMENTATION EXP LOCAL_RANK LOG_INTERVAL RESTORE_OPTIMIZER RESUME
         SAVE_INTERVAL SEED SNAPSHOT TB_PATH TB_TAG TEST_MODE
@@ -220,6 +224,12 @@ def test_values_are_typed() -> None:
         ("--cls_wt_loss -wb 2", "--wt_bound belongs to --img_wt_loss or --jointwtborder"),
         ("--img_wt_loss --wt_bound -1", "--wt_bound must be a number of at least 0, got -1"),
         ("--visualize_feature --pictures 0", "--visualize_feature plots the images of --pictures, which is 0"),
+        ("--window 512 512", "--window belongs to --eval_protocol sliding"),
+        ("--eval_protocol half --stride 9 9", "--stride belongs to --eval_protocol sliding"),
+        ("--eval_protocol sliding --window 64 64 --stride 32 65", "--stride .32, 65.: steps must not exceed the sides"),
+        ("--eval_protocol sliding --window 512", "--window must be a list of 2 values"),
+        ("--average logits", "--average belongs to --eval_protocol sliding or --scales or --flip"),
+        ("--scales 0", "--scales must be a list of values, each a number"),
         ("--attention_pixels 3 4", "--attention_pixels belongs to --visualize_feature"),
         ("--visualize_feature --attention_pixels 3 4 5", "--attention_pixels takes x and y of each pixel, got 3"),
         ("--img_wt_loss --strict_bdr_cls 5", "--strict_bdr_cls belongs to --jointwtborder"),
@@ -397,6 +407,7 @@ def test_every_row_is_sound(row: Option) -> None:
     text = " ".join(map(str, row.default)) if isinstance(row.default, list) else str(row.default)
     assert row.read(text, row.key) == row.default
     assert set(row.needs) <= {
+        "--eval_protocol sliding",
         "--optimizer sgd",
         "--tune lora",
         "--tune rein",
