@@ -222,6 +222,8 @@ class Evaluation(Section):
     LIMIT: int = shared(0, "--val_limit",
         "Images evaluated per domain, evenly spread, 0 for all; the final evaluation uses all images.", low=0)
     PICTURES: int = shared(4, "--pictures", "Images per domain that are plotted.", low=0)
+    MORE_METRICS: bool = shared(False, "--more_metrics",
+        "Evaluate boundary IoU and F-score, calibration error and how well confidence tells errors; takes time.")
     VISUALIZE: bool = shared(False, "--visualize_feature",
         "Plot covariances, whitening masks, edge maps, coarse layouts and attention of the images of --pictures.")
     ATTENTION_PIXELS: list[int] = shared([], "--attention_pixels",

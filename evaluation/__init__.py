@@ -44,5 +44,6 @@ def build_evaluator(
         autocast_dtype=dtype,
         inference=build_inference(cfg),
         num_pictures=cfg.EVAL.PICTURES,
+        more_metrics=cfg.EVAL.MORE_METRICS,
         plotter=plotter,
     )

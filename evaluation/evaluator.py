@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import TypeVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
@@ -16,8 +15,10 @@ from datasets.domains import Domain
 from datasets.labels import CLASS_NAMES, IGNORE, NUM_CLASSES, PALETTE
 from datasets.loaders import EvaluationLoader
 from datasets.segmentation import EvaluationSample
+from evaluation.calibration import plot_reliability
 from evaluation.features import FeaturePlotter
-from evaluation.metrics import argmax_classes, confusion_matrix
+from evaluation.metrics import argmax_classes, confusion_matrix, merge_table
+from evaluation.more_metrics import MoreCounts
 from evaluation.protocols import Inference
 from evaluation.report import DomainScore, Evaluation, Frame, domain_scores
 from network import Segmentor
@@ -37,6 +38,7 @@ class Evaluator:
             over the batch, so scores are independent of it only at 1.
         inference: how the network is run on the images: whole or in windows, at which scales, flipped.
         num_pictures: images of rank 0's share that become pictures, evenly spaced.
+        more_metrics: whether boundaries and calibration are evaluated too (evaluation.more_metrics).
         plotter: plots what the network computes inside for these images, None for not.
     """
 
@@ -46,6 +48,7 @@ class Evaluator:
     autocast_dtype: torch.dtype | None = None
     inference: Inference = field(default_factory=Inference)
     num_pictures: int = 0
+    more_metrics: bool = False
     plotter: FeaturePlotter | None = None
 
     def __call__(
@@ -59,8 +62,13 @@ class Evaluator:
         for loader in loaders:
             domain, result = loader.split.domain, self.evaluate(network, loader)
             how = {"transform": loader.protocol + self.inference.resizing, "scales": self.inference.views}
-            rows += domain_scores(result, loader.split, is_source=domain.name in sources, **how)
+            scores = domain_scores(result, loader.split, is_source=domain.name in sources, **how)
+            rows += scores
             plots += self._plot(domain, result.frames)
+            if result.more is not None and distributed.is_main():
+                title = f"{domain.name}: {scores[0].protocol}"
+                sheet = plot_reliability(result.more.confidences, classes=domain.classes, title=title)
+                plots.append(Picture(f"{domain.name}/reliability", f"{domain.name}_reliability.png", sheet))
         return rows, plots
 
     @torch.inference_mode()
@@ -71,6 +79,7 @@ class Evaluator:
         """
         counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=self.device)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss over pixels, labelled pixels, images
+        more = MoreCounts.of_domain(loader.split.domain, device=self.device) if self.more_metrics else None
         num_images, name = len(loader.split.pairs), loader.split.domain.name
         share = -(-num_images // distributed.world_size())  # images of rank 0
         spacing = max(share // self.num_pictures, 1) if self.num_pictures and distributed.is_main() else 0
@@ -84,6 +93,8 @@ class Evaluator:
                 logits = self.inference(network.predict, self.normalise(images))
             predictions = argmax_classes(logits)
             counts += confusion_matrix(labels, predictions, num_classes=num_classes)
+            if more is not None:
+                more.add(logits, labels, predictions)
             sums[0] += F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="sum").double()
             sums[1] += (labels != IGNORE).sum()
             sums[2] += len(group)
@@ -96,16 +107,16 @@ class Evaluator:
         bar.close()
         network.train(training)
         distributed.all_reduce_sum(counts)
+        if more is not None:
+            more.share()
         total, pixels, evaluated = distributed.all_reduce_sum(sums).tolist()
         assert evaluated == num_images, (evaluated, num_images)
-        return Evaluation(counts.cpu().numpy(), total / pixels if pixels else float("nan"), frames)
+        return Evaluation(counts.cpu().numpy(), total / pixels if pixels else float("nan"), frames, more)
 
     def _plot(self, domain: Domain, frames: Sequence[Frame]) -> Iterator[Picture]:
         if not frames:
             return
-        merged = np.arange(256, dtype=np.uint8)  # what counts as one class is shown as one
-        for source, target in domain.merge:
-            merged[source] = target
+        merged = merge_table(domain.merge)  # what counts as one class is shown as one
         frames = [(image, merged[truth], merged[prediction]) for image, truth, prediction in frames]
         sheet = comparison(frames, palette=PALETTE, class_names=CLASS_NAMES)
         yield Picture(f"{domain.name}/predictions", f"{domain.name}.png", sheet)

@@ -95,11 +95,17 @@ class Scores:
     frequency_weighted_accuracy: float
 
 
+def merge_table(merge: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Return as which class each class counts, (256,) uint8, where `a` counts as `b` for every pair (a, b)."""
+    table = np.arange(256, dtype=np.uint8)
+    for source, target in merge:
+        table[source] = target
+    return table
+
+
 def merge_classes(confusion: np.ndarray, merge: Sequence[tuple[int, int]]) -> np.ndarray:
     """Add the counts of class `a` to those of class `b` for every pair (a, b), in truth and prediction."""
-    index = np.arange(len(confusion))
-    for source, target in merge:
-        index[source] = target
+    index = merge_table(merge)[: len(confusion)]
     merged = np.zeros_like(confusion)
     np.add.at(merged, (index[:, None], index[None, :]), confusion)
     return merged

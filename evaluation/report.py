@@ -15,6 +15,7 @@ from config import Config
 from datasets.labels import CLASS_NAMES
 from datasets.splits import Split
 from evaluation.metrics import Scores, merge_classes, nan_mean, score
+from evaluation.more_metrics import TITLES, MoreCounts
 from network import Segmentor
 from transforms.build import build_normalisation
 from utils.files import write_text
@@ -29,12 +30,13 @@ class Evaluation:
     """What the evaluation of a split gave.
 
     confusion: (C, C) int64 over all processes, rows = truth. loss: mean cross entropy per labelled pixel.
-    frames: a few images with truth and prediction, on rank 0.
+    frames: a few images with truth and prediction, on rank 0. more: counts of --more_metrics where it is given.
     """
 
     confusion: Array
     loss: float
     frames: list[Frame] = field(default_factory=list)
+    more: MoreCounts | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,12 @@ class Protocol:
     scales: str  # and flips, and what is averaged over them
     classes: str
 
+    def __str__(self) -> str:
+        return (
+            f"{self.images} images of {self.split} (list {self.list_hash}), {self.transform}, scales {self.scales}, "
+            f"{self.classes} classes"
+        )
+
 
 @dataclass(frozen=True)
 class DomainScore:
@@ -60,6 +68,7 @@ class DomainScore:
     loss: float
     protocol: Protocol
     confusion: list[list[int]]
+    more: dict[str, float] = field(default_factory=dict)  # of --more_metrics
 
     def scalars(self) -> dict[str, float]:
         """Return the numbers that are followed over a training, by tag."""
@@ -68,6 +77,7 @@ class DomainScore:
             "acc": self.scores.accuracy,
             "val_loss": self.loss,
             "acc_cls": self.scores.mean_class_accuracy,
+            **self.more,
         }
         return {f"{self.domain}/{key}": value for key, value in values.items()}
 
@@ -114,13 +124,14 @@ class Report:
         cells = {name: ["" if value is None else percent(value) for value in values] for name, values in ious.items()}
         return [["class", *(row.title for row in self.rows)], *([name, *line] for name, line in cells.items())]
 
+    def more_tables(self) -> list[list[list[str]]]:
+        """Return the table of --more_metrics, heading and one line per domain; none where they were not evaluated."""
+        lines = [[row.title, *(percent(row.more[name]) for name in TITLES)] for row in self.rows if row.more]
+        return [[["domain, in %", *TITLES.values()], *lines]] if lines else []
+
     def protocol_lines(self) -> list[str]:
         """Return one sentence per domain on how its number was taken."""
-        return [
-            f"{row.title}: {row.protocol.images} images of {row.protocol.split} (list {row.protocol.list_hash}), "
-            f"{row.protocol.transform}, scales {row.protocol.scales}, {row.protocol.classes} classes"
-            for row in self.rows
-        ]
+        return [f"{row.title}: {row.protocol}" for row in self.rows]
 
     def weights_line(self) -> str:
         items = {key: value for key, value in self.weights.items() if key != "method"}  # the network's text names it
@@ -128,10 +139,12 @@ class Report:
 
     def to_text(self) -> str:
         lines = [f"weights: {self.weights_line()}", *(f"protocol: {line}" for line in self.protocol_lines())]
-        return "\n".join([format_table(self.class_table()), "", format_table(self.summary_table()), "", *lines])
+        tables = [self.class_table(), self.summary_table(), *self.more_tables()]
+        return "\n\n".join([*map(format_table, tables), "\n".join(lines)])
 
     def to_markdown(self) -> str:
-        tables = [format_table(table, "markdown") for table in (self.summary_table(), self.class_table())]
+        chosen = [self.summary_table(), self.class_table(), *self.more_tables()]
+        tables = [format_table(table, "markdown") for table in chosen]
         lines = "".join(f"- {line}\n" for line in self.protocol_lines())
         return "\n\n".join([*tables, f"Weights: {self.weights_line()}.", lines])
 
@@ -143,7 +156,7 @@ class Report:
         protocol = ["split", "list", "images", "transform", "scales", "classes", *weights]
         writer.writerow(["domain", "subset", "source", "metric", "value", *protocol])
         for row in self.rows:
-            metrics = {**asdict(row.scores), "loss": row.loss}
+            metrics = {**asdict(row.scores), "loss": row.loss, **row.more}
             metrics |= {f"iou/{name}": value for name, value in metrics.pop("iou").items()}
             for metric, value in metrics.items():
                 domain = [row.domain, row.subset, "yes" if row.is_source else "no"]
@@ -229,6 +242,7 @@ def domain_scores(
                 classes=f"{len(classes)}{' merged' if domain.merge else ''}",
             ),
             confusion=confusion.tolist(),
+            more=evaluation.more.scores(classes) if evaluation.more else {},
         )
         for subset, classes in [("", domain.classes), *domain.subsets]
     ]

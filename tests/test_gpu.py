@@ -13,7 +13,10 @@ from torch import nn
 from torch.utils.data import default_collate
 
 import train
+from datasets.domains import BUILTIN
 from datasets.loaders import DeviceBatches, TrainingBatch
+from evaluation.more_metrics import MoreCounts
+from evaluation.protocols import Inference
 from network.outputs import SegmentorOutput
 from tests import reference
 from tests.runs import read_weights, run_folder, train_arguments
@@ -138,3 +141,20 @@ def test_a_short_training(small_camvid: Path, tmp_path: Path, precision: tuple[s
     losses = [row["loss/train_loss"] for row in read_history(folder / "history.jsonl") if "loss/train_loss" in row]
     assert len(losses) == 4 and np.isfinite(losses).all()
     assert any((folder / "scores").iterdir())
+
+
+def test_protocols_and_counts_are_the_cpus() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, truth = (torch.randn(2, 19, 90, 130, generator=generator) for _ in range(2))
+    inference = Inference(window=(64, 64), stride=(48, 48), scales=(0.5, 1.0), flip=True)
+    logits = inference(torch.sin, images)
+    torch.testing.assert_close(inference(torch.sin, images.to(DEVICE)).cpu(), logits, rtol=1e-4, atol=1e-4)
+    label = torch.where(truth[:, 0] > 1.5, 255, truth.argmax(1)).byte()
+    found = []
+    for device in ("cpu", "cuda"):
+        more = MoreCounts.of_domain(BUILTIN["camvid"], device=torch.device(device))
+        more.add(logits.to(device), label.to(device), logits.argmax(1).byte().to(device))
+        found.append(more)
+    assert torch.equal(found[1].boundaries.cpu(), found[0].boundaries)
+    moved = (found[1].confidences.cpu().cumsum(2) - found[0].confidences.cumsum(2)).abs().max()
+    assert moved <= 2 and found[0].confidences.sum() > 1000, "a pixel at the edge of a bin may change it"

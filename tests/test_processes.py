@@ -72,8 +72,8 @@ def test_one_two_and_three_processes_count_the_same(
         out = tmp_path / str(processes)
         arguments = ["--snapshot", weights, "--val_dataset", "camvid", "--out", str(out), "--device", "cpu"]
         arguments += ["--num_workers", "0", "--opts", f"DATASET.CAMVID_DIR={full_camvid}"]
-        launch("valid.py", arguments, processes=processes)
+        launch("valid.py", [*arguments, "--flip", "--more_metrics"], processes=processes)
         content = json.loads((out / "scores.json").read_text())
-        found[processes] = content["domains"][0]["confusion"]
+        found[processes] = content["domains"][0]["confusion"], content["domains"][0]["more"]
     assert found[0] == found[2] == found[3]
-    assert sum(map(sum, found[0])) == 5 * 96 * 128
+    assert sum(map(sum, found[0][0])) == 5 * 96 * 128 and len(found[0][1]) == 7

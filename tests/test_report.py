@@ -106,6 +106,7 @@ TREE = {
                 "classes": "str",
             },
             "confusion": [["int"]],
+            "more": {},
         }
     ],
 }

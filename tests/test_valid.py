@@ -11,6 +11,7 @@ import torch
 import config
 import train
 import valid
+from evaluation.more_metrics import TITLES
 from tests.runs import launch, run_folder, train_arguments
 from utils import checkpoint
 from utils.errors import UserError
@@ -136,3 +137,18 @@ def test_missing_weights_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert "none.pth" in done.stderr
+
+
+def test_protocols_and_more_metrics_stand_in_the_files(weights: Path, small_camvid: Path, tmp_path: Path) -> None:
+    flags = "--eval_protocol sliding --window 64 64 --scales 0.5 1 --flip --more_metrics --split test"
+    content = score(weights / "last.pth", small_camvid, tmp_path, *flags.split())
+    domains = content["domains"]
+    assert isinstance(domains, list)
+    protocol, more = domains[0]["protocol"], domains[0]["more"]
+    assert protocol["transform"] == "native size, every pixel, windows 64x64, stride 48x48"
+    assert protocol["scales"] == "0.5 1 and flipped, mean of probabilities"
+    assert list(more) == list(TITLES) and all(0 <= value <= 1 for value in more.values())
+    assert (tmp_path / "camvid_reliability.png").exists()
+    lines = (tmp_path / "scores.csv").read_text().splitlines()
+    assert any(f",ece,{more['ece']!r}," in line and "windows 64x64" in line for line in lines)
+    assert "boundary IoU (3 %)" in (tmp_path / "scores.md").read_text()
