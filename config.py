@@ -224,6 +224,8 @@ class Evaluation(Section):
     PICTURES: int = shared(4, "--pictures", "Images per domain that are plotted.", low=0)
     MORE_METRICS: bool = shared(False, "--more_metrics",
         "Evaluate boundary IoU and F-score, calibration error and how well confidence tells errors; takes time.")
+    PER_IMAGE: bool = shared(False, "--per_image",
+        "Keep each image's confusion matrix, per_image.npz beside scores.json, for compare_runs' intervals.")
     VISUALIZE: bool = shared(False, "--visualize_feature",
         "Plot covariances, whitening masks, edge maps, coarse layouts and attention of the images of --pictures.")
     ATTENTION_PIXELS: list[int] = shared([], "--attention_pixels",

@@ -215,7 +215,7 @@ def evaluate(run: Run, records: Records, *, all_images: bool = False, keep_best:
     distributed.broadcast_buffers(run.evaluated_network)
     cfg, progress, sources = run.cfg, run.progress, run.cfg.DATASET.TRAIN
     loaders = evaluation_loaders(cfg, run.splits, all_images=all_images)
-    rows, plots = run.evaluator(run.evaluated_network, loaders, sources=sources)
+    rows, plots, per_image = run.evaluator(run.evaluated_network, loaders, sources=sources)
     for row in rows:
         if not row.subset:
             records.writer.scalars(row.scalars(), progress.step)
@@ -223,7 +223,7 @@ def evaluate(run: Run, records: Records, *, all_images: bool = False, keep_best:
     records.evaluated_at = progress.step
     weights = {"file": str(records.folder / "last.pth"), "checkpoint": "last"}
     weights |= describe_weights(run.network, cfg, progress=asdict(progress), averaged=run.average is not None)
-    report = Report(weights, rows)
+    report = Report(weights, rows, per_image)
     if distributed.is_main():
         report.write(records.folder / "scores")
     logger.info("step %d\n%s", progress.step, report.to_text())

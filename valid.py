@@ -61,10 +61,10 @@ def evaluate(cfg: Config, device: torch.device) -> Report:
     evaluator = build_evaluator(cfg, network, recipe=saved, whitening=whitening, device=device)
     sources = saved.DATASET.TRAIN if "source" in weights else ()  # published files do not say what they were trained on
     make_folder(folder)  # where nothing can be written, nothing is evaluated
-    rows, plots = evaluator(network, loaders, sources=sources)
+    rows, plots, per_image = evaluator(network, loaders, sources=sources)
     for _, file, image in plots:
         pictures.save_png(image, folder / file)
-    return Report(weights, rows)
+    return Report(weights, rows, per_image)
 
 
 def load_network(cfg: Config, content: dict[str, Any]) -> tuple[Segmentor, Config, dict[str, Any]]:

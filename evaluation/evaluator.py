@@ -17,10 +17,10 @@ from datasets.loaders import EvaluationLoader
 from datasets.segmentation import EvaluationSample
 from evaluation.calibration import plot_reliability
 from evaluation.features import FeaturePlotter
-from evaluation.metrics import argmax_classes, confusion_matrix, merge_table
+from evaluation.metrics import argmax_classes, confusion_matrix, merge_classes, merge_table
 from evaluation.more_metrics import MoreCounts
 from evaluation.protocols import Inference
-from evaluation.report import DomainScore, Evaluation, Frame, domain_scores
+from evaluation.report import DomainScore, Evaluation, Frame, ImageCounts, domain_scores
 from network import Segmentor
 from transforms.appearance import Normalisation
 from utils import distributed
@@ -39,6 +39,7 @@ class Evaluator:
         inference: how the network is run on the images: whole or in windows, at which scales, flipped.
         num_pictures: images of rank 0's share that become pictures, evenly spaced.
         more_metrics: whether boundaries and calibration are evaluated too (evaluation.more_metrics).
+        per_image: whether the counts of each image are kept.
         plotter: plots what the network computes inside for these images, None for not.
     """
 
@@ -49,27 +50,31 @@ class Evaluator:
     inference: Inference = field(default_factory=Inference)
     num_pictures: int = 0
     more_metrics: bool = False
+    per_image: bool = False
     plotter: FeaturePlotter | None = None
 
     def __call__(
         self, network: Segmentor, loaders: Iterable[EvaluationLoader], *, sources: Sequence[str]
-    ) -> tuple[list[DomainScore], list[Picture]]:
-        """Return the scores of all domains, of each its main score first, and rank 0's pictures.
+    ) -> tuple[list[DomainScore], list[Picture], dict[str, ImageCounts]]:
+        """Return the scores of all domains, of each its main score first, rank 0's pictures, and counts by domain.
 
         `sources` are the domains that the network was trained on.
         """
-        rows, plots = list[DomainScore](), list[Picture]()
+        rows, plots, per_image = list[DomainScore](), list[Picture](), dict[str, ImageCounts]()
         for loader in loaders:
             domain, result = loader.split.domain, self.evaluate(network, loader)
             how = {"transform": loader.protocol + self.inference.resizing, "scales": self.inference.views}
             scores = domain_scores(result, loader.split, is_source=domain.name in sources, **how)
             rows += scores
             plots += self._plot(domain, result.frames)
+            if result.images is not None:
+                names = [pair.name for pair in loader.split.pairs]
+                per_image[domain.name] = ImageCounts(names, merge_classes(result.images, domain.merge))
             if result.more is not None and distributed.is_main():
                 title = f"{domain.name}: {scores[0].protocol}"
                 sheet = plot_reliability(result.more.confidences, classes=domain.classes, title=title)
                 plots.append(Picture(f"{domain.name}/reliability", f"{domain.name}_reliability.png", sheet))
-        return rows, plots
+        return rows, plots, per_image
 
     @torch.inference_mode()
     def evaluate(self, network: Segmentor, loader: EvaluationLoader, *, num_classes: int = NUM_CLASSES) -> Evaluation:
@@ -77,10 +82,11 @@ class Evaluator:
 
         The network is put in evaluation mode and back.
         """
-        counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=self.device)
+        num_images, name, rank = len(loader.split.pairs), loader.split.domain.name, distributed.rank()
+        size = num_images if self.per_image else 1, num_classes, num_classes
+        counts = torch.zeros(size, dtype=torch.int64, device=self.device)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss over pixels, labelled pixels, images
         more = MoreCounts.of_domain(loader.split.domain, device=self.device) if self.more_metrics else None
-        num_images, name = len(loader.split.pairs), loader.split.domain.name
         share = -(-num_images // distributed.world_size())  # images of rank 0
         spacing = max(share // self.num_pictures, 1) if self.num_pictures and distributed.is_main() else 0
         frames, training, position, dtype = list[Frame](), network.training, 0, self.autocast_dtype
@@ -92,13 +98,17 @@ class Evaluator:
             with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
                 logits = self.inference(network.predict, self.normalise(images))
             predictions = argmax_classes(logits)
-            counts += confusion_matrix(labels, predictions, num_classes=num_classes)
+            if not self.per_image:
+                counts[0] += confusion_matrix(labels, predictions, num_classes=num_classes)
             if more is not None:
                 more.add(logits, labels, predictions)
             sums[0] += F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="sum").double()
             sums[1] += (labels != IGNORE).sum()
             sums[2] += len(group)
-            for sample, prediction in zip(group, predictions, strict=True):
+            for sample, label, prediction in zip(group, labels, predictions, strict=True):
+                if self.per_image:  # as the loaders share the images
+                    index = rank + position * distributed.world_size()
+                    counts[index] = confusion_matrix(label, prediction, num_classes=num_classes)
                 if spacing and len(frames) < self.num_pictures and position % spacing == 0:
                     image = sample.image.permute(1, 2, 0).numpy()
                     frames.append((image, sample.label.numpy(), prediction.cpu().numpy()))
@@ -111,7 +121,8 @@ class Evaluator:
             more.share()
         total, pixels, evaluated = distributed.all_reduce_sum(sums).tolist()
         assert evaluated == num_images, (evaluated, num_images)
-        return Evaluation(counts.cpu().numpy(), total / pixels if pixels else float("nan"), frames, more)
+        loss, confusions = total / pixels if pixels else float("nan"), counts.cpu().numpy()
+        return Evaluation(confusions.sum(0), loss, frames, more, confusions if self.per_image else None)
 
     def _plot(self, domain: Domain, frames: Sequence[Frame]) -> Iterator[Picture]:
         if not frames:

@@ -104,11 +104,10 @@ def merge_table(merge: Sequence[tuple[int, int]]) -> np.ndarray:
 
 
 def merge_classes(confusion: np.ndarray, merge: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Add the counts of class `a` to those of class `b` for every pair (a, b), in truth and prediction."""
-    index = merge_table(merge)[: len(confusion)]
-    merged = np.zeros_like(confusion)
-    np.add.at(merged, (index[:, None], index[None, :]), confusion)
-    return merged
+    """Add counts (..., C, C) of class `a` to those of class `b` for every pair (a, b), in truth and prediction."""
+    size = confusion.shape[-1]
+    moved = np.eye(size, dtype=confusion.dtype)[merge_table(merge)[:size]]  # row: a class, column: as which it counts
+    return np.asarray(moved.T @ confusion @ moved)
 
 
 def score(confusion: np.ndarray, class_names: Sequence[str], *, classes: Sequence[int] | None = None) -> Scores:

@@ -78,7 +78,7 @@ class Inference:
             rows, columns = slice(top, top + len(down)), slice(left, left + len(across))
             maps = maps_of(view[:, :, rows, columns])
             total = maps.new_zeros(*maps.shape[:2], *size) if total is None else total
-            total[:, :, rows, columns] += maps * torch.outer(down, across).to(maps.device)
+            total[:, :, rows, columns] += maps * (down[:, None] * across).to(maps.device)
         assert total is not None
         return total
 

@@ -9,7 +9,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from config import Config
 from datasets.labels import CLASS_NAMES
@@ -18,11 +20,19 @@ from evaluation.metrics import Scores, merge_classes, nan_mean, score
 from evaluation.more_metrics import TITLES, MoreCounts
 from network import Segmentor
 from transforms.build import build_normalisation
-from utils.files import write_text
+from utils.files import write, write_text
 from utils.pictures import Array
 from utils.tables import format_table
 
+PER_IMAGE_FILE = "per_image.npz"  # beside scores.json: DOMAIN/names and DOMAIN/confusion
 Frame = tuple[Array, Array, Array]  # image (h,w,3), truth (h,w), prediction (h,w), uint8
+
+
+class ImageCounts(NamedTuple):
+    """Names of a split's images relative to the domain's root, and their confusion matrices (N, C, C) int64."""
+
+    names: list[str]
+    confusion: Array
 
 
 @dataclass(frozen=True)
@@ -31,12 +41,14 @@ class Evaluation:
 
     confusion: (C, C) int64 over all processes, rows = truth. loss: mean cross entropy per labelled pixel.
     frames: a few images with truth and prediction, on rank 0. more: counts of --more_metrics where it is given.
+    images: (N, C, C) int64, of each image of the split in its order, where --per_image is given.
     """
 
     confusion: Array
     loss: float
     frames: list[Frame] = field(default_factory=list)
     more: MoreCounts | None = None
+    images: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,7 @@ class Report:
 
     weights: dict[str, Any]  # file, which checkpoint, step, epoch, seed, network
     rows: list[DomainScore]
+    per_image: dict[str, ImageCounts] = field(default_factory=dict)  # of --per_image, by domain
 
     @property
     def targets(self) -> list[DomainScore]:
@@ -178,6 +191,17 @@ class Report:
         write_text(folder / "scores.json", self.to_json())
         write_text(folder / "scores.csv", self.to_csv())
         write_text(folder / "scores.md", self.to_markdown())
+        if self.per_image:
+            write(folder / PER_IMAGE_FILE, self._save_per_image)
+        else:  # one of an earlier evaluation
+            (folder / PER_IMAGE_FILE).unlink(missing_ok=True)
+
+    def _save_per_image(self, path: Path) -> None:
+        arrays = {
+            f"{name}/{key}": value for name, row in self.per_image.items() for key, value in row._asdict().items()
+        }
+        with path.open("wb") as file:
+            np.savez_compressed(file, **arrays)
 
 
 def method_name(network: Segmentor, cfg: Config) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from evaluation.report import PER_IMAGE_FILE, ImageCounts, Report
 from scripts import compare_runs as compare
 from utils.errors import UserError
 
@@ -105,3 +108,47 @@ def test_what_cannot_be_compared_is_said(runs: Path, tmp_path_factory: pytest.Te
     again.write_text(json.dumps(changed))
     with pytest.raises(UserError, match="own .source. was evaluated on list shorter"):
         compare.main([str(runs), str(again)])
+
+
+def add_images(path: Path, counts: np.ndarray) -> None:
+    """Write the counts (N, 19, 19) of single images of the domain `far` beside a score file, and its classes in it."""
+    content = json.loads(path.read_text())
+    for row in content["domains"]:
+        row["scores"]["iou"] = {"road": 0.5, "car": 0.5}
+    path.write_text(json.dumps(content))
+    report = Report({}, [], {"far": ImageCounts([f"{index}.png" for index in range(len(counts))], counts)})
+    report._save_per_image(path.with_name(PER_IMAGE_FILE))
+
+
+def binary_counts(hits: np.ndarray, pixels: int = 100) -> np.ndarray:
+    """Return (N, 19, 19): in each image `hits` of 100 road pixels and as many of 100 car pixels are right."""
+    counts = np.zeros((len(hits), 19, 19), np.int64)
+    for true, other in ((0, 13), (13, 0)):
+        counts[:, true, true], counts[:, true, other] = hits, pixels - hits
+    return counts
+
+
+def test_intervals_over_images_are_those_of_a_paired_bootstrap(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    base = [rng.integers(20, 90, 60) for _ in range(2)]
+    better = [hits + rng.integers(0, 8, 60) for hits in base]  # the images differ far more than the methods do
+    mean_iou = lambda hits: hits.sum() / (200 * len(hits) - hits.sum())  # noqa: E731
+    for seed in range(2):
+        for method, hits in (("base", base[seed]), ("diia", better[seed])):
+            add_images(write_scores(tmp_path, method, seed, far=mean_iou(hits)), binary_counts(hits))
+    write_scores(tmp_path, "ibn", 0, far=0.5)
+    compare.main([str(tmp_path)])
+    text = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in text.split("difference from base")[1].splitlines() if line}
+    low, high = map(float, re.findall(r"([+-]\d+\.\d+) to ([+-]\d+\.\d+)$", lines["diia"])[0])
+    draws = rng.integers(0, 60, (4000, 60))
+    differences = [
+        100 * np.mean([mean_iou(better[seed][draw]) - mean_iou(base[seed][draw]) for seed in range(2)])
+        for draw in draws
+    ]
+    expected = np.percentile(differences, (2.5, 97.5))
+    assert (low, high) == pytest.approx(expected, abs=0.1 * (expected[1] - expected[0]))
+    assert 0 < low < high < 6 and "percentile bootstrap" in text
+    assert "to" not in lines["ibn"].split()

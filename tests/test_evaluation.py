@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+import sklearn.metrics
 import torch
 from torch import Tensor, nn
 
@@ -52,6 +54,16 @@ def test_every_labelled_pixel_is_counted_once_whatever_the_grouping() -> None:
     assert found.confusion.sum() == int((labels != 255).sum())
     assert found.confusion.sum(axis=1).tolist() == [int((labels == c).sum()) for c in (0, 1)]
     assert (run(2).confusion == found.confusion).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_counts_of_single_images_add_up(batch_size: int) -> None:
+    found = evaluator(batch_size=batch_size, per_image=True).evaluate(Threshold(), Frames(), num_classes=2)
+    assert (found.confusion == run(1).confusion).all() and run(1).images is None
+    for counts, sample in zip(found.images, Frames().samples, strict=True):
+        kept, bright = sample.label != 255, sample.image[0] / 255 > 0.5
+        expected = sklearn.metrics.confusion_matrix(sample.label[kept], bright[kept].int(), labels=[0, 1])
+        assert counts.tolist() == expected.tolist()
 
 
 def test_loss_is_the_mean_over_pixels() -> None:

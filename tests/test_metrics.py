@@ -117,6 +117,8 @@ def test_merging_moves_truth_and_prediction() -> None:
     merged = merge_classes(confusion, [(2, 0)])
     assert merged.tolist() == [[0 + 2 + 6 + 8, 1 + 7, 0], [3 + 5, 4, 0], [0, 0, 0]]
     assert merged.sum() == confusion.sum()
+    stacked = merge_classes(np.stack((confusion, 2 * confusion)), [(2, 0)])
+    assert stacked.tolist() == [merged.tolist(), (2 * merged).tolist()]
 
 
 def test_no_labelled_pixel_gives_nan_everywhere() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -72,8 +73,12 @@ def test_one_two_and_three_processes_count_the_same(
         out = tmp_path / str(processes)
         arguments = ["--snapshot", weights, "--val_dataset", "camvid", "--out", str(out), "--device", "cpu"]
         arguments += ["--num_workers", "0", "--opts", f"DATASET.CAMVID_DIR={full_camvid}"]
-        launch("valid.py", [*arguments, "--flip", "--more_metrics"], processes=processes)
+        launch("valid.py", [*arguments, "--flip", "--more_metrics", "--per_image"], processes=processes)
         content = json.loads((out / "scores.json").read_text())
-        found[processes] = content["domains"][0]["confusion"], content["domains"][0]["more"]
+        with np.load(out / "per_image.npz") as images:
+            names, counts = images["camvid/names"].tolist(), images["camvid/confusion"]
+        assert names == [f"val/{index:05d}.png" for index in range(5)] and (counts.sum((1, 2)) == 96 * 128).all()
+        assert counts.sum(0).tolist() == content["domains"][0]["confusion"]
+        found[processes] = content["domains"][0]["confusion"], content["domains"][0]["more"], counts.tolist()
     assert found[0] == found[2] == found[3]
     assert sum(map(sum, found[0][0])) == 5 * 96 * 128 and len(found[0][1]) == 7

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from datasets.domains import BUILTIN, Domain
+from evaluation.more_metrics import TITLES
 from evaluation.report import Evaluation, Report, domain_scores
 from utils.errors import UserError
 from utils.files import write_text
@@ -123,6 +124,18 @@ def test_the_tree_of_the_scores_file_is_kept() -> None:
     content = json.loads(report().to_json())
     assert json.dumps(tree(content)) == json.dumps(TREE), "a change of scores.json: say so in the change log"
     assert all(row.keys() == TREE["domains"][0].keys() for row in content["domains"])  # type: ignore[index,union-attr]
+
+
+def test_more_metrics_are_followed_and_stand_in_every_table() -> None:
+    found = report()
+    assert "ECE" not in found.to_text() and "town/ece" not in found.rows[0].scalars()
+    more = dict.fromkeys(TITLES, 0.25) | {"ece": 0.125, "error_fpr95": float("nan")}
+    found = replace(found, rows=[replace(row, more=more) for row in found.rows])
+    assert found.rows[0].scalars()["town/ece"] == 0.125
+    for text in (found.to_text(), found.to_markdown()):
+        assert re.search(r"town\W.* 25\.00 .* 12\.50 .* 25\.00 .* -", text)
+    assert json.loads(found.to_json())["domains"][0]["more"] == {**more, "error_fpr95": None}
+    assert "town,,no,ece,0.125,val,abc123" in found.to_csv()
 
 
 def test_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:

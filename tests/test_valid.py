@@ -152,3 +152,9 @@ def test_protocols_and_more_metrics_stand_in_the_files(weights: Path, small_camv
     lines = (tmp_path / "scores.csv").read_text().splitlines()
     assert any(f",ece,{more['ece']!r}," in line and "windows 64x64" in line for line in lines)
     assert "boundary IoU (3 %)" in (tmp_path / "scores.md").read_text()
+
+
+def test_counts_of_single_images_are_kept_where_asked_for(weights: Path, small_camvid: Path, tmp_path: Path) -> None:
+    for flags, kept in ((["--per_image"], True), ([], False)):  # those of an earlier evaluation do not stay
+        score(weights / "last.pth", small_camvid, tmp_path, *flags)
+        assert (tmp_path / "per_image.npz").exists() == kept
