@@ -149,6 +149,6 @@ def test_intervals_over_images_are_those_of_a_paired_bootstrap(
         for draw in draws
     ]
     expected = np.percentile(differences, (2.5, 97.5))
-    assert (low, high) == pytest.approx(expected, abs=0.1 * (expected[1] - expected[0]))
+    assert (low, high) == pytest.approx(expected, abs=0.05 * (expected[1] - expected[0]))
     assert 0 < low < high < 6 and "percentile bootstrap" in text
     assert "to" not in lines["ibn"].split()
