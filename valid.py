@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import config
+import inference
 from config import Config
 from datasets.domains import load_domains
 from datasets.loaders import build_evaluation_loader
@@ -21,9 +22,7 @@ from evaluation import Report, build_evaluator
 from evaluation.report import describe_weights
 from loss import build_criterion
 from loss.whitening import Whitening
-from network import Method, Segmentor, architecture_of, build_network
-from network.tuning import merge_lora
-from network.weights import build_published, load_weights
+from network import Segmentor
 from utils import checkpoint, distributed, logs, pictures
 from utils.errors import UserError, run_entry_point
 from utils.files import make_folder
@@ -68,29 +67,16 @@ def evaluate(cfg: Config, device: torch.device) -> Report:
 
 
 def load_network(cfg: Config, content: dict[str, Any]) -> tuple[Segmentor, Config, dict[str, Any]]:
-    """Build the network of the weight file --snapshot, whose content was read, and load it.
-
-    Returns:
-        The network, the config that its normalisation follows, and what the report says about the weights.
-
-    Raises:
-        UserError: the file does not fit; for files without a config the head told from its names contradicts --method.
-    """
-    path = cfg.RUN.SNAPSHOT
-    weights: dict[str, Any] = {"file": path}
+    """Return what `inference.load_network` does, and what the report says about the weights."""
+    network, saved = inference.load_network(cfg, content)
+    weights: dict[str, Any] = {"file": cfg.RUN.SNAPSHOT}
     if checkpoint.is_ours(content):
-        saved, averaged = config.from_dict(content["config"], source=path), bool(content["average"])
-        network = build_network(saved)
-        load_weights(network, content, path=path)
-        if saved.NETWORK.TUNE == "lora":
-            merge_lora(network)
         weights |= {"checkpoint": content["kind"]}
+        averaged = bool(content["average"])
         weights |= describe_weights(network, saved, progress=content["progress"], averaged=averaged)
         if content["kind"] == checkpoint.CONVERTED:  # published weights do not say how they were trained
             weights = {key: value for key, value in weights.items() if key not in ("step", "seed", "source")}
-        _warn_of_unused(cfg, saved, network.method, path)
     else:
-        saved, network = cfg, build_published(cfg, content, path=path)
         weights |= {"checkpoint": "published weights without a config", "epoch": content.get("epoch")}
         weights |= {"method": network.method.label, "network": network.describe()}
     return network, saved, weights
@@ -102,25 +88,6 @@ def load_whitening(saved: Config, network: Segmentor, content: dict[str, Any], *
     if state := content.get("criterion"):  # published files have none
         checkpoint.load_strictly(criterion, state, path=path)
     return criterion.whitening
-
-
-def _warn_of_unused(cfg: Config, saved: Config, method: Method, path: str) -> None:
-    """Name the flags that ask for another network than the one that a checkpoint was trained with."""
-    requested = cfg.NETWORK
-    flags: dict[str, tuple[str, str]] = {}  # flags -> what they ask for, what the checkpoint holds
-    if any(requested[key] != _default(key) for key in ("ARCH", "BACKBONE", "OUTPUT_STRIDE")):
-        flags["--arch, --backbone, --output_stride"] = str(architecture_of(cfg)), str(architecture_of(saved))
-    if requested.METHOD != _default("METHOD"):
-        flags["--method"] = requested.METHOD, method.name
-    if requested.WT_LAYER is not None:
-        flags["--wt_layer"] = " ".join(map(str, requested.WT_LAYER)), " ".join(map(str, method.codes))
-    for flag, (wanted, actual) in flags.items():
-        if wanted != actual:
-            logger.warning("%s: %s is not used, %s was trained with %s", flag, wanted, path, actual)
-
-
-def _default(key: str) -> Any:
-    return config.KEYS[f"NETWORK.{key}"].default
 
 
 def result_folder(cfg: Config) -> Path:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from datasets import labels
 from datasets.files import open_file, read_bytes
@@ -172,6 +172,30 @@ def read_image(path: str, *, decoder: str = "opencv") -> np.ndarray:
                 if array.dtype == np.uint8 and array.shape == (header.height, header.width, 3):
                     return array
         return _pillow(data)
+
+
+def read_photo(path: str) -> np.ndarray:
+    """Return an image file of any kind as (H, W, 3) uint8 RGB, upright as its EXIF orientation says.
+
+    The 16 bits of a grey image become 8 by scale (65535 is 255), transparency is dropped, CMYK and palettes become RGB.
+    What is no image, is damaged or holds fractions raises `UserError`.
+    """
+    with decode_errors(path):
+        data = read_bytes(path)
+        image: Image.Image = Image.open(io.BytesIO(data))
+        turned = False
+        if image.format != "PNG" or b"eXIf" in data:  # looking for it, Pillow decodes a whole PNG
+            with suppress(Exception):  # of damaged EXIF data: the image itself may be sound
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        if not turned and image.mode[0] != "I":
+            return read_image(path)
+        image = ImageOps.exif_transpose(image)
+        if image.mode[0] == "I":  # 16 bits in Pillow's versions: I;16, I;16B or I
+            grey = np.asarray(image).astype(np.int64)
+            if grey.min() < 0 or grey.max() > 65535:
+                raise UserError(f"{path}: its grey values do not fit into 16 bits; convert it to 8 bits")
+            return np.repeat((grey / 257).round().astype(np.uint8)[..., None], 3, axis=2)
+        return np.asarray(image.convert("RGB"))
 
 
 def decode_label(path: str, *, encoding: Encoding) -> np.ndarray:

@@ -199,7 +199,7 @@ class DIIASegmentor(Segmentor):
 
     def predict(self, images: Tensor) -> Tensor:
         output, _, _ = self._run(images, branches=self.attends)
-        return output.fused if output.coarse is None else 0.5 * output.coarse + output.fused
+        return output.evaluated()
 
     def attention_of(self, images: Tensor, pixels: Sequence[tuple[int, int]]) -> Tensor:
         """Return how the cells at N pixels (x, y) of normalised images (B, 3, H, W) weigh all cells in the aggregation.

@@ -22,6 +22,10 @@ class SegmentorOutput(NamedTuple):
     edge_logits: Tensor | None = None  # (B, classes, H, W) logits decoded from the edges
     style: tuple[Tensor, ...] = ()  # standardised maps captured at the whitening sites, (B, C, h', w') each
 
+    def evaluated(self) -> Tensor:
+        """Return the logits that are evaluated, (B, classes, H, W): of DIIA the sum of both, the coarse ones halved."""
+        return self.fused if self.coarse is None else 0.5 * self.coarse + self.fused
+
     def float(self) -> SegmentorOutput:
         """Return the same with every floating-point map in float32."""
         return SegmentorOutput(*(_float(value) for value in self))

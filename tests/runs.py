@@ -15,6 +15,8 @@ import config
 import run
 from datasets.domains import load_domains
 from datasets.splits import Splits
+from network import Segmentor, build_network
+from utils import checkpoint
 from utils.runs import Start
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -61,6 +63,24 @@ def read_weights(file: Path) -> dict[str, Any]:
     """Return a checkpoint."""
     content: dict[str, Any] = torch.load(file, weights_only=True)
     return content
+
+
+def save_random(path: Path, *flags: str) -> Segmentor:
+    """Save a checkpoint of the network that these flags of train.py name, with random weights, and return the network.
+
+    Its batch norms have seen two images, so that the predictions vary.
+    """
+    cfg = config.parse(flags, program="train")
+    torch.manual_seed(0)
+    network = build_network(cfg)
+    with torch.no_grad():
+        for _ in range(20):
+            network.train()(torch.randn(2, 3, 64, 64))
+    empty: dict[str, Any] = {part: {} for part in ("criterion", "optimizer", "scheduler", "scaler", "best", "versions")}
+    progress = {"epoch": 0, "step_in_epoch": 0, "step": 0}
+    about = {"kind": "last", "progress": progress, "config": config.to_dict(cfg), "world_size": 1}
+    checkpoint.save(path, {"network": network.state_dict(), **empty, **about})
+    return network.eval()
 
 
 def launch(

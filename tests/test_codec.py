@@ -279,3 +279,49 @@ def test_real_mapillary(test_data: Path) -> None:
 def test_documented_synthia(test_data: Path) -> None:
     label = decode(test_data / "data/samples/synthia/FABRICATED_label_16bit_rgb.png", "synthia")
     assert set(np.unique(label)) == {*range(19), 255}
+
+
+def test_photos_of_every_kind_are_read_upright_and_in_colour(tmp_path: Path) -> None:
+    rows, columns = np.mgrid[:32, :48]
+    image = np.stack((rows * 8, columns * 5, rows + columns), axis=2).astype(np.uint8)  # (32, 48, 3), smooth
+    grey = image[..., 1]
+
+    def read(name: str, picture: Image.Image, **how: Any) -> np.ndarray:
+        picture.save(tmp_path / name, **how)
+        return codec.read_photo(str(tmp_path / name))
+
+    colour = Image.fromarray(image)
+    np.testing.assert_array_equal(read("rgb.png", colour), image)
+    np.testing.assert_array_equal(read("rgba.png", colour.convert("RGBA")), image)
+    np.testing.assert_array_equal(read("rgb.tif", colour), image)
+    np.testing.assert_array_equal(read("grey.png", Image.fromarray(grey)), np.dstack([grey] * 3))
+    np.testing.assert_array_equal(read("grey_alpha.png", Image.fromarray(grey).convert("LA")), np.dstack([grey] * 3))
+    palette = colour.quantize(64)
+    np.testing.assert_array_equal(read("palette.png", palette), np.asarray(palette.convert("RGB")))
+    deep = Image.fromarray(grey.astype(np.uint16) * 257)
+    for suffix in ("png", "tif"):
+        np.testing.assert_array_equal(read(f"deep.{suffix}", deep), np.dstack([grey] * 3))
+    cv2.imwrite(str(tmp_path / "deep_colour.png"), image[..., ::-1].astype(np.uint16) * 257)
+    np.testing.assert_array_equal(codec.read_photo(str(tmp_path / "deep_colour.png")), image)
+    cmyk = read("cmyk.jpg", colour.convert("CMYK"), quality=100).astype(int)
+    assert np.abs(cmyk - image).mean() < 4
+    for suffix in ("jpg", "png", "webp", "tif"):
+        for orientation, turn in ((3, 2), (6, 3), (8, 1)):  # EXIF's number -> quarter turns to the left that undo it
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            how: Any = {"quality": 100, "subsampling": 0} if suffix == "jpg" else {"lossless": True}
+            stored = np.ascontiguousarray(np.rot90(image, -turn))
+            upright = read(f"turned_{orientation}.{suffix}", Image.fromarray(stored), exif=exif, **how)
+            assert upright.shape == image.shape and np.abs(upright.astype(int) - image).max() < 5, (suffix, orientation)
+
+
+def test_photos_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    fractions = Image.fromarray(np.zeros((4, 4), np.float32))
+    fractions.save(tmp_path / "fractions.tif")
+    Image.fromarray(np.full((4, 4), 70000, np.int32)).save(tmp_path / "large.tif")
+    (tmp_path / "text.jpg").write_text("no image")
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:-40])
+    for name in ("fractions.tif", "large.tif", "text.jpg", "cut.png", "none.png"):
+        with pytest.raises(UserError, match=name):
+            codec.read_photo(str(tmp_path / name))

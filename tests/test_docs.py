@@ -51,8 +51,8 @@ def test_the_example_of_the_use_from_python_runs(small_camvid: Path, tmp_path: P
     Image.fromarray(np.zeros((64, 96, 3), np.uint8)).save(tmp_path / "street.png")
     ((_, code),) = blocks(ROOT / "docs" / "evaluation.md", "python")
     lines = [line for line in code.splitlines() if line and "import" not in line]
-    assert len(lines) <= 10
-    check = "\nassert labels.shape == (1, 64, 96) and logits.shape == (1, 19, 64, 96) and len(labels.unique()) > 0"
+    assert len(lines) <= 2
+    check = "\nassert labels.shape == (64, 96) and str(labels.dtype) == 'uint8' and labels.max() < 19"
     subprocess.run([sys.executable, "-c", code + check], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, check=True)
 
 

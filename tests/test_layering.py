@@ -15,8 +15,8 @@ import config
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("datasets", "demo_world", "evaluation", "loss", "network", "scripts", "transforms", "utils")
-PROGRAMS = ("train", "valid", "scripts")  # nothing imports what has a main
-OWN = {*PACKAGES, *PROGRAMS, "config", "config_options", "optimizer", "run"}
+PROGRAMS = ("train", "valid", "predict", "scripts")  # nothing imports what has a main
+OWN = {*PACKAGES, *PROGRAMS, "config", "config_options", "inference", "optimizer", "run"}
 TYPE = "config.Config"  # builders name the type of what they unpack
 ALLOWED = {  # part of the project -> what of the project it may import besides itself
     "utils": {"utils", TYPE},
@@ -28,6 +28,7 @@ ALLOWED = {  # part of the project -> what of the project it may import besides 
     "config": {"config_options", "utils"},
     "config_options": {"utils"},
     "evaluation": {"utils", TYPE, "transforms", "datasets", "network", "loss", "evaluation"},
+    "inference": {"config", "utils", "transforms", "datasets", "network", "evaluation"},
     "run": {"config", "optimizer", "utils", "transforms", "datasets", "network", "loss", "evaluation"},
     "demo_world": {"utils", "datasets.labels", "datasets.codec", "datasets.domains", "demo_world"},
 }
@@ -76,7 +77,9 @@ def requirements(name: str) -> dict[str, str]:
 
 
 def test_the_walk_finds_the_project() -> None:
-    assert {"config", "optimizer", "utils.errors", "train", "valid"} <= {module_name(path) for path in FILES}
+    assert {"config", "inference", "optimizer", "utils.errors", "train", "valid"} <= {
+        module_name(path) for path in FILES
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)

@@ -1,0 +1,176 @@
+"""Weights in, labels of images out: what valid.py, predict.py and the use from Python share.
+
+from inference import load
+model = load("last.pth")
+labels = model.segment("street.jpg")  # (H, W) uint8 train ids
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TypeAlias, overload
+
+import numpy as np
+import torch
+
+import config
+from config import Config
+from datasets.codec import read_photo
+from evaluation.metrics import argmax_classes
+from network import Method, Segmentor, SegmentorOutput, architecture_of, build_network
+from network.tuning import merge_lora
+from network.weights import build_published, load_weights
+from transforms.appearance import Normalisation
+from transforms.build import build_normalisation
+from utils import checkpoint, distributed
+from utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+Picture: TypeAlias = Array | str | Path
+
+
+def load(weights: str | Path, *, device: str | torch.device = "auto", fp16: bool = False, **network: Any) -> Model:
+    """Return the model of a weight file, ready to segment.
+
+    Args:
+        weights: a checkpoint of ours, or weights that RobustNet or DIIA published.
+        device: auto (a GPU where there is one), or any name that torch knows.
+        fp16: mixed precision, float16 on a GPU, bfloat16 on the CPU.
+        network: of published weights, valid.py's flags without dashes: arch, backbone, output_stride, method, wt_layer.
+
+    Raises:
+        UserError: the file cannot be read, or does not fit the network.
+    """
+    words = ["--snapshot", str(weights)]
+    for name, value in network.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
+    cfg = config.parse(words, program="valid")
+    known = device in config.KEYS["RUN.DEVICE"].choices
+    place = distributed.choose_device(str(device), -1) if known else torch.device(device)
+    built, recipe = load_network(cfg, checkpoint.read(weights))
+    dtype = distributed.autocast_dtype(place, wanted=fp16)
+    return Model(built.to(place).eval(), build_normalisation(recipe), place, dtype)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network in evaluation mode on its device, with the normalisation that it was trained with."""
+
+    network: Segmentor
+    normalise: Normalisation
+    device: torch.device
+    autocast_dtype: torch.dtype | None = None
+
+    @overload
+    def segment(self, image: Picture, *, probabilities: bool = False) -> Array: ...
+
+    @overload
+    def segment(self, image: list[Any], *, probabilities: bool = False) -> list[Array]: ...
+
+    def segment(self, image: Picture | list[Any], *, probabilities: bool = False) -> Array | list[Array]:
+        """Return the train ids of an image, (H, W) uint8, or the probabilities of its classes, (C, H, W) float32.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, the path of a file, or a list of these, which gives a list; see `maps`.
+            probabilities: of every class, instead of the number of the most probable one.
+        """
+        images, name = image if isinstance(image, list) else [image], "probabilities" if probabilities else "labels"
+        results = [found[name] for found in self.maps(map(as_array, images), [name])]
+        return results if isinstance(image, list) else results[0]
+
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        """What `maps` can give: the last two where the network has the branches of DIIA."""
+        parts: Collection[str] = self.network.method.parts
+        return ("labels", "probabilities", "confidence", *(name for name in ("edge", "layout") if name in parts))
+
+    @torch.inference_mode()
+    def maps(self, images: Iterable[Array], names: Collection[str]) -> list[dict[str, Array]]:
+        """Return what the network says of images (H, W, 3) uint8, by name, one dictionary per image.
+
+        Neighbours of equal size go through the network together. DIIA takes the thresholds of its layout over them, so
+        that there an image's labels depend on them a little, as with --bs_mult_val.
+
+        Args:
+            names: of labels, (H, W) uint8 train ids; probabilities, (C, H, W) float32; confidence, (H, W) float32, the
+                largest probability; edge, (H, W) float32, about 0..255; layout, (H, W) uint8, DIIA's coarse layout in
+                train ids, 255 where it is not confident.
+        """
+        results = list[dict[str, Array]]()
+        for _, neighbours in groupby(images, key=np.shape):
+            batch = torch.from_numpy(np.stack(list(neighbours))).to(self.device)  # (B, H, W, 3)
+            found = self._batch_maps(batch.permute(0, 3, 1, 2).contiguous(), names)
+            results += [dict(zip(found, parts, strict=True)) for parts in zip(*found.values(), strict=True)]
+        return results
+
+    def _batch_maps(self, images: torch.Tensor, names: Collection[str]) -> dict[str, Array]:
+        dtype = self.autocast_dtype
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            normalised = self.normalise(images)
+            whole = {"edge", "layout"} & set(names)
+            output: Any = self.network(normalised) if whole else SegmentorOutput(self.network.predict(normalised))
+            logits = output.evaluated().float()
+        makers = {
+            "labels": lambda: argmax_classes(logits),
+            "probabilities": lambda: logits.softmax(1),
+            "confidence": lambda: (logits.amax(1) - logits.logsumexp(1)).exp(),
+            "edge": lambda: output.edge[:, 0].float(),
+            "layout": lambda: output.layout.byte(),
+        }
+        return {name: makers[name]().cpu().numpy() for name in names}
+
+
+def as_array(image: Picture) -> Array:
+    """Return an image or the content of its file as (H, W, 3) uint8 RGB, or raise `UserError`."""
+    if isinstance(image, (str, os.PathLike)):
+        return read_photo(str(image))
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        told = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise UserError(f"an image is a path or an array (H, W, 3) uint8 RGB, not {told}")
+    return image
+
+
+def load_network(cfg: Config, content: dict[str, Any]) -> tuple[Segmentor, Config]:
+    """Build the network of the weight file --snapshot, whose content was read, and load it.
+
+    Returns:
+        The network, and the config that its normalisation follows: the file's, or `cfg` where it has none.
+
+    Raises:
+        UserError: the file does not fit; for files without a config the head told from its names contradicts --method.
+    """
+    path = cfg.RUN.SNAPSHOT
+    if not checkpoint.is_ours(content):
+        return build_published(cfg, content, path=path), cfg
+    saved = config.from_dict(content["config"], source=path)
+    network = build_network(saved)
+    load_weights(network, content, path=path)
+    if saved.NETWORK.TUNE == "lora":
+        merge_lora(network)
+    _warn_of_unused(cfg, saved, network.method, path)
+    return network, saved
+
+
+def _warn_of_unused(cfg: Config, saved: Config, method: Method, path: str) -> None:
+    """Name the flags that ask for another network than the one that a checkpoint was trained with."""
+    requested = cfg.NETWORK
+    flags: dict[str, tuple[str, str]] = {}  # flags -> what they ask for, what the checkpoint holds
+    if any(requested[key] != _default(key) for key in ("ARCH", "BACKBONE", "OUTPUT_STRIDE")):
+        flags["--arch, --backbone, --output_stride"] = str(architecture_of(cfg)), str(architecture_of(saved))
+    if requested.METHOD != _default("METHOD"):
+        flags["--method"] = requested.METHOD, method.name
+    if requested.WT_LAYER is not None:
+        flags["--wt_layer"] = " ".join(map(str, requested.WT_LAYER)), " ".join(map(str, method.codes))
+    for flag, (wanted, actual) in flags.items():
+        if wanted != actual:
+            logger.warning("%s: %s is not used, %s was trained with %s", flag, wanted, path, actual)
+
+
+def _default(key: str) -> Any:
+    return config.KEYS[f"NETWORK.{key}"].default
