@@ -6,14 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from utils.errors import UserError
-from utils.parallel import parallel_map
+from utils.parallel import parallel_map, threaded_map
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
@@ -104,3 +106,39 @@ def test_workers_end_with_the_run(tmp_path: Path, stop: signal.Signals) -> None:
         time.sleep(0.05)
     assert not any(map(_alive, processes))
     run.communicate()
+
+
+def test_threads_work_ahead_in_order_and_not_too_far() -> None:
+    taken, done = list[int](), threading.Semaphore(0)
+
+    def items() -> Iterator[int]:
+        for item in range(20):
+            taken.append(item)
+            yield item
+
+    def work(item: int) -> int:
+        time.sleep(0.02 if item % 3 == 0 else 0)
+        done.release()
+        return item * item
+
+    results = threaded_map(work, items(), threads=2)
+    assert next(results) == 0 and taken == [0, 1, 2, 3], "twice the threads"
+    for _ in range(4):
+        assert done.acquire(timeout=5), "those ahead are worked on although nobody asks for them"
+    assert [*results] == [item * item for item in range(1, 20)]
+    assert list(threaded_map(work, [], threads=2)) == []
+
+
+def test_an_error_in_a_thread_ends_the_work() -> None:
+    seen = list[int]()
+
+    def work(item: int) -> int:
+        seen.append(item)
+        if item == 3:
+            raise UserError("item 3: is damaged")
+        return item
+
+    results = threaded_map(work, range(1000), threads=2)
+    with pytest.raises(UserError, match="item 3"):
+        list(results)
+    assert len(seen) < 10

@@ -1,4 +1,4 @@
-"""The same work on many items, in worker processes; OpenCV, fit for them."""
+"""The same work on many items, in worker processes or in threads; OpenCV, fit for them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import InvalidStateError, ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, InvalidStateError, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -72,6 +73,26 @@ def parallel_map(
     finally:
         pool.shutdown(cancel_futures=True)
         threading.excepthook = hook
+
+
+def threaded_map(work: Callable[[Item], Result], items: Iterable[Item], *, threads: int) -> Iterator[Result]:
+    """Yield what `work` returns for every item, in order, while threads work on the items that lie ahead.
+
+    The items are taken in the caller's thread. Not more of them than twice the threads are in work
+    or wait to be yielded, so that what a slow caller has not taken yet does not fill the memory. What `work` raises is
+    raised in the place of its result, and ends the work.
+    """
+    waiting = deque[Future[Result]]()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) == 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _start(work: Callable[[Any], Any]) -> None:
