@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from utils.files import write
+from utils.parallel import opencv
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Row = tuple[Array, Array, Array]
@@ -48,12 +49,11 @@ def colorize(label: Array, *, palette: Array) -> Array:
 
 def overlay(image: Array, label: Array, *, palette: Array, alpha: float = 0.5) -> Array:
     """Lay the colours of a label (H, W) over an image (H, W, 3) uint8; pixels of no class are darkened and hatched."""
-    mixed = (1 - alpha) * image + alpha * colorize(label, palette=palette)  # (H, W, 3)
-    outside = (label < 0) | (label >= len(palette))
-    rows, columns = np.indices(label.shape)
-    mixed[outside] = 0.4 * np.asarray(image)[outside]
-    mixed[outside & ((rows + columns) % HATCH < 1)] += 70
-    return np.asarray(mixed.round().astype(np.uint8))
+    mixed: Array = opencv().addWeighted(image, 1 - alpha, colorize(label, palette=palette), alpha, 0)  # (H, W, 3)
+    rows, columns = np.nonzero((label < 0) | (label >= len(palette)))
+    hatch = 70 * ((rows + columns) % HATCH < 1)
+    mixed[rows, columns] = (0.4 * image[rows, columns] + hatch[:, None]).round().astype(np.uint8)
+    return mixed
 
 
 def error_map(image: Array, truth: Array, prediction: Array, *, ignore: int = 255) -> Array:
