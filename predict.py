@@ -1,0 +1,299 @@
+"""Segment own images and videos.
+
+python predict.py WEIGHTS.pth images/ street.jpg drive.mp4 --out predictions --write train_ids overlay
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count, islice, takewhile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+import config
+from datasets.codec import ENCODINGS, read_photo
+from datasets.labels import PALETTE
+from inference import Array, Model, load
+from utils import distributed, logs, program_parser
+from utils.errors import UserError, run_entry_point
+from utils.files import make_folder, write
+from utils.parallel import cores, opencv, threaded_map
+from utils.pictures import colorize, overlay
+
+logger = logging.getLogger("predict")
+Source = TypeVar("Source")
+FLAGS = ("--device", "--fp16", "--bs_mult_val", "--arch", "--backbone", "--output_stride", "--method", "--wt_layer")
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif", ".jp2", ".avif")
+VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+
+
+def _by_class(labels: Array) -> Image.Image:
+    """Return train ids as an image of palette colours, whose indices they are."""
+    image = Image.fromarray(labels)
+    image.putpalette(PALETTE.tobytes().ljust(768, b"\0"))
+    return image
+
+
+def _side_by_side(image: Array, labels: Array, _: float) -> Image.Image:
+    return Image.fromarray(np.concatenate((image, colorize(labels, palette=PALETTE)), axis=1))
+
+
+class Kind(NamedTuple):
+    """What can be written: the map of the model that it shows, and how."""
+
+    map: str
+    draw: Callable[[Array, Array, float], Image.Image]  # of the image, its map, the opacity
+    picture: bool = True  # to be looked at: a video's frames become a video
+
+
+KINDS = {
+    "train_ids": Kind("labels", lambda _image, labels, _: Image.fromarray(labels), picture=False),
+    "label_ids": Kind(
+        "labels", lambda _image, labels, _: Image.fromarray(ENCODINGS["cityscapes_ids"].encode(labels)), picture=False
+    ),
+    "colour": Kind("labels", lambda _image, labels, _: _by_class(labels)),
+    "overlay": Kind(
+        "labels", lambda image, labels, alpha: Image.fromarray(overlay(image, labels, palette=PALETTE, alpha=alpha))
+    ),
+    "side_by_side": Kind("labels", _side_by_side),
+    "confidence": Kind("confidence", lambda _image, share, _: Image.fromarray((255 * share).round().astype(np.uint8))),
+    "edge": Kind("edge", lambda _image, edge, _: Image.fromarray(edge.round().clip(0, 255).astype(np.uint8))),
+    "layout": Kind("layout", lambda _image, layout, _: _by_class(layout)),
+}
+
+
+class Job(NamedTuple):
+    """A file to segment, and the name of what is written, relative and without suffix."""
+
+    path: Path
+    name: str
+
+    @property
+    def is_video(self) -> bool:
+        return self.path.suffix.lower() in VIDEOS
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Where and how results are written."""
+
+    out: Path
+    kinds: tuple[str, ...]
+    opacity: float
+    threads: int = min(cores(), 8)  # that read, and that write, beside the network
+
+    def of(self, job: Job) -> dict[str, Path]:
+        """Return the files of a job by kind; of a video pictures alone, by default the overlay."""
+        if job.is_video:
+            kinds = [kind for kind in self.kinds if KINDS[kind].picture] or ["overlay"]
+            return {kind: self.out / kind / f"{job.name}.mp4" for kind in kinds}
+        return {kind: self.out / kind / f"{job.name}.png" for kind in self.kinds}
+
+    def draw(self, kind: str, image: Array, maps: dict[str, Array]) -> Image.Image:
+        return KINDS[kind].draw(image, maps[KINDS[kind].map], self.opacity)
+
+    def save(self, result: tuple[Job, Array, dict[str, Array]]) -> None:
+        """Write all kinds of an image."""
+        job, image, maps = result
+        for kind, path in self.of(job).items():
+            picture = self.draw(kind, image, maps)
+            write(path, partial(picture.save, format="PNG", compress_level=1), what="the picture")  # 6 takes 4 times 1
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    device = distributed.choose_device(args.device, -1)
+    with distributed.process_group(device):
+        logs.setup_logging()
+        writer = Writer(Path(args.out), tuple(dict.fromkeys(args.write)), args.opacity)
+        jobs = distributed.from_main(lambda: find_jobs(args.inputs, writer, force=args.force))
+        model = load(args.weights, **args.changed | {"device": device})
+        logger.info("built %s", model.network.describe())
+        wanted = {KINDS[kind].map for job in jobs for kind in writer.of(job)}
+        if missing := sorted(wanted - {*model.map_names}):
+            name = model.network.method.name
+            raise UserError(f"--write {' '.join(missing)}: the method {name} has none; leave it out")
+        predict = partial(_predicted, model, names=wanted, batch_size=args.bs_mult_val)
+        share = slice(distributed.rank(), None, distributed.world_size())
+        failed = segment_images([job for job in jobs if not job.is_video][share], predict, writer)
+        failed += sum(not segment_video(job, predict, writer) for job in [job for job in jobs if job.is_video][share])
+        failed = int(distributed.all_reduce_sum(torch.tensor(failed, device=device)))
+        if distributed.is_main():
+            logs.write_line(f"{len(jobs) - failed} of {len(jobs)} files: {writer.out}")
+    if failed:
+        sys.exit(1)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the arguments, those of valid.py as it reads them, or raise `UserError`."""
+    parser = program_parser(
+        "predict",
+        "Segment own images and videos.",
+        details="Exit code 1: files could not be read, each is named. Several processes (torchrun) share the files.",
+    )
+    parser.prog = "python predict.py"
+    parser.add_argument("weights", metavar="WEIGHTS", help="checkpoint of train.py, or published weights")
+    text = "images, videos, folders (with those below), globs in quotes, - for a list of paths on standard input"
+    parser.add_argument("inputs", metavar="INPUT", nargs="+", help=text)
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to, DIR/KIND/NAME.png")
+    text = f"what to write: {', '.join(KINDS)}; the frames of a video become one of those that are pictures"
+    parser.add_argument("--write", nargs="+", choices=KINDS, default=["train_ids"], metavar="KIND", help=text)
+    parser.add_argument("--opacity", type=float, default=0.5, metavar="X", help="of the colours in overlays, 0 to 1")
+    parser.add_argument("--force", action="store_true", help="replace files that exist")
+    rows = {row.flag[2:]: row for row in config.KEYS.values() if row.flag in FLAGS}
+    for row in rows.values():
+        name = "N" if row.base is int else row.key.partition(".")[2]
+        number = row.lengths[1] if row.is_list else None
+        how: dict[str, Any] = {"type": row.base, "nargs": number, "choices": row.choices or None, "metavar": name}
+        how = {"action": "store_true"} if row.base is bool else how | {"default": row.default}
+        parser.add_argument(row.flag, help=row.help, **how)
+    args = parser.parse_args(argv)
+    args.changed = {name: value for name, row in rows.items() if (value := getattr(args, name)) != row.default}
+    if not 0 <= args.opacity <= 1:
+        raise UserError(f"--opacity must be a number from 0 to 1, got {args.opacity:g}")
+    return args
+
+
+def find_jobs(inputs: Sequence[str], writer: Writer, *, force: bool) -> list[Job]:
+    """Return the images and videos of the inputs, named by their paths below the folder that all inputs share.
+
+    Raises:
+        UserError: there are none, an input is none, or results exist and are not to be replaced.
+    """
+    files, roots = dict[Path, None](), list[Path]()
+    for word in inputs:
+        for part in sys.stdin.read().splitlines() if word == "-" else [word]:
+            found, root = _files_of(part, out=writer.out.absolute())
+            files |= dict.fromkeys(found)
+            roots += root
+    if not files:
+        raise UserError(f"{' '.join(inputs)}: no image or video there ({' '.join(IMAGES + VIDEOS)})")
+    shared = os.path.commonpath(roots)
+    names = {path: Path(os.path.relpath(path, shared)) for path in files}
+    stems, whole = Counter(name.with_suffix("") for name in names.values()), {*names.values()}
+    jobs = []
+    for path, name in names.items():
+        stem = name.with_suffix("")
+        unique = stems[stem] == 1 and stem not in whole  # else a.jpg and a.png become a.jpg.png and a.png.png
+        jobs.append(Job(path, str(stem if unique else name)))
+    existing = [path for job in jobs for path in writer.of(job).values() if path.exists()]
+    if existing and not force:
+        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        raise UserError(f"{existing[0]}{more}: exists already; name another folder with --out, or add --force")
+    return jobs
+
+
+def _files_of(word: str, *, out: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files of one input, absolute and sorted, and the folders that names are relative to."""
+    path, known = Path(word).absolute(), IMAGES + VIDEOS
+    if path.is_dir():
+        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
+        return [file for file in inside if out not in file.parents or path == out], [path]
+    if path.is_file():
+        if path.suffix.lower() not in known:
+            raise UserError(f"{word}: neither an image nor a video by its suffix ({' '.join(known)})")
+        return [path], [path.parent]
+    if not (matches := sorted(glob.glob(word, recursive=True))):
+        raise UserError(f"{word}: there is no such file or folder, and as a pattern it matches none")
+    results = [_files_of(match, out=out) for match in matches if Path(match).is_dir() or match.lower().endswith(known)]
+    return [file for files, _ in results for file in files], [root for _, roots in results for root in roots]
+
+
+def _predicted(
+    model: Model, images: Iterable[tuple[Source, Array]], *, names: set[str], batch_size: int
+) -> Iterator[tuple[Source, Array, dict[str, Array]]]:
+    """Yield every image (H, W, 3) with what it is of and what the model says of it."""
+    images = iter(images)
+    while group := list(islice(images, batch_size)):
+        for (source, image), maps in zip(group, model.maps([image for _, image in group], names), strict=True):
+            yield source, image, maps
+
+
+def segment_images(jobs: Sequence[Job], predict: Callable[..., Any], writer: Writer) -> int:
+    """Write the results of images and return how many could not be read, each of which is named.
+
+    Threads read images ahead of the network and write the results behind it.
+    """
+    failed = 0
+    bar = tqdm(total=len(jobs), unit="image", disable=None if distributed.is_main() and jobs else True)
+
+    def readable() -> Iterator[tuple[Job, Array]]:
+        nonlocal failed
+        for job, image in threaded_map(_read, jobs, threads=writer.threads):
+            if isinstance(image, UserError):
+                logger.error("%s", image)
+                failed += 1
+                bar.update()
+            else:
+                yield job, image
+
+    with bar:
+        for _ in threaded_map(writer.save, predict(readable()), threads=writer.threads):
+            bar.update()
+    return failed
+
+
+def _read(job: Job) -> tuple[Job, Array | UserError]:
+    try:
+        return job, read_photo(str(job.path))
+    except UserError as error:
+        return job, error
+
+
+def segment_video(job: Job, predict: Callable[..., Any], writer: Writer) -> bool:
+    """Write videos without sound, MPEG-4, one per kind; return whether the file, which else is named, could be read."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its messages would stand beside ours
+    cv2, kinds = opencv(), writer.of(job)
+    video = cv2.VideoCapture(str(job.path), cv2.CAP_FFMPEG)
+    if not video.isOpened():
+        logger.error("%s: this video cannot be read; it is damaged or its format is not known", job.path)
+        return False
+    length, rate = int(video.get(cv2.CAP_PROP_FRAME_COUNT)), video.get(cv2.CAP_PROP_FPS) or 25.0
+    make_folder(writer.out)
+    encoders, done = dict[str, Any](), 0
+    bar = tqdm(desc=job.name, total=length, unit="frame", disable=None if distributed.is_main() else True)
+
+    def read(number: int) -> tuple[int, Array] | None:
+        there, frame = video.read()
+        return (number, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)) if there else None
+
+    def draw(result: tuple[int, Array, dict[str, Array]]) -> dict[str, Array]:
+        return {kind: np.asarray(writer.draw(kind, *result[1:]).convert("RGB"))[..., ::-1] for kind in kinds}
+
+    with TemporaryDirectory(dir=writer.out, prefix=".", suffix=".tmp") as folder, bar:
+
+        def encode(pictures: dict[str, Array]) -> None:
+            for kind, picture in pictures.items():
+                if kind not in encoders:
+                    size, code = picture.shape[1::-1], cv2.VideoWriter_fourcc(*"mp4v")
+                    encoders[kind] = cv2.VideoWriter(f"{folder}/{kind}.mp4", cv2.CAP_FFMPEG, code, rate, size)
+                encoders[kind].write(np.ascontiguousarray(picture))
+
+        frames = takewhile(lambda frame: frame is not None, threaded_map(read, count(), threads=1))
+        for _ in threaded_map(encode, threaded_map(draw, predict(frames), threads=writer.threads), threads=1):
+            bar.update()
+            done += 1
+        for kind, encoder in encoders.items():
+            encoder.release()
+            if int(cv2.VideoCapture(f"{folder}/{kind}.mp4").get(cv2.CAP_PROP_FRAME_COUNT)) != done:
+                raise UserError(f"{kinds[kind]}: not all frames could be written; free space or choose another folder")
+            write(kinds[kind], partial(os.replace, f"{folder}/{kind}.mp4"), what="the video")
+    return True
+
+
+if __name__ == "__main__":
+    run_entry_point(main)

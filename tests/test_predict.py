@@ -1,0 +1,260 @@
+"""predict.py: every kind of input and output, what it refuses, several processes, videos."""
+
+from __future__ import annotations
+
+import io
+import threading
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import predict
+from datasets.labels import CITYSCAPES_LABELS, PALETTE
+from inference import Model, load
+from tests.runs import launch, read_weights, save_random
+from utils.errors import UserError
+
+RNG = np.random.default_rng(0)
+STREETS = [RNG.integers(0, 256, (32 + 16 * (number % 2), 48, 3), dtype=np.uint8) for number in range(4)]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "base.pth"
+    save_random(path, "--backbone", "timm/test_vit", "--method", "base")
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(weights: Path) -> Model:
+    return load(weights, device="cpu")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder of four images of two sizes, of which two names occur in two folders, and a file that is no image."""
+    folder = tmp_path / "images"
+    names = ("cam1/a.png", "cam1/b.bmp", "cam2/a.png", "cam2/deep/b.tif")
+    for name, street in zip(names, STREETS, strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(street).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def run(weights: Path, out: Path, *words: str | Path) -> dict[str, np.ndarray]:
+    """Run the program and return what it wrote, by relative name."""
+    predict.main([str(weights), *map(str, words), "--out", str(out), "--device", "cpu"])
+    return written(out)
+
+
+def written(out: Path) -> dict[str, np.ndarray]:
+    found = {}
+    for path in sorted(path for path in out.rglob("*") if path.is_file()):
+        with Image.open(path) as image:
+            found[str(path.relative_to(out))] = np.asarray(image.convert("RGB") if image.mode == "P" else image)
+    return found
+
+
+def test_a_folder_becomes_train_ids_under_the_same_names(weights: Path, model: Model, images: Path) -> None:
+    found = run(weights, images / "out", images)
+    names = ("cam1/a", "cam1/b", "cam2/a", "cam2/deep/b")
+    assert list(found) == [f"train_ids/{name}.png" for name in names]
+    for labels, street in zip(found.values(), STREETS, strict=True):
+        assert labels.dtype == np.uint8
+        np.testing.assert_array_equal(labels, model.segment(street))
+    again = run(weights, images / "out", images, "--force", "--bs_mult_val", "3")  # does not read its own results
+    assert list(again) == list(found)
+
+
+def test_every_kind_is_what_its_name_says(tmp_path: Path) -> None:
+    save_random(tmp_path / "diia.pth", "--backbone", "timm/test_vit", "--method", "diia-no-whitening")
+    street = STREETS[0]
+    Image.fromarray(street).save(tmp_path / "a.png")
+    flags = ("--opacity", "0.25", "--write", *predict.KINDS)
+    found = run(tmp_path / "diia.pth", tmp_path / "out", tmp_path / "a.png", *flags)
+    assert {name.partition("/")[0] for name in found} == set(predict.KINDS) and len(found) == len(predict.KINDS)
+    maps = load(tmp_path / "diia.pth", device="cpu").maps([street], ["labels", "confidence", "edge", "layout"])[0]
+    labels, picture = maps["labels"], {name.partition("/")[0]: array for name, array in found.items()}
+    np.testing.assert_array_equal(picture["train_ids"], labels)
+    np.testing.assert_array_equal(np.array([train for _, train in CITYSCAPES_LABELS])[picture["label_ids"]], labels)
+    np.testing.assert_array_equal(picture["colour"], PALETTE[labels])
+    assert np.abs(picture["overlay"] - (0.75 * street + 0.25 * PALETTE[labels])).max() <= 0.5
+    np.testing.assert_array_equal(picture["side_by_side"][:, :48], street)
+    np.testing.assert_array_equal(picture["side_by_side"][:, 48:], PALETTE[labels])
+    assert np.abs(picture["confidence"] / 255 - maps["confidence"]).max() <= 0.5 / 255 + 1e-6
+    np.testing.assert_array_equal(picture["edge"], np.clip(np.round(maps["edge"]), 0, 255))
+    sure = maps["layout"] != 255
+    np.testing.assert_array_equal(picture["layout"][sure], PALETTE[maps["layout"][sure]])
+    assert sure.any() and not sure.all() and not picture["layout"][~sure].any()
+
+
+@pytest.mark.parametrize("kind", ["edge", "layout"])
+def test_a_kind_that_the_method_lacks_is_refused(kind: str, weights: Path, images: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"--write {kind}: the method base has none"):
+        run(weights, tmp_path / "out", images, "--write", "overlay", kind)
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_globs_and_lists_keep_what_tells_them_apart(
+    weights: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = images / "cam1" / "a.png", images / "cam2" / "a.png"
+    assert list(run(weights, tmp_path / "file", one)) == ["train_ids/a.png"]
+    both = ["train_ids/cam1/a.png", "train_ids/cam2/a.png"]
+    assert list(run(weights, tmp_path / "files", one, two, one)) == both
+    assert list(run(weights, tmp_path / "glob", images / "cam?" / "a.*")) == both
+    assert len(run(weights, tmp_path / "all", f"{images}/**/b.*")) == 2
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{one}\n{two}\n"))
+    assert list(run(weights, tmp_path / "list", "-")) == both
+    Image.fromarray(STREETS[0]).save(images / "cam1" / "a.jpg")
+    names = ["train_ids/a.jpg.png", "train_ids/a.png.png", "train_ids/b.png"]
+    assert list(run(weights, tmp_path / "stems", images / "cam1")) == names
+
+
+def test_a_broken_file_is_named_and_skipped(
+    weights: Path, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (images / "cam1" / "aa.jpg").write_text("broken")
+    (images / "drive.mp4").write_text("broken")
+    with pytest.raises(SystemExit) as stop:
+        run(weights, tmp_path / "out", images)
+    assert stop.value.code == 1 and len(written(tmp_path / "out")) == 4
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == 2 and "aa.jpg: " in errors[0] and "drive.mp4: " in errors[1]
+    assert capsys.readouterr().out == f"4 of 6 files: {tmp_path / 'out'}\n"
+
+
+def test_nothing_is_overwritten_unless_asked_for(weights: Path, images: Path, tmp_path: Path) -> None:
+    old = tmp_path / "out" / "train_ids" / "cam2" / "a.png"
+    old.parent.mkdir(parents=True)
+    old.write_text("precious")
+    with pytest.raises(UserError, match=r"train_ids/cam2/a\.png: exists already; .* --force"):
+        run(weights, tmp_path / "out", images)
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [old]
+    assert old.read_text() == "precious"
+    assert len(run(weights, tmp_path / "out", images, "--force")) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("{folder} {images}", "there is no such weight file"),
+        ("{images}/notes.txt {images}", "not a readable weight file"),
+        ("{weights} {images}/notes.txt", r"notes\.txt: neither an image nor a video by its suffix"),
+        ("{weights} {folder}", "no image or video there"),
+        ("{weights} {folder}/none.png", r"none\.png: there is no such file or folder"),
+        ("{weights} {images} --opacity 1.5", "--opacity must be a number from 0 to 1, got 1.5"),
+        ("{weights} {images} --bs_mult_val 0", "--bs_mult_val must be a whole number of at least 1"),
+        ("{weights} {images} --out {images}/notes.txt/x", "notes.txt/x.*: the folder cannot be made"),
+    ],
+)
+def test_bad_inputs_are_one_sentence(words: str, message: str, weights: Path, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    places = {"folder": tmp_path / "empty", "images": images, "weights": weights}
+    with pytest.raises(UserError, match=message) as error:
+        predict.main(["--out", str(tmp_path / "out"), *words.format(**places).split()])
+    assert "\n" not in str(error.value) and sorted(tmp_path.rglob("*")) == before
+
+
+def test_weights_of_another_architecture_end_with_exit_code_2(images: Path, tmp_path: Path) -> None:
+    save_random(tmp_path / "r18.pth", "--backbone", "resnet18", "--method", "base")
+    content = read_weights(tmp_path / "r18.pth")
+    content["config"]["NETWORK"]["BACKBONE"] = "resnet34"
+    torch.save(content, tmp_path / "r34.pth")
+    done = launch("predict.py", [str(tmp_path / "r34.pth"), str(images), "--out", str(tmp_path / "out")], check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "r34.pth: does not fit" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_reading_and_writing_overlap_with_the_network(
+    weights: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second_read, second_predicted, predicted = threading.Event(), threading.Event(), list[int]()
+    read, maps, save = predict.read_photo, Model.maps, predict.Writer.save
+
+    def read_photo(path: str) -> np.ndarray:
+        if path.endswith("cam1/b.bmp"):
+            second_read.set()
+        return read(path)
+
+    def slow_maps(self: Model, batch: list[np.ndarray], names: set[str]) -> Any:
+        assert second_read.wait(10), "read while the network has the first image"
+        predicted.append(len(batch))
+        if len(predicted) == 2:
+            second_predicted.set()
+        return maps(self, batch, names)
+
+    def slow_save(self: predict.Writer, result: Any) -> None:
+        assert second_predicted.wait(10), "the network has the second image while the first is written"
+        save(self, result)
+
+    monkeypatch.setattr(predict, "read_photo", read_photo)
+    monkeypatch.setattr(Model, "maps", slow_maps)
+    monkeypatch.setattr(predict.Writer, "save", slow_save)
+    assert len(run(weights, tmp_path / "out", images)) == 4 and predicted == [1] * 4
+
+
+def test_two_processes_write_the_files_of_one(weights: Path, images: Path, tmp_path: Path) -> None:
+    (images / "cam1" / "0.jpg").write_text("broken")  # of rank 0
+    wanted = run_failing(weights, tmp_path / "one", images)
+    flags = [str(weights), str(images), "--out", str(tmp_path / "two"), "--write", "train_ids", "overlay"]
+    done = launch("predict.py", [*flags, "--device", "cpu"], processes=2, check=False)
+    assert done.returncode == 1 and done.stdout == f"4 of 5 files: {tmp_path / 'two'}\n", done.stderr
+    found = written(tmp_path / "two")
+    assert list(found) == list(wanted) and len(found) == 8
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, wanted[name])
+
+
+def run_failing(weights: Path, out: Path, images: Path) -> dict[str, np.ndarray]:
+    with pytest.raises(SystemExit):
+        run(weights, out, images, "--write", "train_ids", "overlay")
+    return written(out)
+
+
+def write_video(path: Path, *, frames: int, size: tuple[int, int] = (96, 64)) -> list[np.ndarray]:
+    """Write a video of one colour per frame, brighter from frame to frame, and return its frames (H, W, 3)."""
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), 10.0, size)
+    if not writer.isOpened():
+        pytest.skip("this OpenCV cannot write videos: it has no FFmpeg")
+    pictures = [np.full((*size[::-1], 3), (40 + 10 * number, 90, 200), np.uint8) for number in range(frames)]
+    for picture in pictures:
+        writer.write(picture[..., ::-1].copy())
+    writer.release()
+    return pictures
+
+
+def read_video(path: Path) -> tuple[float, np.ndarray]:
+    """Return the frames per second and the frames (N, H, W, 3)."""
+    video, frames = cv2.VideoCapture(str(path)), []
+    rate = float(video.get(cv2.CAP_PROP_FPS))
+    while (result := video.read())[0]:
+        frames.append(result[1][..., ::-1])
+    return rate, np.stack(frames).astype(int)
+
+
+def test_a_video_becomes_a_video(weights: Path, model: Model, tmp_path: Path) -> None:
+    write_video(tmp_path / "drive.mp4", frames=12)
+    _, source = read_video(tmp_path / "drive.mp4")
+    predict.main([str(weights), str(tmp_path / "drive.mp4"), "--out", str(tmp_path / "out"), "--device", "cpu"])
+    assert {*(tmp_path / "out").rglob("*")} == {
+        tmp_path / "out" / "overlay",
+        tmp_path / "out" / "overlay" / "drive.mp4",
+    }
+    rate, frames = read_video(tmp_path / "out" / "overlay" / "drive.mp4")
+    assert rate == 10 and frames.shape == source.shape
+    for frame, image in zip(frames, source, strict=True):
+        wanted = 0.5 * image + 0.5 * PALETTE[model.segment(image.astype(np.uint8))]
+        assert np.abs(frame - wanted).mean() < 12, "in order, up to the compression"
+    kinds = ["side_by_side", "confidence", "train_ids"]
+    arguments = [str(weights), str(tmp_path / "drive.mp4"), "--out", str(tmp_path / "more"), "--device", "cpu"]
+    predict.main([*arguments, "--write", *kinds])
+    shapes = {path.parent.name: read_video(path)[1].shape for path in (tmp_path / "more").rglob("*.mp4")}
+    assert shapes == {"side_by_side": (12, 64, 192, 3), "confidence": (12, 64, 96, 3)}
