@@ -344,6 +344,7 @@ def test_the_readme_shows_the_commands_that_matter() -> None:
         "test.sh",
         "train_r50os16_gtav_isw.sh",
         "valid.py",
+        "predict.py",
         *set(programs) - {"scripts.launch", "scripts.real_weights"},
     ):
         assert part in text, part
