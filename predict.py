@@ -94,7 +94,7 @@ class Writer:
     out: Path
     kinds: tuple[str, ...]
     opacity: float
-    threads: int = min(cores(), 8)  # that read, and that write, beside the network
+    threads: int  # that read, and that write, beside the network
 
     def of(self, job: Job) -> dict[str, Path]:
         """Return the files of a job by kind; of a video pictures alone, by default the overlay."""
@@ -119,7 +119,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = distributed.choose_device(args.device, -1)
     with distributed.process_group(device):
         logs.setup_logging()
-        writer = Writer(Path(args.out), tuple(dict.fromkeys(args.write)), args.opacity)
+        threads = max(min(cores() // distributed.world_size(), 8), 1)
+        writer = Writer(Path(args.out), tuple(dict.fromkeys(args.write)), args.opacity, threads)
         jobs = distributed.from_main(lambda: find_jobs(args.inputs, writer, force=args.force))
         model = load(args.weights, **args.changed | {"device": device})
         logger.info("built %s", model.network.describe())
@@ -255,7 +256,10 @@ def _read(job: Job) -> tuple[Job, Array | UserError]:
 
 
 def segment_video(job: Job, predict: Callable[..., Any], writer: Writer) -> bool:
-    """Write videos without sound, MPEG-4, one per kind; return whether the file, which else is named, could be read."""
+    """Write a video of every kind, MPEG-4 without sound, and return whether the whole file could be read.
+
+    One that cannot be is named; of one that ends too early what there is becomes a video.
+    """
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its messages would stand beside ours
     cv2, kinds = opencv(), writer.of(job)
     video = cv2.VideoCapture(str(job.path), cv2.CAP_FFMPEG)
@@ -265,7 +269,9 @@ def segment_video(job: Job, predict: Callable[..., Any], writer: Writer) -> bool
     length, rate = int(video.get(cv2.CAP_PROP_FRAME_COUNT)), video.get(cv2.CAP_PROP_FPS) or 25.0
     make_folder(writer.out)
     encoders, done = dict[str, Any](), 0
-    bar = tqdm(desc=job.name, total=length, unit="frame", disable=None if distributed.is_main() else True)
+    bar = tqdm(
+        desc=job.name, total=max(length, 0) or None, unit="frame", disable=None if distributed.is_main() else True
+    )
 
     def read(number: int) -> tuple[int, Array] | None:
         there, frame = video.read()
@@ -292,7 +298,10 @@ def segment_video(job: Job, predict: Callable[..., Any], writer: Writer) -> bool
             if int(cv2.VideoCapture(f"{folder}/{kind}.mp4").get(cv2.CAP_PROP_FRAME_COUNT)) != done:
                 raise UserError(f"{kinds[kind]}: not all frames could be written; free space or choose another folder")
             write(kinds[kind], partial(os.replace, f"{folder}/{kind}.mp4"), what="the video")
-    return True
+    whole = done > 0.9 * max(length, 0)  # some containers hold a guess
+    if not whole:
+        logger.error("%s: this video ends after %d of %d frames; it is damaged", job.path, done, length)
+    return whole
 
 
 if __name__ == "__main__":

@@ -219,16 +219,14 @@ def run_failing(weights: Path, out: Path, images: Path) -> dict[str, np.ndarray]
     return written(out)
 
 
-def write_video(path: Path, *, frames: int, size: tuple[int, int] = (96, 64)) -> list[np.ndarray]:
-    """Write a video of one colour per frame, brighter from frame to frame, and return its frames (H, W, 3)."""
+def write_video(path: Path, *, frames: int, size: tuple[int, int] = (96, 64)) -> None:
+    """Write a video of one colour per frame, redder from frame to frame."""
     writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), 10.0, size)
     if not writer.isOpened():
         pytest.skip("this OpenCV cannot write videos: it has no FFmpeg")
-    pictures = [np.full((*size[::-1], 3), (40 + 10 * number, 90, 200), np.uint8) for number in range(frames)]
-    for picture in pictures:
-        writer.write(picture[..., ::-1].copy())
+    for number in range(frames):
+        writer.write(np.full((*size[::-1], 3), (200, 90, 40 + 10 * number), np.uint8))  # BGR
     writer.release()
-    return pictures
 
 
 def read_video(path: Path) -> tuple[float, np.ndarray]:
@@ -258,3 +256,15 @@ def test_a_video_becomes_a_video(weights: Path, model: Model, tmp_path: Path) ->
     predict.main([*arguments, "--write", *kinds])
     shapes = {path.parent.name: read_video(path)[1].shape for path in (tmp_path / "more").rglob("*.mp4")}
     assert shapes == {"side_by_side": (12, 64, 192, 3), "confidence": (12, 64, 96, 3)}
+
+
+def test_a_video_that_ends_too_early_is_named(weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_video(tmp_path / "cut.avi", frames=20)
+    content = (tmp_path / "cut.avi").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(content[: content.index(b"movi") + (len(content) - content.index(b"movi")) // 2])
+    with pytest.raises(SystemExit) as stop:
+        predict.main([str(weights), str(tmp_path / "cut.avi"), "--out", str(tmp_path / "out"), "--device", "cpu"])
+    frames = len(read_video(tmp_path / "out" / "overlay" / "cut.mp4")[1])
+    assert stop.value.code == 1 and 1 < frames < 18
+    assert f"cut.avi: this video ends after {frames} of 20 frames" in caplog.text
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["overlay"], "no temporary folder is left"
