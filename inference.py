@@ -22,7 +22,8 @@ import config
 from config import Config
 from datasets.codec import read_photo
 from evaluation.metrics import argmax_classes
-from network import Method, Segmentor, SegmentorOutput, architecture_of, build_network
+from evaluation.protocols import Inference, build_inference
+from network import Method, Segmentor, architecture_of, build_network
 from network.tuning import merge_lora
 from network.weights import build_published, load_weights
 from transforms.appearance import Normalisation
@@ -35,27 +36,32 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Picture: TypeAlias = Array | str | Path
 
 
-def load(weights: str | Path, *, device: str | torch.device = "auto", fp16: bool = False, **network: Any) -> Model:
+def load(weights: str | Path, *, device: str | torch.device = "auto", **flags: Any) -> Model:
     """Return the model of a weight file, ready to segment.
 
     Args:
         weights: a checkpoint of ours, or weights that RobustNet or DIIA published.
         device: auto (a GPU where there is one), or any name that torch knows.
-        fp16: mixed precision, float16 on a GPU, bfloat16 on the CPU.
-        network: of published weights, valid.py's flags without dashes: arch, backbone, output_stride, method, wt_layer.
+        flags: valid.py's without dashes. fp16=True is mixed precision; eval_protocol="half" or "sliding", window,
+            stride, scales, flip and average choose the views of an image; published weights need what names their
+            network: arch, backbone, output_stride, method, wt_layer.
 
     Raises:
         UserError: the file cannot be read, or does not fit the network.
     """
     words = ["--snapshot", str(weights)]
-    for name, value in network.items():
-        words += [f"--{name}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
+    for name, value in flags.items():
+        if value is not False:
+            values = value if isinstance(value, (list, tuple)) else [] if value is True else [value]
+            words += [f"--{name}", *map(str, values)]
     cfg = config.parse(words, program="valid")
+    if cfg.EVAL.PROTOCOL == "robustnet":
+        raise UserError("--eval_protocol robustnet: is a crop of Mapillary's frames; use full, half or sliding")
     known = device in config.KEYS["RUN.DEVICE"].choices
     place = distributed.choose_device(str(device), -1) if known else torch.device(device)
     built, recipe = load_network(cfg, checkpoint.read(weights))
-    dtype = distributed.autocast_dtype(place, wanted=fp16)
-    return Model(built.to(place).eval(), build_normalisation(recipe), place, dtype)
+    dtype = distributed.autocast_dtype(place, wanted=cfg.OPTIM.FP16)
+    return Model(built.to(place).eval(), build_normalisation(recipe), place, dtype, build_inference(cfg))
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,8 @@ class Model:
     network: Segmentor
     normalise: Normalisation
     device: torch.device
-    autocast_dtype: torch.dtype | None = None
+    autocast_dtype: torch.dtype | None
+    views: Inference
 
     @overload
     def segment(self, image: Picture, *, probabilities: bool = False) -> Array: ...
@@ -113,9 +120,11 @@ class Model:
         dtype = self.autocast_dtype
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             normalised = self.normalise(images)
-            whole = {"edge", "layout"} & set(names)
-            output: Any = self.network(normalised) if whole else SegmentorOutput(self.network.predict(normalised))
-            logits = output.evaluated().float()
+            output: Any = self.network(normalised) if {"edge", "layout"} & set(names) else None
+            if output is not None and self.views == Inference():
+                logits = output.evaluated().float()
+            else:
+                logits = self.views(self.network.predict, normalised)
         makers = {
             "labels": lambda: argmax_classes(logits),
             "probabilities": lambda: logits.softmax(1),

@@ -36,7 +36,10 @@ from utils.pictures import colorize, overlay
 
 logger = logging.getLogger("predict")
 Source = TypeVar("Source")
-FLAGS = ("--device", "--fp16", "--bs_mult_val", "--arch", "--backbone", "--output_stride", "--method", "--wt_layer")
+FLAGS = (
+    *("--device", "--fp16", "--bs_mult_val", "--eval_protocol", "--window", "--stride", "--scales", "--flip"),
+    *("--average", "--arch", "--backbone", "--output_stride", "--method", "--wt_layer"),
+)
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif", ".jp2", ".avif")
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
@@ -158,7 +161,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     rows = {row.flag[2:]: row for row in config.KEYS.values() if row.flag in FLAGS}
     for row in rows.values():
         name = "N" if row.base is int else row.key.partition(".")[2]
-        number = row.lengths[1] if row.is_list else None
+        least, most = row.lengths
+        number = None if not row.is_list else most if least == most else "+"
         how: dict[str, Any] = {"type": row.base, "nargs": number, "choices": row.choices or None, "metavar": name}
         how = {"action": "store_true"} if row.base is bool else how | {"default": row.default}
         parser.add_argument(row.flag, help=row.help, **how)

@@ -101,6 +101,25 @@ def test_half_precision_and_lora(tmp_path: Path, flags: tuple[str, ...]) -> None
     np.testing.assert_allclose(whole, half, atol=0.2)
 
 
+def test_views_are_averaged_as_in_the_evaluation(tmp_path: Path) -> None:
+    network = save_random(tmp_path / "w.pth", *VIT)
+    mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
+    straight, mirrored = expected(network, STREET, mean, std), expected(network, STREET[:, ::-1], mean, std)[..., ::-1]
+    softmax = [np.exp(logits) / np.exp(logits).sum(0) for logits in (straight, mirrored)]
+    flipped = load(tmp_path / "w.pth", device="cpu", flip=True)
+    np.testing.assert_allclose(flipped.segment(STREET, probabilities=True), (softmax[0] + softmax[1]) / 2, atol=1e-4)
+    plain = load(tmp_path / "w.pth", device="cpu", flip=False)
+    np.testing.assert_allclose(plain.segment(STREET, probabilities=True), softmax[0], atol=1e-4)
+    windows = load(tmp_path / "w.pth", device="cpu", eval_protocol="sliding", window=[32, 32], stride=(16, 16))
+    assert not np.array_equal(windows.segment(STREET), plain.segment(STREET))
+    save_random(tmp_path / "diia.pth", *DIIA)
+    model = load(tmp_path / "diia.pth", device="cpu", flip=True)
+    (maps,) = model.maps([STREET], ["labels", "edge"])
+    np.testing.assert_array_equal(maps["labels"], model.segment(STREET))
+    with pytest.raises(UserError, match="--eval_protocol robustnet: is a crop of Mapillary"):
+        load(tmp_path / "w.pth", eval_protocol="robustnet")
+
+
 def test_published_weights_take_flags_as_keywords(test_data: Path, tmp_path: Path) -> None:
     published = tmp_path / "published.pth"
     flags = reference.published(test_data, "rn/mobile_isw", published)

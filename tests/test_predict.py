@@ -72,6 +72,14 @@ def test_a_folder_becomes_train_ids_under_the_same_names(weights: Path, model: M
     assert list(again) == list(found)
 
 
+def test_flags_of_the_evaluation_reach_the_network(weights: Path, images: Path, tmp_path: Path) -> None:
+    flags = ("--scales", "0.5", "1", "--flip", "--average", "logits", "--fp16")
+    found = run(weights, tmp_path / "out", images / "cam1" / "a.png", *flags)["train_ids/a.png"]
+    views = load(weights, device="cpu", scales=[0.5, 1], flip=True, average="logits", fp16=True)
+    np.testing.assert_array_equal(found, views.segment(STREETS[0]))
+    assert not np.array_equal(found, load(weights, device="cpu").segment(STREETS[0]))
+
+
 def test_every_kind_is_what_its_name_says(tmp_path: Path) -> None:
     save_random(tmp_path / "diia.pth", "--backbone", "timm/test_vit", "--method", "diia-no-whitening")
     street = STREETS[0]
