@@ -40,17 +40,32 @@ def coarse_layout(logits: Tensor, *, confidence: Confidence = "logits") -> Tenso
     num_classes = logits.shape[1]
     # Parity: the original compares raw logits with the cap of 0.99, not probabilities.
     values, labels = (logits.softmax(1) if confidence == "softmax" else logits).max(1)  # (B, H, W) each
-    bits = values.contiguous().view(torch.int32)
-    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long() + 2**31  # 0 .. 2^32 - 1, in the order of the floats
-    order = ((labels << 32) + ordered).flatten().sort()
-    bounds = torch.arange(num_classes + 1, device=logits.device) << 32
-    starts = torch.searchsorted(order.values, bounds)  # (classes + 1,) first position of each class
+    sort = _sort_in_graphs if torch.compiler.is_compiling() else _sort_by_class
+    indices, starts = sort(values, labels, num_classes)  # (BHW,), (classes + 1,)
     counts = starts.diff()
     # Parity: Python's round takes halves to the even number, so three values give the last one.
     middle = (starts[:-1] + (counts / 2).round().long()).clamp(max=labels.numel() - 1)
-    medians = values.flatten()[order.indices[middle]]
+    medians = values.flatten()[indices[middle]]
     thresholds = torch.where(counts > 0, medians, 0.0).clamp(max=0.99)  # (classes,)
     return torch.where(values < thresholds[labels], IGNORE, labels)
+
+
+def _sort_by_class(values: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Sort the flattened pixels by class, then by value; return their indices and where each class starts and ends."""
+    bits = values.contiguous().view(torch.int32)
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long() + 2**31  # 0 .. 2^32 - 1, in the order of the floats
+    order = ((labels << 32) + ordered).flatten().sort()
+    bounds = torch.arange(num_classes + 1, device=labels.device) << 32
+    return order.indices, torch.searchsorted(order.values, bounds)
+
+
+def _sort_in_graphs(values: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Do the same without bit casts and stable sorts, which ONNX lacks; takes twice as long on the CPU."""
+    classes, order = labels.flatten(), values.flatten().argsort()
+    number = order.shape[0]  # unlike len, it stays free in a graph
+    order = order[(classes[order] * number + torch.arange(number, device=order.device)).argsort()]
+    counts = classes.new_zeros(num_classes + 1).scatter_add(0, classes + 1, torch.ones_like(classes))
+    return order, counts.cumsum(0)
 
 
 class LayoutBranch(Refined):

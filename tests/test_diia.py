@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -53,6 +54,8 @@ def test_layout_is_the_slow_one(
     found = coarse_layout(torch.from_numpy(logits))
     assert found.dtype == torch.int64
     np.testing.assert_array_equal(found.numpy(), slow_layout(logits))
+    with mock.patch("torch.compiler.is_compiling", return_value=True):  # the form that graphs get
+        assert torch.equal(coarse_layout(torch.from_numpy(logits)), found)
 
 
 @pytest.mark.parametrize("count", range(1, 9))
