@@ -107,7 +107,7 @@ class MixStyle(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (B, C, h, w) to the same shape."""
-        batch = len(maps)
+        batch = maps.shape[0]  # unlike len, it stays free in a graph
         if not self.training or not self.probability or batch == 1 or torch.rand(()) >= self.probability:
             return maps
         shares = torch.distributions.Beta(self.alpha, self.alpha).sample((distributed.world_size() * batch,))

@@ -286,5 +286,5 @@ class Pyramid(nn.Module):
         levels = [self.low(first), second, third, self.top(last)]
         if not self.strides:
             return levels
-        sizes = [[-(-side // stride) for side in size] for stride in self.strides]
+        sizes = [[(side + stride - 1) // stride for side in size] for stride in self.strides]  # ONNX cuts off -7 // 4
         return [resize(level, size) for level, size in zip(levels, sizes, strict=True)]
