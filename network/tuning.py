@@ -59,3 +59,13 @@ def merge_lora(model: nn.Module) -> None:
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):
             layer.merge()
+
+
+def unwrap_lora(model: nn.Module) -> None:
+    """Merge the updates and put the plain layers in the place of peft's, so that parameters have their own names."""
+    from peft.tuners.tuners_utils import BaseTunerLayer  # slow to import
+
+    merge_lora(model)
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            model.set_submodule(name, layer.get_base_layer())

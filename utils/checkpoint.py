@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -24,7 +25,8 @@ log = logging.getLogger(__name__)
 SCHEMA = 2  # 1: network.weights.upgrade_checkpoint turns it into 2
 PARTS = ("network", "average", "criterion", "optimizer", "scheduler", "scaler")  # of a run, with a state each
 KEYS = frozenset((*PARTS, "schema", "kind", "progress", "best", "config", "versions", "world_size"))
-CONVERTED = "converted"  # kind of a checkpoint that holds weights alone
+CONVERTED, EXPORTED = "converted", "exported"  # kinds of checkpoints that hold weights alone
+_FACTS = ("kind", "progress", "config", "versions")  # JSON in the metadata of safetensors files
 _LATER: dict[str, Any] = {"average": {}}  # what older checkpoints lack
 
 # Published files hold their mean IoU as a numpy number, under numpy 1's or numpy 2's name.
@@ -51,6 +53,37 @@ def save(path: Path, content: dict[str, Any]) -> None:
     write(path, save_synced, what="the checkpoint")
 
 
+def save_weights(path: Path, content: Mapping[str, Any], *, metadata: Mapping[str, str]) -> None:
+    """Write the network and the facts of a checkpoint as safetensors, which `read` takes back; `save` says how.
+
+    Args:
+        content: `kind`, `progress`, `config`, `versions` and `network`, as `save` gets them.
+        metadata: further texts for other programs.
+    """
+    from safetensors.torch import save as to_bytes  # slow to import
+
+    facts = {name: json.dumps(content[name]) for name in _FACTS}
+    facts["schema"] = str(SCHEMA)
+    tensors = {
+        name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in content["network"].items()
+    }
+    data = to_bytes(tensors, {**metadata, **facts})  # its save_file makes a file that others may not read
+    write(path, lambda temporary: temporary.write_bytes(data), what="the weights")
+
+
+def _load_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import safe_open  # slow to import
+
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 no mapping
+    if not {"schema", *_FACTS} <= metadata.keys():  # of others
+        return tensors
+    facts = {name: json.loads(metadata[name]) for name in _FACTS}
+    empty: dict[str, Any] = {part: {} for part in (*PARTS, "best")}
+    return {**empty, **facts, "schema": int(metadata["schema"]), "network": tensors, "world_size": 1}
+
+
 def read(path: str | Path) -> dict[str, Any]:
     """Read a weight file of ours, which must be whole, or of others onto the CPU without running code from it.
 
@@ -61,9 +94,7 @@ def read(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: there is no such weight file")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content: Any = load_file(path)
+            content: Any = _load_safetensors(path)
         else:
             with torch.serialization.safe_globals(_NUMPY_SCALARS):
                 content = torch.load(path, map_location="cpu", weights_only=True)
@@ -94,7 +125,7 @@ def is_ours(content: dict[str, Any]) -> bool:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint to continue its run, or raise `UserError` where a file holds weights alone."""
     content = read(path)
-    if not is_ours(content) or content["kind"] == CONVERTED:
+    if not is_ours(content) or content["kind"] in (CONVERTED, EXPORTED):
         raise UserError(f"{path}: holds weights but no run to continue; use --snapshot without --restore_optimizer")
     return content
 

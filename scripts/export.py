@@ -1,0 +1,332 @@
+"""`python -m scripts.export WEIGHTS --format onnx|pt2|safetensors`: a network in one file for other programs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import logging
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import config
+from config import Config
+from datasets.codec import read_image
+from datasets.labels import CLASS_NAMES, PALETTE
+from evaluation.metrics import argmax_classes
+from evaluation.report import describe_weights
+from network import Segmentor, build_network
+from network.tuning import unwrap_lora
+from network.weights import load_weights
+from transforms.appearance import Normalisation
+from transforms.build import build_normalisation
+from utils import checkpoint, logs, program_parser, version
+from utils.errors import UserError, run_entry_point
+from utils.files import make_folder, write_text
+
+PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "pt2": (), "safetensors": ("safetensors",)}
+LEAST_EQUAL = 0.9999  # share of labels; sums in another order move single pixels at borders
+ONNX_TORCH = (2, 9)  # older exporters fail on these networks
+LARGEST_ONNX = 2**31 - 2**20  # bytes of weights: protobuf holds less than 2 GiB
+RunFile = Callable[[Tensor], tuple[Tensor, Tensor]]  # images -> labels (N,H,W) uint8, logits (N,C,H,W)
+
+
+class Deployed(nn.Module):
+    """What a file holds: images (N, 3, H, W) to labels (N, H, W) uint8 or logits (N, classes, H, W).
+
+    Attributes:
+        normalisation: of uint8 images, None where they are normalised already.
+    """
+
+    constants: Tensor  # (2,3,1,1)
+
+    def __init__(self, network: Segmentor, *, normalisation: Normalisation | None, gives_logits: bool) -> None:
+        super().__init__()
+        self.network, self.normalisation, self.gives_logits = network, normalisation, gives_logits
+        if normalisation is not None:
+            constants = torch.tensor((normalisation.mean, normalisation.std)).mul(255)[..., None, None]
+            self.register_buffer("constants", constants, persistent=False)
+
+    def logits(self, images: Tensor) -> Tensor:
+        if self.normalisation is not None:  # its own arithmetic, without its cache, which tracing would fill
+            images, (mean, std) = images.float(), self.constants
+            if self.normalisation.per_image:
+                mean, std = images.mean(dim=(2, 3), keepdim=True), images.std(dim=(2, 3), keepdim=True) + 255e-5
+            images = (images - mean) / std
+        return self.network.predict(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.logits(images)
+        return logits if self.gives_logits else logits.argmax(1).to(torch.uint8)
+
+
+def load(path: str) -> tuple[Segmentor, Config, dict[str, Any]]:
+    """Return the network of a checkpoint, ready to predict, LoRA merged; its config and its content."""
+    content = checkpoint.read(path)
+    if not checkpoint.is_ours(content):
+        raise UserError(f"{path}: holds no config; turn it into a checkpoint first: python -m scripts.convert_weights")
+    saved = config.from_dict(content["config"], source=path)
+    network = build_network(saved)
+    load_weights(network, content, path=path)
+    network.backbone.checkpoint_blocks(wanted=False)
+    if saved.NETWORK.TUNE == "lora":
+        unwrap_lora(network)
+        saved.NETWORK.TUNE = network.backbone.tune = "full"
+    return network.eval().requires_grad_(False), saved, content
+
+
+def describe(network: Segmentor, saved: Config, content: dict[str, Any], args: argparse.Namespace) -> dict[str, str]:
+    """Return what a file says of itself, texts or JSON."""
+    about = describe_weights(network, saved, progress=content["progress"], averaged=bool(content["average"]))
+    if content["kind"] == checkpoint.CONVERTED:  # published weights do not say how they were trained
+        about["source"] = ""
+    normalisation = build_normalisation(saved)
+    moments = {name: json.dumps(getattr(normalisation, name)) for name in ("mean", "std")}
+    if normalisation.per_image:
+        moments = dict.fromkeys(moments, "of each image")
+    return {
+        "classes": json.dumps(CLASS_NAMES),
+        "colours": json.dumps(PALETTE.tolist()),
+        **{name: str(about[name]) for name in ("method", "source", "network")},
+        "protocol": "native size, one scale, no flip, one image per batch",
+        "input": f"{'normalised float32' if args.float else 'uint8'} RGB (N, 3, H, W)",
+        "output": "logits (N, classes, H, W)" if args.logits else "train ids (N, H, W) uint8",
+        **moments,
+        "project": f"DIIA {version()}",
+    }
+
+
+def read_frames(files: Sequence[str], *, size: tuple[int, int], dynamic: bool) -> list[Tensor]:
+    """Return batches (N, 3, H, W) uint8: images in `size`, then with `dynamic` two of them at three quarters of it.
+
+    Without files they are two of smooth noise, the same in every run.
+    """
+    images = [torch.from_numpy(read_image(file)).permute(2, 0, 1)[None].float() for file in files]
+    if not files:
+        generator, cells = torch.Generator().manual_seed(0), [side // 32 + 2 for side in size]
+        images = [255 * torch.rand(1, 3, *cells, generator=generator) for _ in range(2)]
+
+    def scale(image: Tensor, size: Sequence[int]) -> Tensor:
+        return F.interpolate(image, size=tuple(size), mode="bilinear", antialias=True).round().clamp(0, 255).byte()
+
+    batches = [scale(image, size) for image in images]
+    if dynamic:
+        batches.append(torch.cat([scale(image, [side * 3 // 4 for side in size]) for image in (images * 2)[:2]]))
+    return batches
+
+
+def _reason(error: BaseException, args: argparse.Namespace) -> str:
+    while error.__cause__ is not None:  # where ONNX's exporter wraps it
+        error = error.__cause__
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"({reason}); " + ("leave out --dynamic" if args.dynamic else "use --format safetensors")
+
+
+def trace(deployed: Deployed, example: Tensor, args: argparse.Namespace) -> Any:
+    """Return the exported program of torch or ONNX; sizes that are free are named in the latter."""
+    axes = {0: "batch", 2: "height", 3: "width"}
+    images = torch.cat([example, example]) if args.dynamic else example  # a batch of one would stay one
+    free = (dict.fromkeys(axes, torch.export.Dim.DYNAMIC) if args.dynamic else None,)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's and onnxscript's own code
+            program = torch.export.export(deployed, (images,), dynamic_shapes=free, strict=False)  # as from 2.7 on
+            if args.format == "pt2":
+                return program
+            names: Any = {"input_names": ["images"], "output_names": ["logits" if args.logits else "labels"]}
+            names |= {"dynamic_shapes": (axes,)} if args.dynamic else {}
+            return torch.onnx.export(program, dynamo=True, verbose=False, **names)
+    except Exception as error:  # torch has many for what it cannot trace
+        raise UserError(f"--format {args.format}: torch cannot trace this network {_reason(error, args)}") from error
+
+
+def save(program: Any, path: Path, *, metadata: dict[str, str]) -> None:
+    """Write what `trace` gave with the texts of `describe`; in pt2 they are the extra file metadata.json."""
+    if isinstance(program, torch.export.ExportedProgram):
+        torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata, indent=1)})
+    else:
+        program.model.metadata_props.update(metadata)
+        program.save(path, external_data=False)
+
+
+def open_onnx(path: Path, *, gives_logits: bool) -> RunFile:
+    """Return a function that runs an ONNX file on the CPU, on as many threads as torch."""
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(path)
+    if not gives_logits:  # what the labels are the argmax of becomes an output too; the file stays
+        last = [node for node in model.graph.node if node.op_type == "ArgMax"][-1]
+        model.graph.output.append(onnx.helper.make_empty_tensor_value_info(last.input[0]))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4  # errors are raised anyway
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> tuple[Tensor, Tensor]:
+        *labels, logits = map(torch.from_numpy, session.run(None, {"images": images.numpy()}))
+        return (labels[0] if labels else argmax_classes(logits)), logits
+
+    return run
+
+
+def open_pt2(path: Path, *, gives_logits: bool) -> RunFile:
+    """Return a function that runs a file of `torch.export.save`."""
+    module: Any = torch.export.load(path).module()
+    seen: list[Tensor] = []
+
+    class Watching(torch.fx.Interpreter):
+        def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+            if target is torch.ops.aten.argmax.default:
+                seen[:] = args[:1]
+            return super().call_function(target, args, kwargs)
+
+    def run(images: Tensor) -> tuple[Tensor, Tensor]:
+        output = Watching(module).run(images)
+        return (argmax_classes(output), output) if gives_logits else (output, seen[-1])
+
+    return run
+
+
+def open_safetensors(path: Path, *, gives_logits: bool) -> RunFile:
+    """Return a function that runs the network of a safetensors file."""
+    network, saved, _ = load(str(path))
+    deployed = Deployed(network, normalisation=build_normalisation(saved), gives_logits=gives_logits)
+
+    def run(images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = deployed.logits(images)
+        return argmax_classes(logits), logits
+
+    return run
+
+
+OPEN: dict[str, Callable[..., RunFile]] = {"onnx": open_onnx, "pt2": open_pt2, "safetensors": open_safetensors}
+
+
+@torch.no_grad()
+def compare(deployed: Deployed, run_file: RunFile, batches: Sequence[Tensor]) -> dict[str, Any]:
+    """Run network and file on the same batches: share of equal labels, largest difference of logits, seconds."""
+    equal = pixels = 0
+    largest, seconds = 0.0, {"torch": 0.0, "file": 0.0}
+    for images in batches:
+        start = time.perf_counter()
+        expected = deployed.logits(images)
+        labels = argmax_classes(expected)
+        middle = time.perf_counter()
+        found_labels, found = run_file(images)
+        seconds["torch"] += middle - start
+        seconds["file"] += time.perf_counter() - middle
+        equal += int((found_labels == labels).sum())
+        pixels += labels.numel()
+        largest = max(largest, float((found - expected).abs().max()))
+    sizes = [list(images.shape) for images in batches]
+    return {"equal_labels": equal / pixels, "largest_logit_difference": largest, "seconds": seconds, "batches": sizes}
+
+
+def export(args: argparse.Namespace) -> dict[str, Any]:
+    """Write the file and what comparing it gave, or raise `UserError` and leave nothing; return the latter."""
+    out = Path(args.out or Path(args.weights).with_suffix(f".{args.format}"))
+    if out.suffix != f".{args.format}":
+        raise UserError(f"--out {out}: a file of --format {args.format} ends in .{args.format}")
+    if out.exists() and not args.overwrite:
+        raise UserError(f"{out}: exists already; name another file by --out or add --overwrite")
+    network, saved, content = load(args.weights)
+    if args.format == "onnx" and (size := sum(value.nbytes for value in network.state_dict().values())) > LARGEST_ONNX:
+        raise UserError(
+            f"--format onnx: one file holds 2 GiB, the weights are {size / 2**30:.1f} GiB; use --format pt2"
+        )
+    metadata = describe(network, saved, content, args)
+    normalise = build_normalisation(saved)
+    deployed = Deployed(network, normalisation=None if args.float else normalise, gives_logits=args.logits)
+    batches = read_frames(args.frames, size=args.size, dynamic=args.dynamic)
+    batches = [normalise(images) for images in batches] if args.float else batches
+    program = None if args.format == "safetensors" else trace(deployed, batches[0], args)
+    make_folder(out.parent)
+    try:
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+            path, facts = Path(folder, out.name), Path(folder, f"{out.name}.json")
+            if program is not None:
+                save(program, path, metadata=metadata)
+            else:
+                kind = checkpoint.CONVERTED if content["kind"] == checkpoint.CONVERTED else checkpoint.EXPORTED
+                state = {"kind": kind, "config": config.to_dict(saved), "network": network.state_dict()}
+                checkpoint.save_weights(path, {**content, **state}, metadata=metadata)
+            try:
+                compared = compare(deployed, OPEN[args.format](path, gives_logits=args.logits), batches)
+            except Exception as error:  # onnxruntime and torch have many
+                raise UserError(f"--format {args.format}: the file does not run {_reason(error, args)}") from error
+            report = {"file": out.name, "weights": args.weights, **compared}
+            report |= {"frames": args.frames or "smooth noise", "metadata": metadata}
+            report["versions"] = {name: importlib.metadata.version(name) for name in ("torch", *PACKAGES[args.format])}
+            write_text(facts, json.dumps(report, indent=1) + "\n")
+            for written in (path, facts):
+                written.replace(out.with_name(written.name))
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{out}: cannot be written ({error}); free space or choose another folder") from error
+    return report
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise `UserError` at flags that do not go together and at packages that are missing."""
+    if min(args.size) < 32:
+        raise UserError(f"--size {args.size[0]} {args.size[1]}: height and width are at least 32 pixels")
+    unused = [f"--{name}" for name in ("dynamic", "float", "logits") if getattr(args, name)]
+    if args.format == "safetensors" and unused:
+        raise UserError(f"{', '.join(unused)}: safetensors holds weights and no graph; leave it out")
+    if args.format == "onnx":
+        if tuple(map(int, torch.__version__.split(".")[:2])) < ONNX_TORCH:
+            needed = ".".join(map(str, ONNX_TORCH))
+            raise UserError(
+                f"--format onnx: needs PyTorch {needed} or newer, this is {torch.__version__}; update it or use pt2"
+            )
+        try:
+            import onnx  # noqa: F401
+            import onnxruntime  # noqa: F401
+            import onnxscript  # noqa: F401
+        except ImportError as error:
+            raise UserError(f"--format onnx: {error}; pip install onnx onnxscript onnxruntime") from error
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = program_parser(
+        "scripts.export",
+        "Write a network with its normalisation to one file for other programs, and compare the two.",
+        details="Below 99.99 %% equal labels the exit code is 1. FILE.json says how file and network compare.",
+    )
+    parser.add_argument("weights", metavar="WEIGHTS", help="checkpoint of train.py or of scripts.convert_weights")
+    parser.add_argument("--format", required=True, choices=list(PACKAGES), help="what to write")
+    size = {"nargs": 2, "type": int, "default": [1024, 2048], "metavar": ("HEIGHT", "WIDTH")}
+    parser.add_argument("--size", **size, help="size of the images")  # type: ignore[arg-type]
+    parser.add_argument("--dynamic", action="store_true", help="leave batch, height and width free")
+    parser.add_argument("--float", action="store_true", help="take normalised float32 images instead of uint8")
+    parser.add_argument("--logits", action="store_true", help="return logits instead of labels")
+    parser.add_argument("--out", metavar="FILE", help="file to write; default: beside the weights")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
+    parser.add_argument("--frames", nargs="+", default=[], metavar="FILE", help="images to compare on; default: noise")
+    args = parser.parse_args(argv)
+    logs.setup_logging()
+    for name in ("onnxscript", "onnx_ir", "torch.onnx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    check(args)
+    report = export(args)
+    seconds, share = report["seconds"], report["equal_labels"]
+    logs.write_line(
+        f"{report['file']}: {100 * share:.4f} % of labels equal, logits differ by up to "
+        f"{report['largest_logit_difference']:.2g}, {seconds['file']:.1f} s, torch {seconds['torch']:.1f} s"
+    )
+    if share < LEAST_EQUAL:
+        logs.write_line(f"below {100 * LEAST_EQUAL:g} % equal labels: do not use {report['file']}")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_entry_point(main)
