@@ -9,6 +9,7 @@ import argparse
 import glob
 import logging
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -264,6 +265,9 @@ def segment_video(job: Job, predict: Callable[..., Any], writer: Writer) -> bool
 
     One that cannot be is named; of one that ends too early what there is becomes a video.
     """
+    if re.search("[\ud800-\udfff]", f"{job.path}{writer.out}"):  # OpenCV would end the process without a word
+        logger.error("%s: OpenCV takes no path that is not UTF-8; rename the video, its folder or --out", job.path)
+        return False
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its messages would stand beside ours
     cv2, kinds = opencv(), writer.of(job)
     video = cv2.VideoCapture(str(job.path), cv2.CAP_FFMPEG)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -222,7 +223,7 @@ def cache_key(pairs: Sequence[Pair], *, encoding: Encoding, tile: int) -> str:
     """Return 16 hex digits of all that decides the centroids."""
     made_by = hashlib.sha256(json.dumps([_VERSION, tile, repr(encoding), len(pairs)]).encode())
     for pair in pairs:
-        made_by.update("\t".join(map(str, (f"\n{pair.name}", pair.label, *stamp(pair.label)))).encode())
+        made_by.update(os.fsencode("\t".join(map(str, (f"\n{pair.name}", pair.label, *stamp(pair.label))))))
     return made_by.hexdigest()[:16]
 
 

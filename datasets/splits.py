@@ -233,5 +233,5 @@ def _same_size(pair: Pair) -> bool:
 
 
 def list_hash(pairs: Iterable[Pair]) -> str:
-    """Return 12 hex digits that name a list of images: sha256 of their relative names, one per line."""
-    return hashlib.sha256("\n".join(pair.name for pair in pairs).encode()).hexdigest()[:12]
+    """Return 12 hex digits that name a list of images: sha256 of their relative names' bytes, one per line."""
+    return hashlib.sha256(os.fsencode("\n".join(pair.name for pair in pairs))).hexdigest()[:12]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -31,7 +32,14 @@ def one_line(error: BaseException) -> str:
 
 
 def run_entry_point(main: Callable[[], None]) -> None:
-    """Run a program's main; a `UserError` becomes one line on stderr and exit code 2, ctrl-C becomes exit code 130."""
+    """Run a program's main; a `UserError` becomes one line on stderr and exit code 2, ctrl-C becomes exit code 130.
+
+    File names may be any bytes: those that are no UTF-8 are read as Python holds them in names, and printed as escapes.
+    """
+    streams = {sys.stdin: "surrogateescape", sys.stdout: "backslashreplace", sys.stderr: "backslashreplace"}
+    for stream, errors in streams.items():
+        if isinstance(stream, io.TextIOWrapper):  # not where something has put a stream of its own in its place
+            stream.reconfigure(errors=errors)
     try:
         main()
     except UserError as error:

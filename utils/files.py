@@ -51,8 +51,8 @@ def write(path: Path, save: Callable[[Path], object], *, what: str = "the file")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file as `write` does."""
-    write(path, partial(Path.write_text, data=text, encoding="utf-8"))
+    """Write a text file as `write` does; the bytes of file names that are no UTF-8 are written as escapes."""
+    write(path, partial(Path.write_text, data=text, encoding="utf-8", errors="backslashreplace"))
 
 
 def read_yaml(path: Path, *, flag: str, hint: str = "") -> Any:

@@ -51,7 +51,7 @@ def setup_logging(file: Path | None = None) -> None:
     form = logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%Y-%m-%d %H:%M:%S")
     to_file: logging.Handler = MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1)
     if file is not None and distributed.is_main():
-        to_file = logging.FileHandler(file, encoding="utf-8")
+        to_file = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
     for handler in (_BarHandler(), to_file):
         handler.setFormatter(form)
         root.addHandler(handler)
