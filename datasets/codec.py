@@ -18,7 +18,9 @@ from datasets.labels import IGNORE, NUM_CLASSES
 from utils.errors import UserError
 from utils.parallel import opencv
 
-_MODES = {"colours": ("P", "RGB", "RGBA"), "ids": ("L", "P", "1", "I", "I;16", "I;16B", "I;16L")}  # of Pillow
+_ONE_CHANNEL = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L", "F")  # of Pillow's modes
+_LOSSLESS = ("PNG", "TIFF", "BMP")  # in which equal channels stay equal
+_BRIGHTENED = {"L;2": 85, "L;4": 17}  # grey of 2 and 4 bits, which Pillow stretches to 0..255
 _IGNORED = NUM_CLASSES + 1  # the entry of 255 in `_entry_table`
 
 
@@ -27,7 +29,7 @@ class Encoding:
     """How a label file holds its classes.
 
     `kind` is "ids" (one channel of raw ids; a palette is ignored), "colours" (RGB, or a palette's colours) or
-    "synthia" (ids in the red channel of a 16-bit RGB file, or in the only channel of an 8-bit one). `table` maps raw
+    "synthia" (ids in the red channel of a 16-bit RGB file, or in one channel as for "ids"). `table` maps raw
     ids (for "colours": 0xRRGGBB) to train ids; raw values outside it become `other`, or are refused where that is
     None. `foreign` = (palette index, RGB, sentence) tells a file of another release from its palette.
 
@@ -201,12 +203,16 @@ def read_photo(path: str) -> np.ndarray:
 def decode_label(path: str, *, encoding: Encoding) -> np.ndarray:
     """Return the train ids of a label file, (H, W) uint8 with 255 = ignored; a wrong file raises `UserError`."""
     table = _entry_table(encoding)
-    if encoding.kind == "synthia":
-        raw = _read_synthia(path)
+    if encoding.kind == "colours":
+        raw, table = _read_colours(path, encoding, table)
     else:
-        raw, table = _read_label(path, encoding, table)
+        raw = read_ids(path, encoding=encoding)
     if raw.dtype == np.uint8:
         entries = opencv().LUT(raw, table[:256])  # several times faster than numpy
+    elif raw.dtype.kind == "i":
+        if dict(encoding.table).get(255) == IGNORE:
+            raw = np.where(raw == -1, 255, raw)  # "no class" in files with a sign: 255 without one
+        entries = np.where((raw >= 0) & (raw < len(table)), np.take(table, raw, mode="clip"), 0)
     else:
         entries = np.take(table, raw.astype(np.uint32), mode="clip")
     known = np.count_nonzero(entries)
@@ -226,44 +232,69 @@ def decode_label(path: str, *, encoding: Encoding) -> np.ndarray:
     return opencv().LUT(entries, train_of)
 
 
-def _read_label(path: str, encoding: Encoding, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a label's raw ids, palette indices or 0xRRGGBB, (H, W), and the table of their entries."""
+def _read_colours(path: str, encoding: Encoding, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a label's palette indices or 0xRRGGBB, (H, W), and the table of their entries."""
     with decode_errors(path):
         image = Image.open(io.BytesIO(read_bytes(path)))
         image.load()
-    if image.mode not in _MODES[encoding.kind]:
-        mode, content = (image.mode, "one channel of ids") if encoding.kind == "ids" else ("grey", "colours")
+    if image.mode == "P":
+        return np.asarray(image), table[_packed(bytes(image.getpalette() or []).ljust(768, b"\0"))]
+    if image.mode not in ("RGB", "RGBA"):
         raise UserError(
-            f"{path}: a {mode} image where the encoding {encoding.name} has {content}; "
+            f"{path}: a grey image where the encoding {encoding.name} has colours; "
             "check the label files or the encoding of the domain"
         )
-    palette = bytes(image.getpalette() or []).ljust(768, b"\0")
-    if encoding.kind == "colours":
-        if image.mode == "P":
-            return np.asarray(image), table[_packed(palette)]
-        return np.asarray(image.convert("RGBA")).view(">u4")[..., 0] >> 8, table
-    if encoding.foreign is not None:
-        index, colour, sentence = encoding.foreign
-        if tuple(palette[3 * index : 3 * index + 3]) == colour:
-            raise UserError(f"{path}: {sentence}")
-    return np.asarray(image), table
+    return np.asarray(image.convert("RGBA")).view(">u4")[..., 0] >> 8, table
 
 
-def _read_synthia(path: str) -> np.ndarray:
-    """Return the class ids (H, W) of a SYNTHIA label; Pillow would read its 16-bit RGB files as zeros."""
+def read_ids(path: str, *, encoding: Encoding) -> np.ndarray:
+    """Return the raw ids (H, W) of a label file, of integers of any kind; what is no such file raises `UserError`.
+
+    They are its only channel, indices of a palette too, at the file's own depth. Three equal channels of a file without
+    loss count as one, an alpha channel that is opaque everywhere as none.
+    """
     with decode_errors(path):
-        data = np.frombuffer(read_bytes(path), dtype=np.uint8)
-        array = opencv().imdecode(data, opencv().IMREAD_UNCHANGED) if data.size else None
-        if array is None:
+        data = read_bytes(path)
+        image = Image.open(io.BytesIO(data))
+        if image.mode in _ONE_CHANNEL:
+            packing: Any = image.tile[0][3] if image.tile else ""
+            packing = packing[0] if isinstance(packing, tuple) and packing else packing
+            array = np.asarray(image)
+            if encoding.foreign is not None:
+                index, colour, sentence = encoding.foreign
+                if tuple((image.getpalette() or [])[3 * index : 3 * index + 3]) == colour:
+                    raise UserError(f"{path}: {sentence}")
+            if image.mode == "F":
+                with np.errstate(invalid="ignore"):  # of what is not finite
+                    whole = array.astype(np.int32)
+                if not np.array_equal(whole, array):
+                    raise UserError(f"{path}: has numbers that are not whole, which are no ids; check the label files")
+                return whole
+            return array // _BRIGHTENED[packing] if packing in _BRIGHTENED else array
+        if encoding.kind != "synthia":  # whose files are many and large
+            image.load()  # refuses a file that is cut off, of which OpenCV reads what there is
+        known = image.format in _LOSSLESS and image.mode in ("RGB", "RGBA", "LA")
+        # OpenCV, because Pillow would read channels of 16 bits as zeros
+        channels = opencv().imdecode(np.frombuffer(data, np.uint8), opencv().IMREAD_UNCHANGED) if known else None
+        if known and channels is None:
             raise UnidentifiedImageError
-    if array.ndim == 2:
-        return array
-    if array.dtype != np.uint16:
-        raise UserError(
-            f"{path}: an 8-bit colour image where SYNTHIA's labels are 16-bit RGB or one 8-bit channel; "
-            "use the files of GT/LABELS, not GT/COLOR"
-        )
-    return array[..., 2]  # OpenCV's order is BGR(A): red holds the class, green the instance
+    if channels is None or channels.ndim != 3 or channels.dtype.kind != "u":
+        raise UserError(_not_ids(path, encoding, f"a {image.mode} image"))
+    if encoding.kind == "synthia" and channels.dtype == np.uint16:
+        return channels[..., 2]  # OpenCV's order is BGR(A): red holds the class, green the instance
+    if channels.shape[2] == 4 and channels[..., 3].min() < np.iinfo(channels.dtype).max:
+        raise UserError(_not_ids(path, encoding, "an image with transparent pixels"))
+    if (channels[..., :1] != channels[..., 1:3]).any():
+        raise UserError(_not_ids(path, encoding, "a colour image"))
+    return channels[..., 0]
+
+
+def _not_ids(path: str, encoding: Encoding, what: str) -> str:
+    if encoding.kind == "synthia":
+        holds, hint = "16-bit RGB or one channel of ids", "use the files of GT/LABELS, not GT/COLOR"
+    else:
+        holds, hint = "one channel of ids", "check the label files or the encoding of the domain"
+    return f"{path}: {what} where the encoding {encoding.name} has {holds}; {hint}"
 
 
 def write_label(path: str, train_ids: np.ndarray, *, encoding: Encoding) -> None:

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import chain
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from datasets.codec import ENCODINGS, Encoding, decode_errors, decode_label, read_image
+from datasets.codec import ENCODINGS, Encoding, decode_errors, decode_label, read_ids, read_image
 from datasets.files import open_file, read_bytes, stamp
 from datasets.labels import IGNORE, NUM_CLASSES
 from datasets.splits import Pair
@@ -86,7 +87,7 @@ def look(pair: Pair, *, encoding: Encoding) -> Finding:
     return finding._replace(
         label_size=(label.shape[1], label.shape[0]),
         pixels=(*counts[:NUM_CLASSES], counts[IGNORE]),
-        raw_ids=_stored(pair.label)[2] if doubtful else (),
+        raw_ids=_stored(pair.label, encoding)[2] if doubtful else (),
         unknown_colours=_unknown_colours(pair.label, encoding) if encoding.kind == "colours" else 0,
     )
 
@@ -107,18 +108,21 @@ def discriminative_classes(encoding: Encoding) -> frozenset[int]:
 
 def _likely_cause(path: str, encoding: Encoding) -> str:
     """Return why an encoding likely refuses a label, and how to fix it; "" where Pillow cannot read it."""
-    form, mode, values = _stored(path)
+    form, mode, values, opaque = _stored(path, encoding)
     ids, grey, name, kind = set(values) - {255}, len(values) > 0, encoding.name, encoding.kind
-    unknown = ", ".join(map(str, sorted(ids - {raw for raw, _ in encoding.table})[:3]))
+    unknown = ", ".join(map(str, sorted(set(values) - {raw for raw, _ in encoding.table})[:3]))
     causes = (  # in the order in which they are looked for
         (not form, ""),
         (form == "JPEG", f"label files in JPEG; {LOSSY}"),
+        (kind != "colours" and not opaque, "ids behind transparent pixels; save the label files without transparency"),
+        (mode == "F" and not grey, "numbers that are not whole; save the ids as integers, without interpolation"),
         (kind == "synthia" and not grey, "8-bit colour pictures; take the class files of GT/LABELS, not of GT/COLOR"),
         (kind == "colours" and grey and mode != "P", "ids where colours are expected; take the colour label files"),
         (kind == "colours", f"not the colours of {name}; {LOSSY}"),
         (not grey, "colour pictures where ids are expected; take the id files, not the colour ones"),
         (encoding.foreign is not None, encoding.foreign[2] if encoding.foreign else ""),
-        (name == "train_ids" and max(ids, default=0) <= 34, LABEL_IDS),
+        (not unknown, f"a kind of file that the encoding {name} does not have; save the ids as 8-bit grey PNG files"),
+        (name == "train_ids" and 0 <= min(ids, default=0) and max(ids, default=0) <= 34, LABEL_IDS),
         (name == "camvid", "not the 11 classes of SegNet's CamVid; take its files, not those of the 32-class set"),
         (name not in ENCODINGS, f"the table {name} lacks raw ids such as {unknown}; add them to it, or `other: 255`"),
         (True, f"ids such as {unknown} are none of {name}'s; check where the label files come from"),
@@ -137,15 +141,21 @@ def _verify(path: str) -> None:
         image.verify()
 
 
-def _stored(path: str) -> tuple[str, str, tuple[int, ...]]:
-    """Return Pillow's names of a file's format ("": cannot be read) and mode, and the values of a one-channel file."""
+def _stored(path: str, encoding: Encoding) -> tuple[str, str, tuple[int, ...], bool]:
+    """Return Pillow's names of a file's format ("": cannot be read) and mode, its ids, and whether it is opaque.
+
+    The ids are what `read_ids` reads; of a file that has colours there are none.
+    """
     try:
         with open_file(path) as file, Image.open(file) as image:
             image.load()
-            values = np.unique(np.asarray(image)).tolist() if len(image.getbands()) == 1 else ()
-            return image.format or "unknown", image.mode, tuple(map(int, values))
+            opaque = "A" not in image.getbands() or image.getchannel("A").getextrema()[0] == 255
+            values = tuple[int, ...]()
+            with suppress(UserError):
+                values = tuple(map(int, np.unique(read_ids(path, encoding=replace(encoding, foreign=None)))))
+            return image.format or "unknown", image.mode, values, opaque
     except Exception:
-        return "", "", ()
+        return "", "", (), True
 
 
 def _unknown_colours(path: str, encoding: Encoding) -> int:

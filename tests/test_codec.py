@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from PIL import Image
 from datasets import codec
 from datasets.codec import DECODERS, ENCODINGS, Encoding, decode_label, read_image, write_label
 from datasets.labels import CITYSCAPES_IDS, CITYSCAPES_LABELS
+from datasets.scan import look
+from datasets.splits import Pair
 from tests.street_data import GTAV_PALETTE, blocks, mapillary_palette, save
 from utils.errors import UserError
 
@@ -70,7 +74,7 @@ def test_synthia_16_bit_and_8_bit(tmp_path: Path) -> None:
     assert cv2.imwrite(str(tmp_path / "16.png"), channels)
     np.testing.assert_array_equal(decode(tmp_path / "16.png", "synthia"), LABEL)
     np.testing.assert_array_equal(decode(save(tmp_path / "8.png", raw), "synthia"), LABEL)
-    with pytest.raises(UserError, match=r"colour\.png: an 8-bit colour image .* not GT/COLOR"):
+    with pytest.raises(UserError, match=r"colour\.png: a colour image .* not GT/COLOR"):
         decode(save(tmp_path / "colour.png", COLOURS), "synthia")
 
 
@@ -140,8 +144,93 @@ def test_sixteen_bit_and_binary_ids(tmp_path: Path) -> None:
     np.testing.assert_array_equal(decode(tmp_path / "16.png", "train_ids"), LABEL)
     Image.fromarray(LABEL > 3).save(tmp_path / "1.png")
     np.testing.assert_array_equal(decode(tmp_path / "1.png", "train_ids"), LABEL > 3)
-    with pytest.raises(UserError, match="a RGB image where the encoding train_ids"):
+    with pytest.raises(UserError, match="a colour image where the encoding train_ids"):
         decode(save(tmp_path / "rgb.png", COLOURS), "train_ids")
+
+
+def png_of_4_bits(path: Path, raw: np.ndarray) -> None:
+    """Write grey of 4 bits, which Pillow does not: two pixels per byte, an even number per line."""
+    packed = raw[:, ::2] << 4 | raw[:, 1::2]
+    lines = b"".join(b"\0" + line.tobytes() for line in packed)
+    header = struct.pack(">IIBBBBB", raw.shape[1], raw.shape[0], 4, 0, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, data in ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")):
+        content += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("encoding", ["camvid", "synthia", "train_ids"])
+@pytest.mark.parametrize(
+    "kind", ["RGB", "LA", "RGBA", "P", "4 bits", "16 bits RGB", "32 bits", "float", "RGB.tif", "RGB.bmp"]
+)
+def test_ids_in_files_of_other_kinds(tmp_path: Path, kind: str, encoding: str) -> None:
+    raw = np.random.default_rng(0).integers(1, 12, (6, 8)).astype(np.uint8)
+    wanted, image = np.vectorize(dict(ENCODINGS[encoding].table).get)(raw), Image.fromarray(raw)
+    path = tmp_path / f"label{Path(kind).suffix or '.png'}"
+    if kind == "4 bits":
+        png_of_4_bits(path, raw)
+    elif kind == "16 bits RGB":
+        cv2.imwrite(str(path), np.repeat(raw[..., None], 3, axis=2).astype(np.uint16))
+    elif kind == "P":
+        save(path, raw, palette=GTAV_PALETTE)
+    elif kind in ("32 bits", "float"):
+        path = save(path.with_suffix(".tif"), raw.astype(np.int32 if kind == "32 bits" else np.float32))
+    else:
+        image.convert(kind.partition(".")[0]).save(path)
+    np.testing.assert_array_equal(decode(path, encoding), wanted)
+    np.testing.assert_array_equal(decode_label(str(path), encoding=replace(ENCODINGS[encoding], other=255)), wanted)
+    finding = look(Pair(str(save(tmp_path / "image.png", raw)), str(path), ""), encoding=ENCODINGS[encoding])
+    assert not finding.label_error and sum(finding.pixels) == raw.size
+
+
+def test_minus_one_is_no_class_where_255_is_none(tmp_path: Path) -> None:
+    path = save(tmp_path / "label.tif", np.array([[0, -1], [255, 3]], np.int32))
+    assert decode(path, "train_ids").tolist() == [[0, 255], [255, 3]]
+    with pytest.raises(UserError, match="has the label ids -1, 255, which"):
+        decode_label(str(path), encoding=Encoding("mine", "ids", ((0, 0), (3, 3))))
+    path = save(tmp_path / "others.tif", np.array([[0, -2], [70000, 3]], np.int32))
+    with pytest.raises(UserError, match="has the label ids -2, 70000, which"):
+        decode_label(str(path), encoding=Encoding("mine", "ids", ((0, 0), (3, 3), (65535, 1))))
+
+
+TRANSPARENT = np.full((*LABEL.shape, 4), 3, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "image", "reason", "cause"),
+    [
+        ("camvid", TRANSPARENT, "an image with transparent pixels", "ids behind transparent pixels"),
+        ("synthia", TRANSPARENT, "an image with transparent pixels", "ids behind transparent pixels"),
+        ("camvid", COLOURS, "a colour image", "colour pictures where ids"),
+        ("synthia", COLOURS, "a colour image", "8-bit colour pictures; take the class files of GT/LABELS"),
+        ("train_ids", np.full((4, 4), 0.5, np.float32), "numbers that are not whole", "numbers that are not whole"),
+        ("train_ids", np.full((4, 4), np.nan, np.float32), "numbers that are not whole", "numbers that are not whole"),
+    ],
+)  # fmt: skip
+def test_files_without_ids_say_why(tmp_path: Path, encoding: str, image: np.ndarray, reason: str, cause: str) -> None:
+    path = save(tmp_path / ("label.png" if image.dtype == np.uint8 else "label.tif"), image)
+    with pytest.raises(UserError, match=reason):
+        decode(path, encoding)
+    finding = look(Pair("", str(path), ""), encoding=ENCODINGS[encoding])
+    assert reason in finding.label_error and finding.label_cause.startswith(cause)
+
+
+def test_no_cause_has_a_hole(tmp_path: Path) -> None:
+    path = save(tmp_path / "label.png", np.array([[0, 255]], np.uint8))
+    finding = look(Pair("", str(path), ""), encoding=Encoding("mine", "ids", ((0, 0),)))
+    assert "lacks raw ids such as 255; add them" in finding.label_cause
+    gif = tmp_path / "label.gif"
+    Image.fromarray(COLOURS).save(gif)
+    Image.fromarray(LABEL).convert("CMYK").save(tmp_path / "label.tif")
+    for file in (tmp_path / "label.tif", gif):
+        assert "such as  " not in look(Pair("", str(file), ""), encoding=ENCODINGS["synthia"]).label_cause
+
+
+def test_a_colour_file_of_ids_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "label.png", np.random.default_rng(0).integers(0, 2, (200, 200, 1), np.uint8).repeat(3, 2))
+    path.write_bytes(path.read_bytes()[:1500])
+    with pytest.raises(UserError, match="cannot be decoded"):
+        decode(path, "train_ids")
 
 
 @pytest.mark.parametrize("encoding", ["train_ids", "synthia", "cityscapes_colours"])
