@@ -22,7 +22,7 @@ import config
 from config import Config
 from datasets.codec import read_photo
 from evaluation.metrics import argmax_classes
-from evaluation.protocols import Inference, build_inference
+from evaluation.protocols import Inference, build_inference, large_enough
 from network import Method, Segmentor, architecture_of, build_network
 from network.tuning import merge_lora
 from network.weights import build_published, load_weights
@@ -120,7 +120,8 @@ class Model:
         dtype = self.autocast_dtype
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             normalised = self.normalise(images)
-            output: Any = self.network(normalised) if {"edge", "layout"} & set(names) else None
+            with large_enough(normalised):
+                output: Any = self.network(normalised) if {"edge", "layout"} & set(names) else None
             if output is not None and self.views == Inference():
                 logits = output.evaluated().float()
             else:

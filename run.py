@@ -83,6 +83,8 @@ def check_data(cfg: Config, splits: Splits) -> None:
 def build_run(cfg: Config, splits: Splits, *, device: torch.device, start: Start) -> Run:
     """Build everything with the weights that the run starts from; nothing is trained or written yet."""
     network, world_size = build_network(cfg), distributed.world_size()
+    synchronised = cfg.NETWORK.SYNCBN and device.type == "cuda" and world_size > 1
+    _check_crop(cfg, network.backbone.output_stride, batch_norm_over=2 if synchronised else cfg.OPTIM.BATCH_SIZE)
     loader = build_training_loader(cfg, splits, jitter=resolve_jitter(cfg), **distributed.share())
     evaluation_loaders(cfg, splits)  # what is missing shows now, not epochs later
     whitened_splits(cfg, network.method, splits)
@@ -91,7 +93,7 @@ def build_run(cfg: Config, splits: Splits, *, device: torch.device, start: Start
     elif start.checkpoint is None:
         load_pretrained(network, cfg.NETWORK.PRETRAINED)
     criterion = build_criterion(cfg, method=network.method, style_channels=network.style_channels).to(device)
-    if cfg.NETWORK.SYNCBN and device.type == "cuda" and world_size > 1:
+    if synchronised:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[assignment]
     network.to(device)
     average, optimizer = build_average(cfg, network), build_optimizer(cfg, network)
@@ -120,6 +122,16 @@ def build_run(cfg: Config, splits: Splits, *, device: torch.device, start: Start
         evaluator=build_evaluator(cfg, average or network, recipe=cfg, whitening=criterion.whitening, device=device),
         steps_per_epoch=min(loader.steps_per_epoch, 2) if cfg.RUN.TEST_MODE else loader.steps_per_epoch,
     )
+
+
+def _check_crop(cfg: Config, stride: int, *, batch_norm_over: int) -> None:
+    """Raise `UserError` where the last features of a batch are one pixel, of which a batch norm has no statistics."""
+    crop = cfg.AUGMENT.CROP_SIZE
+    if batch_norm_over == 1 and crop <= stride:
+        raise UserError(
+            f"--crop_size {crop} is too small for the output stride {stride} with --bs_mult 1: one pixel is left to a "
+            f"batch norm, which needs two; give a --crop_size above {stride}, or a --bs_mult of at least 2"
+        )
 
 
 def whitened_splits(cfg: Config, method: Method, splits: Splits) -> list[Split]:

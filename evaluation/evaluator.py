@@ -24,6 +24,7 @@ from evaluation.report import DomainScore, Evaluation, Frame, ImageCounts, domai
 from network import Segmentor
 from transforms.appearance import Normalisation
 from utils import distributed
+from utils.errors import UserError
 from utils.pictures import Picture, comparison
 
 T = TypeVar("T")
@@ -96,7 +97,10 @@ class Evaluator:
             images = torch.stack([sample.image for sample in group]).to(self.device)  # (B,3,h,w)
             labels = torch.stack([sample.label for sample in group]).to(self.device)  # (B,h,w) uint8
             with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-                logits = self.inference(network.predict, self.normalise(images))
+                try:
+                    logits = self.inference(network.predict, self.normalise(images))
+                except UserError as error:
+                    raise UserError(f"{name}: {group[0].name}: {error}") from error
             predictions = argmax_classes(logits)
             if not self.per_image:
                 counts[0] += confusion_matrix(labels, predictions, num_classes=num_classes)

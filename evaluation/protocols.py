@@ -5,7 +5,8 @@ Letters: B images, C classes, H x W their own size, h x w the size of a view.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from config import Config
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Inference:
         """Return logits or probabilities (B, C, h, w) of a view (B, 3, h, w), by windows where it does not fit one."""
 
         def maps_of(part: Tensor) -> Tensor:
-            logits = predict(part).float()
+            with large_enough(part):
+                logits = predict(part).float()
             return logits.softmax(1) if as_probabilities else logits
 
         size = view.shape[2:]
@@ -93,6 +96,21 @@ class Inference:
         """Scales and flips in words, and what is averaged where anything is."""
         text = " ".join(f"{scale:g}" for scale in self.scales) + (" and flipped" if self.flip else "")
         return f"{text}, mean of {self.average}" if self.window or self.flip or len(self.scales) > 1 else text
+
+
+@contextmanager
+def large_enough(images: Tensor) -> Iterator[None]:
+    """Raise `UserError` where a network's instance norms refuse images (B, 3, H, W): their maps have one pixel."""
+    try:
+        yield
+    except ValueError as error:
+        if "Expected more than 1 spatial element" not in str(error):
+            raise
+        height, width = images.shape[2:]
+        raise UserError(
+            f"{width}x{height} pixels are too few for this network, whose strides leave one pixel to an instance norm; "
+            "leave such images out, or enlarge them (--scales, --window)"
+        ) from error
 
 
 def window_weights(side: int, window: int, stride: int) -> list[tuple[int, Tensor]]:

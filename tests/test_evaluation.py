@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation import Evaluator
+from utils.errors import UserError
 
 
 class Threshold(nn.Module):
@@ -88,3 +89,16 @@ def test_the_mode_of_the_network_is_restored() -> None:
     network: Any = Threshold().train()
     evaluator().evaluate(network, cast(Any, Frames()), num_classes=2)
     assert network.training
+
+
+def test_a_frame_too_small_for_instance_norms_is_named() -> None:
+    class Normalised(Threshold):
+        """Normalises maps at a stride of 8: those of the fourth frame, of 6x10 pixels, are 1x2, of the fifth 1x1."""
+
+        def predict(self, images: Tensor) -> Tensor:
+            small = images[:, :, ::8, ::8]
+            nn.functional.instance_norm(small.repeat(1, 1, 1, 2) if images.shape[2] > 4 else small)
+            return super().predict(images)
+
+    with pytest.raises(UserError, match=r"^frames: 4: 4x4 pixels are too few for this network"):
+        evaluator().evaluate(Normalised(), Frames(), num_classes=2)

@@ -155,3 +155,16 @@ def test_weights_that_are_none(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             load(path)
+
+
+@pytest.mark.parametrize("method", ["isw", "diia"])
+def test_an_image_too_small_for_instance_norms_is_one_sentence(method: str, tmp_path: Path) -> None:
+    save_random(tmp_path / "w.pth", "--backbone", "mobilenet_v2", "--method", method)
+    model = load(tmp_path / "w.pth", device="cpu")
+    names = [["labels"], *([["edge"]] if method == "diia" else [])]
+    for wanted in names:
+        with pytest.raises(UserError, match=r"^8x4 pixels are too few for this network, whose strides leave one"):
+            model.maps([STREET[:4, :8]], wanted)
+    with pytest.raises(UserError, match=r"^5x3 pixels .* \(--scales, --window\)"):
+        load(tmp_path / "w.pth", device="cpu", scales=[0.0625]).segment(STREET)
+    assert model.segment(STREET[:33, :33]).shape == (33, 33)

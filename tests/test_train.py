@@ -346,6 +346,21 @@ def test_bad_input_is_one_line_and_exit_code_2(small_camvid: Path, tmp_path: Pat
     assert not (tmp_path / "d").exists()
 
 
+@pytest.mark.parametrize(("flags", "refused"), [("32 1 32", True), ("32 2 32", False), ("33 1 32", False)])
+def test_a_crop_that_leaves_one_pixel_is_refused_at_the_start(
+    flags: str, refused: bool, small_camvid: Path, tmp_path: Path
+) -> None:
+    crop, batch, stride = flags.split()
+    sizes = ("--crop_size", crop, "--bs_mult", batch, "--output_stride", stride)
+    arguments = train_arguments(small_camvid, tmp_path, "--backbone", "mobilenet_v2", "--method", "base", *sizes)
+    if refused:
+        with pytest.raises(UserError, match="--crop_size 32 is too small for the output stride 32 with --bs_mult 1"):
+            train.main(arguments)
+        assert not list(tmp_path.iterdir()), "no run folder"
+    else:
+        build_run(arguments).network.train()(torch.zeros(int(batch), 3, int(crop), int(crop)))
+
+
 @pytest.mark.parametrize("flags", [(), ("--no_quick_check",)], ids=["before the start", "from a worker"])
 def test_an_undecodable_file_is_one_line(small_camvid: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
     data = tmp_path / "data"
