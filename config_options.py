@@ -41,7 +41,7 @@ class Data(Section):
         aliases=("--cache", "DATASET.FRAMES_DIR"))
     COARSE_BOOST_CLASSES: list[int] = option([], "--coarse_boost_classes",
         "Classes (train ids) that are sampled in Cityscapes' coarse frames too.", lengths=(0, 19), low=0, high=18)
-    QUICK_CHECK: bool = option(True, "--quick_check", "Check a sample of the data first (scripts.check_data --quick).")
+    QUICK_CHECK: bool = shared(True, "--quick_check", "Check a sample of the data first (scripts.check_data --quick).")
     NUM_WORKERS: int = shared(-1, "--num_workers",
         "Loader workers per process; -1: the cores divided by the processes of the node, at most 16.", low=-1)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
@@ -11,8 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import config
 from config import Config
-from datasets.checks import quick_check
-from datasets.domains import get_domain
+from datasets.checks import refuse_or_warn
 from datasets.loaders import (
     DeviceBatches,
     EvaluationLoader,
@@ -55,6 +55,7 @@ class Run(RunState):
     appearance: Appearance
     evaluator: Evaluator
     steps_per_epoch: int
+    findings: dict[str, list[str]] = field(default_factory=dict)  # what is wrong with the evaluated data, by domain
 
     @property
     def evaluated_network(self) -> Segmentor:
@@ -69,15 +70,16 @@ class Run(RunState):
         return int(min(optim.MAX_ITER, progress.step + left) if optim.MAX_EPOCH else optim.MAX_ITER)
 
 
-def check_data(cfg: Config, splits: Splits) -> None:
-    """Look at a sample of all splits that the run reads with labels; raise for what would stop it, log the rest."""
+def check_data(cfg: Config, splits: Splits) -> dict[str, list[str]]:
+    """Look at a sample of all splits that the run reads with labels; raise for what would stop it, log the rest.
+
+    Returns by domain the sentences on the splits that are evaluated; nothing with --no_quick_check.
+    """
+    if not cfg.DATASET.QUICK_CHECK:
+        return {}
     needed = [(name, training_split(cfg, name)) for name in cfg.DATASET.TRAIN]
     needed += [(name, "val") for name in evaluated_domains(cfg)]
-    domains_with_splits = [(get_domain(splits.domains, name), split) for name, split in needed]
-    for fault in quick_check(domains_with_splits, list_one=splits.listing):
-        if fault.severity == "fatal":
-            raise UserError(fault.sentence())
-        logger.warning(fault.sentence())
+    return distributed.from_main(partial(refuse_or_warn, splits, needed, evaluated="val"))
 
 
 def build_run(cfg: Config, splits: Splits, *, device: torch.device, start: Start) -> Run:

@@ -53,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with distributed.process_group(device, cfg.RUN.DIST_URL):
         logs.setup_logging()
         splits, start = Splits(load_domains(cfg)), find_start(cfg)
-        if cfg.DATASET.QUICK_CHECK:
-            distributed.from_main(lambda: check_data(cfg, splits))
+        findings = check_data(cfg, splits)
         run = build_run(cfg, splits, device=device, start=start)
+        run.findings = findings
         restore(run, start)
         yaml = config.to_yaml(cfg)
         records = open_records(cfg, start, step=run.progress.step, config_yaml=yaml, repository=REPOSITORY)
@@ -215,7 +215,7 @@ def evaluate(run: Run, records: Records, *, all_images: bool = False, keep_best:
     distributed.broadcast_buffers(run.evaluated_network)
     cfg, progress, sources = run.cfg, run.progress, run.cfg.DATASET.TRAIN
     loaders = evaluation_loaders(cfg, run.splits, all_images=all_images)
-    rows, plots, per_image = run.evaluator(run.evaluated_network, loaders, sources=sources)
+    rows, plots, per_image = run.evaluator(run.evaluated_network, loaders, sources=sources, findings=run.findings)
     for row in rows:
         if not row.subset:
             records.writer.scalars(row.scalars(), progress.step)

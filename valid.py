@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 import config
 import inference
 from config import Config
+from datasets.checks import refuse_or_warn
 from datasets.domains import load_domains
 from datasets.loaders import build_evaluation_loader
 from datasets.splits import Splits
@@ -53,6 +55,10 @@ def evaluate(cfg: Config, device: torch.device) -> Report:
     network, saved, weights = load_network(cfg, content)
     splits = Splits(load_domains(cfg))
     opened = [splits.open(name, cfg.DATASET.SPLIT) for name in dict.fromkeys(cfg.DATASET.VAL)]
+    findings = dict[str, list[str]]()
+    if cfg.DATASET.QUICK_CHECK:
+        needed = [(split.domain.name, split.name) for split in opened]
+        findings = distributed.from_main(partial(refuse_or_warn, splits, needed, evaluated=""))
     loaders = [build_evaluation_loader(cfg, split, limit=cfg.EVAL.LIMIT, **distributed.share()) for split in opened]
     network.to(device)
     logger.info("built %s", weights["network"])
@@ -60,7 +66,7 @@ def evaluate(cfg: Config, device: torch.device) -> Report:
     evaluator = build_evaluator(cfg, network, recipe=saved, whitening=whitening, device=device)
     sources = saved.DATASET.TRAIN if "source" in weights else ()  # published files do not say what they were trained on
     make_folder(folder)  # where nothing can be written, nothing is evaluated
-    rows, plots, per_image = evaluator(network, loaders, sources=sources)
+    rows, plots, per_image = evaluator(network, loaders, sources=sources, findings=findings)
     for _, file, image in plots:
         pictures.save_png(image, folder / file)
     return Report(weights, rows, per_image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,12 +10,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 
-from datasets.domains import BUILTIN, PUBLISHED, Domain
+from datasets.domains import BUILTIN, PUBLISHED, Domain, get_domain
 from datasets.labels import CLASS_NAMES, NUM_CLASSES
 from datasets.scan import FEW_COLOURS, LABEL_IDS, LOSSY, SAMPLE, Finding, discriminative_classes, find_shared, scan
-from datasets.splits import Listing, Pair, list_split, no_images
+from datasets.splits import Listing, Pair, Splits, list_split, no_images
 from utils.errors import UserError
 from utils.parallel import cores
+
+log = logging.getLogger(__name__)
 
 EXAMPLES = 3  # files that a fault names
 MANY = 8  # labels that must all lack the discriminative classes before their absence says anything
@@ -120,8 +123,7 @@ def check_domain(
 def quick_check(domains_with_splits: Iterable[tuple[Domain, str]], *, list_one: ListSplit = list_split) -> list[Fault]:
     """Return the faults (no notes) that the quick mode finds in splits that a run needs with their labels.
 
-    A fault whose severity is "fatal" would stop or spoil the run: raise `UserError(fault.sentence())` for it, and log
-    the others.
+    A fault whose severity is "fatal" would stop or spoil the run; `refuse_or_warn` acts on them.
     """
     splits = defaultdict[Domain, dict[str, None]](dict)
     for domain, split in domains_with_splits:
@@ -131,6 +133,22 @@ def quick_check(domains_with_splits: Iterable[tuple[Domain, str]], *, list_one: 
         for domain, names in splits.items()
     )
     return [fault for report in reports for fault in report.faults if fault.severity != "note"]
+
+
+def refuse_or_warn(splits: Splits, needed: Iterable[tuple[str, str]], *, evaluated: str) -> dict[str, list[str]]:
+    """Look at a sample of splits, each (domain, split) by name; raise `UserError` at a fatal fault, log the others.
+
+    Returns by domain the sentences on the split `evaluated`, which belong beside its scores.
+    """
+    pairs = [(get_domain(splits.domains, name), split) for name, split in needed]
+    findings = defaultdict[str, list[str]](list)
+    for fault in quick_check(pairs, list_one=splits.listing):
+        if fault.severity == "fatal":
+            raise UserError(fault.sentence())
+        log.warning(fault.sentence())
+        if evaluated in fault.split:  # also in "train and val"
+            findings[fault.domain].append(fault.sentence())
+    return findings
 
 
 def _fault(domain: Domain, split: str, name: str, severity: str, files: Sequence[str], advice: str) -> Fault:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import TypeVar
@@ -55,17 +55,23 @@ class Evaluator:
     plotter: FeaturePlotter | None = None
 
     def __call__(
-        self, network: Segmentor, loaders: Iterable[EvaluationLoader], *, sources: Sequence[str]
+        self,
+        network: Segmentor,
+        loaders: Iterable[EvaluationLoader],
+        *,
+        sources: Sequence[str],
+        findings: Mapping[str, Sequence[str]],
     ) -> tuple[list[DomainScore], list[Picture], dict[str, ImageCounts]]:
         """Return the scores of all domains, of each its main score first, rank 0's pictures, and counts by domain.
 
-        `sources` are the domains that the network was trained on.
+        `sources` are the domains that the network was trained on, `findings` what is wrong with a domain's data.
         """
         rows, plots, per_image = list[DomainScore](), list[Picture](), dict[str, ImageCounts]()
         for loader in loaders:
             domain, result = loader.split.domain, self.evaluate(network, loader)
             how = {"transform": loader.protocol + self.inference.resizing, "scales": self.inference.views}
-            scores = domain_scores(result, loader.split, is_source=domain.name in sources, **how)
+            known, is_source = findings.get(domain.name, ()), domain.name in sources
+            scores = domain_scores(result, loader.split, is_source=is_source, findings=known, **how)
             rows += scores
             plots += self._plot(domain, result.frames)
             if result.images is not None:

@@ -81,6 +81,7 @@ class DomainScore:
     protocol: Protocol
     confusion: list[list[int]]
     more: dict[str, float] = field(default_factory=dict)  # of --more_metrics
+    findings: list[str] = field(default_factory=list)  # what is wrong with the data, one sentence each
 
     def scalars(self) -> dict[str, float]:
         """Return the numbers that are followed over a training, by tag."""
@@ -146,19 +147,24 @@ class Report:
         """Return one sentence per domain on how its number was taken."""
         return [f"{row.title}: {row.protocol}" for row in self.rows]
 
+    def findings(self) -> list[str]:
+        """Return what is wrong with the data of any domain, one sentence each."""
+        return list(dict.fromkeys(sentence for row in self.rows for sentence in row.findings))
+
     def weights_line(self) -> str:
         items = {key: value for key, value in self.weights.items() if key != "method"}  # the network's text names it
         return ", ".join(f"{key} {value}" for key, value in items.items() if value not in ("", None))
 
     def to_text(self) -> str:
         lines = [f"weights: {self.weights_line()}", *(f"protocol: {line}" for line in self.protocol_lines())]
+        lines += [f"data: {sentence}" for sentence in self.findings()]
         tables = [self.class_table(), self.summary_table(), *self.more_tables()]
         return "\n\n".join([*map(format_table, tables), "\n".join(lines)])
 
     def to_markdown(self) -> str:
         chosen = [self.summary_table(), self.class_table(), *self.more_tables()]
         tables = [format_table(table, "markdown") for table in chosen]
-        lines = "".join(f"- {line}\n" for line in self.protocol_lines())
+        lines = "".join(f"- {line}\n" for line in [*self.protocol_lines(), *self.findings()])
         return "\n\n".join([*tables, f"Weights: {self.weights_line()}.", lines])
 
     def to_csv(self) -> str:
@@ -240,11 +246,13 @@ def domain_scores(
     is_source: bool,
     transform: str,
     scales: str = "1",
+    findings: Sequence[str] = (),
     class_names: Sequence[str] = CLASS_NAMES,
 ) -> list[DomainScore]:
     """Turn the counts of a domain into its scores: the main score first, then those of further class subsets.
 
-    `transform` and `scales` say in words how images were resized, cropped and windowed, and which views were averaged.
+    `transform` and `scales` say in words how images were resized, cropped and windowed, and which views were averaged,
+    `findings` what is wrong with the data.
     """
     domain, name, folders = split.domain, split.name, dict(split.domain.splits)
     confusion = merge_classes(evaluation.confusion, domain.merge)
@@ -267,6 +275,7 @@ def domain_scores(
             ),
             confusion=confusion.tolist(),
             more=evaluation.more.scores(classes) if evaluation.more else {},
+            findings=list(findings),
         )
         for subset, classes in [("", domain.classes), *domain.subsets]
     ]

@@ -108,6 +108,7 @@ TREE = {
             },
             "confusion": [["int"]],
             "more": {},
+            "findings": ["str"],
         }
     ],
 }
@@ -121,7 +122,9 @@ def tree(value: Any) -> Any:
 
 
 def test_the_tree_of_the_scores_file_is_kept() -> None:
-    content = json.loads(report().to_json())
+    found = report()
+    found = replace(found, rows=[replace(row, findings=["town/val: cut"]) for row in found.rows])
+    content = json.loads(found.to_json())
     assert json.dumps(tree(content)) == json.dumps(TREE), "a change of scores.json: say so in the change log"
     assert all(row.keys() == TREE["domains"][0].keys() for row in content["domains"])  # type: ignore[index,union-attr]
 
@@ -136,6 +139,16 @@ def test_more_metrics_are_followed_and_stand_in_every_table() -> None:
         assert re.search(r"town\W.* 25\.00 .* 12\.50 .* 25\.00 .* -", text)
     assert json.loads(found.to_json())["domains"][0]["more"] == {**more, "error_fpr95": None}
     assert "town,,no,ece,0.125,val,abc123" in found.to_csv()
+
+
+def test_what_is_wrong_with_the_data_stands_beside_the_numbers() -> None:
+    found = report()
+    assert "data:" not in found.to_text()
+    found = replace(
+        found, rows=[replace(row, findings=["town/val: cut"] * (row.domain == "town")) for row in found.rows]
+    )
+    assert [row["findings"] for row in json.loads(found.to_json())["domains"]] == [["town/val: cut"]] * 2 + [[], []]
+    assert found.to_text().count("data: town/val: cut") == found.to_markdown().count("- town/val: cut") == 1
 
 
 def test_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:

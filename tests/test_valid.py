@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import train
 import valid
 from evaluation.more_metrics import TITLES
 from tests.runs import launch, run_folder, train_arguments
+from tests.street_data import ROOTS, blocks, save, write_pair
 from utils import checkpoint
 from utils.errors import UserError
 
@@ -108,6 +110,39 @@ def test_another_split_and_a_limit_are_said(weights: Path, small_camvid: Path, t
     assert isinstance(domains, list)
     assert domains[0]["protocol"]["images"] == 2
     assert "test" in domains[0]["protocol"]["split"]
+
+
+@pytest.mark.parametrize(
+    ("domain", "pattern", "count"),
+    [
+        ("cityscapes", "gtFine_trainvaltest/gtFine/val/aachen/aachen_{:05d}_000019_gtFine_labelIds.png", 8),
+        ("synthia", "GT/LABELS/val/{:05d}.png", 8),
+        ("cityscapes", "gtFine_trainvaltest/gtFine/val/aachen/aachen_{:05d}_000019_gtFine_labelIds.png", 2),
+    ],
+)
+def test_train_ids_under_the_name_of_label_ids_are_told(
+    weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, domain: str, pattern: str, count: int
+) -> None:
+    for number in range(count):
+        write_pair(tmp_path, domain, "val", number, blocks(number, (64, 64), block=4))
+        save(tmp_path / pattern.format(number), blocks(number, (64, 64), block=4))
+    flags = ["--snapshot", str(weights / "last.pth"), "--val_dataset", domain, "--out", str(tmp_path / "out")]
+    flags += ["--num_workers", "0", "--device", "cpu", "--opts", f"DATASET.{ROOTS[domain]}={tmp_path}"]
+    reason = f"{domain}/val: unexpected-values \\({count}, the first: .*likely train ids under the name of"
+    if count == 8:
+        with pytest.raises(UserError, match=reason):
+            valid.main(flags)
+        assert not (tmp_path / "out").exists()
+    else:  # few labels may lack the classes that tell: they are scored, and told
+        valid.main(flags)
+        assert re.search(reason, caplog.text)
+        assert re.search(
+            reason, json.loads((tmp_path / "out" / "scores.json").read_text())["domains"][0]["findings"][0]
+        )
+    caplog.clear()
+    valid.main([*flags[:-2], "--no_quick_check", *flags[-2:]])
+    assert not re.search(reason, caplog.text)
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["domains"][0]["findings"] == []
 
 
 @pytest.mark.parametrize("configuration", ["r50_isw", "r50_base"])
