@@ -117,10 +117,11 @@ def build_training_loader(cfg: Config, splits: Splits, *, jitter: str, rank: int
     sampler = build_appearance_sampler(cfg, jitter=jitter)
     dataset = TrainingSet(pools, geometry=build_geometry(cfg), sampler=sampler, seed=cfg.RUN.SEED, cache=cache)
     loader = _loader(dataset, cfg=cfg, collate=_collate, persistent=True, batch_sampler=batches)
+    aimed = f"{(plan.order(0)[:, 1] >= 0).sum()} of {plan.length} samples of the first epoch aimed at a class"
     parts = [
         ", ".join(f"{name} {len(pool.pairs)}" for name, pool in zip(names, pools, strict=False)),
         *(f"{len(pool.pairs)} coarse frames for rare classes" for pool in pools[len(names) :]),
-        f"class-uniform share {data.CLASS_UNIFORM_PCT:g}" if data.CLASS_UNIFORM_PCT else "plain sampling",
+        f"class-uniform share {plan.fraction:g}, {aimed}" if plan.fraction else "plain sampling",
         ("pooled" if data.IMAGE_UNIFORM_SAMPLING else "equal shares per domain") if len(names) > 1 else "",
         f"decoded frames in {data.FRAME_CACHE}" if cache else "",
         f"{batches.steps_per_epoch} steps of {batches.global_batch} per epoch",

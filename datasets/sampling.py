@@ -54,15 +54,30 @@ def _wrapped(population: np.ndarray, count: int, rng: np.random.Generator) -> np
     return population[np.concatenate(rounds)[:count]] if rounds else population[:0]
 
 
+def class_shares(num_images: int, *, fraction: float, present: int) -> tuple[int, int]:
+    """Return how many samples of an epoch are aimed at each of `present` classes, and how many of them get one more.
+
+    Parity: int(N * fraction / 19) of each, in all published sizes. In small domains that may lose more than a tenth of
+    the share, all of it below 19 samples; then the remainder is dealt out, that of classes that occur nowhere left out.
+    """
+    share, each = int(num_images * fraction), int(num_images * fraction / NUM_CLASSES)
+    rest = share - NUM_CLASSES * each
+    return each, rest * present // NUM_CLASSES if 10 * rest > share else 0
+
+
 def source_epoch(source: Source, *, fraction: float, rng: np.random.Generator) -> np.ndarray:
     """Return one epoch of a source in list order: (N, 3) int, image and focus (x, y), -1 for no focus.
 
-    A share `fraction` of the N images is sampled by class, k = int(N * fraction / 19) of each; the rest is plain.
-    Classes that occur nowhere leave their share to plain images, so that an epoch always has N.
+    A share `fraction` of the N images is sampled by class (`class_shares`; `rng` chooses who gets one more); the rest
+    is plain. Classes that occur nowhere leave their share to plain images, so that an epoch always has N.
     """
-    per_class = int(source.num_images * fraction / NUM_CLASSES)
     by_class = [source.centroids[source.centroids[:, 1] == index] for index in range(NUM_CLASSES)]
-    rows = [_wrapped(centroids, per_class, rng)[:, [0, 2, 3]] for centroids in by_class if len(centroids)]
+    by_class = [centroids for centroids in by_class if len(centroids)]
+    each, more = class_shares(source.num_images, fraction=fraction, present=len(by_class))
+    counts = np.full(len(by_class), each)
+    if more:
+        counts[rng.permutation(len(by_class))[:more]] += 1
+    rows = [_wrapped(*part, rng)[:, [0, 2, 3]] for part in zip(by_class, counts.tolist(), strict=True)]
     plain = np.full((source.num_images, 3), -1)
     plain[:, 0] = np.arange(source.num_images)
     count = source.num_images - sum(len(part) for part in rows)

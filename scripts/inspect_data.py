@@ -25,6 +25,7 @@ from datasets.sampling import (
     Pick,
     Source,
     cache_key,
+    class_shares,
     load_or_compute,
     sample_rng,
     source_centroids,
@@ -77,11 +78,13 @@ class Inspection:
 
     def sentences(self) -> str:
         """Return in words, line by line, how the numbers were taken."""
-        how, aimed = self.how, self.columns["aimed"]
+        how, present = self.how, int((self.columns["centroids"] > 0).sum())
         total, share = how["num_images"], how["share"]
-        effect = f"it changes nothing, because {total} x {share:g} / {NUM_CLASSES} is below one sample per class."
-        if aimed.any():
-            effect = f"{aimed.sum()} of the {total} samples of an epoch are aimed at a class, {aimed.max()} at each."
+        each, more = class_shares(total, fraction=share, present=present)
+        effect = f"it changes nothing, because {total} x {share:g} is too small to aim a sample at a class."
+        if aimed := present * each + more:
+            turns = f", and one more at {more} of the {present} classes in turn" if more else ""
+            effect = f"{aimed} of the {total} samples of an epoch are aimed at a class, {each} at each{turns}."
         return (
             f"{self.domain}/{how['split']}: {total} images (list {how['list']}).\n"
             f"Class-uniform share {share:g}, tiles of {how['tile']}: {effect}\n"
@@ -123,9 +126,12 @@ def inspect_domain(
     pixels = load_or_compute(path, columns=NUM_CLASSES + 1, title=title, make=make)  # (N, 20)
     centroids = source_centroids(pairs, encoding=encoding, tile=tile, name=name, cache_dir=folder, workers=workers)
     per_class = np.bincount(centroids[:, 1], minlength=NUM_CLASSES + 1)
-    aimed = np.where(per_class > 0, int(number * share / NUM_CLASSES), 0)
-    expected = np.full(number, 1 - aimed.sum() / number)  # samples of every image per epoch
-    np.add.at(expected, centroids[:, 0], (aimed / np.maximum(per_class, 1))[centroids[:, 1]])
+    present = int((per_class > 0).sum())
+    each, more = class_shares(number, fraction=share, present=present)
+    aimed = np.where(per_class > 0, each, 0)
+    mean = np.where(per_class > 0, each + more / max(present, 1), 0)
+    expected = np.full(number, 1 - mean.sum() / number)  # samples of every image per epoch
+    np.add.at(expected, centroids[:, 0], (mean / np.maximum(per_class, 1))[centroids[:, 1]])
     columns = {
         "pixel_share": pixels.sum(axis=0) / pixels.sum(),
         "images": (pixels > 0).sum(axis=0),

@@ -66,14 +66,20 @@ def test_pixels_images_and_centroids_are_counted(folder: Path, tmp_path: Path) -
     assert columns["images"][RARE] == 2 and columns["images"][17] == 0
 
 
-def test_samples_are_aimed_and_drawn_as_the_plan_of_a_training_does(folder: Path, tmp_path: Path) -> None:
-    columns = inspected(folder, tmp_path)[1].columns
+@pytest.mark.parametrize(("share", "each", "more"), [(0.9, 2, 0), (0.8, 1, 8)])  # 36 = 19 + 17, 8 = 17 * 10 // 19
+def test_samples_are_aimed_and_drawn_as_the_plan_of_a_training_does(
+    folder: Path, tmp_path: Path, share: float, each: int, more: int
+) -> None:
+    found = inspected(folder, tmp_path, share=share)[1]
+    columns = found.columns
     labels = [label_of(number) for number in range(COUNT)]
     rows = [np.insert(class_centroids(label, tile=32), 0, item, axis=1) for item, label in enumerate(labels)]
-    plan = EpochPlan((Source(COUNT, np.concatenate(rows)),), 5, fraction=0.9)
+    plan = EpochPlan((Source(COUNT, np.concatenate(rows)),), 5, fraction=share)
     orders = [plan.order(epoch) for epoch in range(300)]
-    assert columns["aimed"].tolist() == [2] * 9 + [0] * 7 + [2] + [0] * 3
-    assert {int((order[:, 1] >= 0).sum()) for order in orders} == {columns["aimed"].sum()}
+    assert columns["aimed"].tolist() == [each] * 9 + [0] * 7 + [each] + [0] * 3
+    assert {int((order[:, 1] >= 0).sum()) for order in orders} == {10 * each + more}
+    assert f"{10 * each + more} of the 45 samples of an epoch are aimed at a class, {each} at each" in found.sentences()
+    assert ("one more at 8 of the 10 classes" in found.sentences()) == (more > 0)
     holds = np.array([[(label == index).any() for index in [*range(19), 255]] for label in labels])
     measured = np.mean([holds[order[:, 0]].mean(axis=0) for order in orders], axis=0)
     np.testing.assert_allclose(columns["sampled_uniform"], measured, atol=0.01)
@@ -113,8 +119,8 @@ def test_pixel_counts_are_kept_until_a_label_changes(tmp_path: Path, monkeypatch
 
 def test_a_domain_too_small_for_its_share_says_so(tmp_path: Path) -> None:
     write_domain(tmp_path, "bdd100k", train=3)
-    found = inspected(tmp_path, tmp_path / "cache", share=0.5, samples=4)[1]
-    assert "changes nothing, because 3 x 0.5 / 19" in found.sentences()
+    found = inspected(tmp_path, tmp_path / "cache", share=0.3, samples=4)[1]
+    assert "changes nothing, because 3 x 0.3 is too small" in found.sentences()
     np.testing.assert_array_equal(found.columns["crops_plain"], found.columns["crops_uniform"])
     np.testing.assert_allclose(found.columns["image_share"], found.columns["sampled_uniform"])
 
@@ -163,9 +169,9 @@ def test_the_share_of_the_configuration_and_of_the_flag_are_taken(
 ) -> None:
     arguments = ["bdd100k", "--samples", "1", "--out", str(tmp_path)]
     inspect.main([*arguments, *opts(folder, tmp_path, "DATASET.CLASS_UNIFORM_PCT=0.8")])
-    assert "share 0.8, tiles of 32: 10 of the 45" in (text := capsys.readouterr().out) and "taken here" not in text
+    assert "share 0.8, tiles of 32: 18 of the 45" in (text := capsys.readouterr().out) and "taken here" not in text
     inspect.main([*arguments, "--class_uniform_pct", "1", *opts(folder, tmp_path, "DATASET.CLASS_UNIFORM_PCT=0.8")])
-    assert "share 1, tiles of 32: 20 of the 45" in capsys.readouterr().out
+    assert "share 1, tiles of 32: 23 of the 45" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,9 @@ def join(parts: list[TrainingBatch]) -> TrainingBatch:
 def test_training_on_every_domain(streets: Path, tmp_path: Path, name: str, share: float) -> None:
     loader = train_on(config(streets, tmp_path, TRAIN=[name], CLASS_UNIFORM_PCT=share))
     assert (loader.steps_per_epoch, num_images(loader)) == (3, 6) and name in loader.text
+    aimed = sum(pick.focus is not None for batch in loader.batches for pick in batch)
+    words = f"share 0.5, {aimed} of 6 samples of the first epoch aimed at a class" if share else "plain sampling"
+    assert words in loader.text and (aimed > 0) == (share > 0)
     batches = list(loader.epoch(0))
     assert len(batches) == 3
     for batch in batches:
@@ -358,10 +361,10 @@ def test_coarse_frames_are_drawn_for_rare_classes_only(tmp_path: Path) -> None:
     write_domain(tmp_path / "camvid", "camvid", train=5)
     loader = train_on(make_cfg(tmp_path, **values))
     assert "3 coarse frames" in loader.text and num_images(loader) == 24
-    coarse = [batch for epoch in range(8) for batch in loader.epoch(epoch) if "train_extra" in batch.names[0]]
+    coarse = [batch for epoch in range(24) for batch in loader.epoch(epoch) if "train_extra" in batch.names[0]]
     assert coarse and all((batch.labels == 16).any() for batch in coarse)
     pooled = train_on(make_cfg(tmp_path, IMAGE_UNIFORM_SAMPLING=True, **values))
-    coarse = [batch for epoch in range(8) for batch in pooled.epoch(epoch) if "train_extra" in batch.names[0]]
+    coarse = [batch for epoch in range(24) for batch in pooled.epoch(epoch) if "train_extra" in batch.names[0]]
     assert coarse and all((batch.labels == 16).any() for batch in coarse)
     with pytest.raises(UserError, match="--coarse_boost_classes needs --dataset cityscapes"):
         train_on(make_cfg(tmp_path, **{**values, "TRAIN": ["camvid"]}))
