@@ -40,6 +40,23 @@ def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path: Path) -> None:
     assert read_history(tmp_path / "history.jsonl") == [{"step": 1}, {"step": 2}]
 
 
+def test_lines_that_a_crash_damaged_are_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    history = tmp_path / "history.jsonl"
+    lines = [b'{"step": 1, "a": 0.5}', bytes(40), b'{"step": 2}', b"\xff\xfe", b"7", b'{"a": 1}', b"", b'{"step": 9}']
+    history.write_bytes(b"\n".join(lines) + b"\n" + bytes(40))
+    assert read_history(history) == [{"step": 1, "a": 0.5}, {"step": 2}, {"step": 9}]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{history}: line 2, 4, 5 and 1 more damaged and left out"
+    ]
+    plot_runs.plot_curves([tmp_path], tmp_path / "curves.png")
+    caplog.clear()
+    board = MetricWriter(tmp_path / "tb", history, first_step=2)  # as a resumed run opens it
+    board.close()
+    assert len(caplog.records) == 1
+    assert history.read_text() == '{"step": 1, "a": 0.5}\n{"step": 2}\n'
+    assert len(read_history(history)) == 2 and len(caplog.records) == 1
+
+
 def test_numbers_that_json_lacks_are_left_out_of_the_history(tmp_path: Path) -> None:
     board = MetricWriter(tmp_path / "tb", tmp_path / "history.jsonl", first_step=0)
     board.scalars({"camvid/val_loss": math.nan, "optim/grad_norm": math.inf, "camvid/acc": 0.5}, 3)

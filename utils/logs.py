@@ -20,8 +20,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils import distributed
-from utils.errors import UserError
+from utils.errors import UserError, first_few
 from utils.files import write_text
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "opencv-python-headless", "scikit-image", "kmeans1d")
 
@@ -165,8 +167,22 @@ class MetricWriter:
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """Return the lines of a run's history.jsonl; a last line that a kill cut short is left out."""
+    """Return the lines of a run's history.jsonl; a last line that a kill cut short is left out.
+
+    So are others that are no numbers by tag, which a crash of the machine leaves behind; a warning names them.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    kept, damaged = list[dict[str, float]](), list[str]()
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            content = json.loads(line)
+        except ValueError:  # also of bytes that are no text
+            content = None
+        if isinstance(content, dict) and isinstance(content.get("step"), int):
+            kept.append(content)
+        elif line:
+            damaged.append(str(number))
+    if damaged:
+        log.warning("%s: line %s damaged and left out", path, first_few(damaged))
+    return kept
