@@ -19,6 +19,7 @@ from network.style import MIXED, MixStyle, build_site, read_codes
 from utils.errors import UserError, did_you_mean
 
 TIMM = "timm/"  # how --backbone starts
+_PROBE = torch.empty(2, 3, 96, 160, device="meta")  # images of a size that no network is made for
 _POSITIONS = {2: "stem", 3: "stage1", 4: "stage2", 5: "stage3", 6: "stage4"}
 
 
@@ -107,6 +108,8 @@ class TimmBackbone(BackboneBase):
         self.sites, self.mix_style = nn.ModuleDict(), MixStyle() if self.layers else None
         self.pyramid: Pyramid | None = None
         if len(set(strides)) == 1:
+            if not hasattr(model.model, "blocks"):
+                raise UserError(f"--backbone {spec.name}: is no plain ViT, whose blocks are read; take another network")
             depth, width = len(model.model.blocks), channels[-1]
             model.out_indices = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
             self.pyramid = Pyramid(width, output_stride=output_stride, skip=skip)
@@ -120,19 +123,27 @@ class TimmBackbone(BackboneBase):
             self.sites[site] = build_site(widths[site], kind=kind)
         self.style_names = tuple(site for site, kind in self.kinds.items() if kind == "whiten")
         self.style_channels = tuple(widths[site] for site in self.style_names)
+        if not self.layers:
+            self._shapes(self, _PROBE)
 
     def _widths(self) -> dict[str, int]:
-        """Return the channels of stem and stages, from shapes alone; refuse what takes images of one size only."""
-        widths, maps = {}, torch.empty(2, 3, 96, 160, device="meta")
+        """Return the channels of stem and stages, from shapes alone."""
+        widths, maps = {}, _PROBE
         for path, part in self.layers.items():
-            layer = self.model.get_submodule(path)
-            state = {name: value.to("meta") for name, value in layer.state_dict().items()}
-            try:
-                maps = torch.func.functional_call(layer, state, (maps,))
-            except (AssertionError, RuntimeError) as error:
-                raise UserError(f"--backbone {self.spec.name}: takes images of its own size alone ({error})") from error
+            maps = self._shapes(self.model.get_submodule(path), maps)
+            if not isinstance(maps, Tensor):
+                raise UserError(f"--backbone {self.spec.name}: its layers pass on several maps; take another network")
             widths[part] = maps.shape[3 if self.channels_last else 1]
         return widths
+
+    @torch.no_grad()
+    def _shapes(self, layer: nn.Module, maps: Tensor) -> Any:
+        """Return what a layer gives for maps on the meta device; refuse what takes images of one size only."""
+        state = {name: value.to("meta") for name, value in (*layer.named_parameters(), *layer.named_buffers())}
+        try:
+            return torch.func.functional_call(layer, state, (maps,))
+        except (AssertionError, RuntimeError) as error:
+            raise UserError(f"--backbone {self.spec.name}: takes images of its own size alone ({error})") from error
 
     def depth(self, name: str) -> int:
         """Return the position of a pretrained parameter: its part, or in a ViT its block as timm counts, 0 the stem."""
@@ -145,7 +156,9 @@ class TimmBackbone(BackboneBase):
     def _block_numbers(self) -> dict[str, int]:
         from timm.models import group_parameters  # slow to import
 
-        net = self.model.model
+        net = getattr(self.model, "model", self.model)  # HRNet has no inner one
+        if not hasattr(net, "group_matcher"):
+            raise UserError(f"--layer_decay: timm does not number the layers of {self.spec.name}; leave it out")
         numbers: dict[str, int] = group_parameters(net, net.group_matcher(), reverse=True)
         return numbers
 

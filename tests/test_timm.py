@@ -68,6 +68,24 @@ def test_depths_of_pretrained_parameters(name: str) -> None:
         assert max(depths) == 4
 
 
+def test_depths_where_layers_do_not_run_one_after_the_other() -> None:
+    with torch.device("meta"):
+        hrnet: Any = build("hrnet_w18_small", stride=32).backbone
+        xception: Any = build("xception41", stride=16).backbone
+    keys = [key for key, _ in hrnet.named_parameters() if key.startswith("model.")]
+    depths = {key: hrnet.depth(key) for key in keys}
+    assert depths["model.conv1.weight"] == 0 and {*depths.values()} == {*range(6)}
+    assert all(depths[key] == int(key[len("model.stage")]) for key in keys if key.startswith("model.stage"))
+    with pytest.raises(UserError, match="--layer_decay: timm does not number the layers of timm/xception41; leave it"):
+        xception.depth(next(key for key, _ in xception.named_parameters()))
+
+
+def test_what_a_network_computes_itself_and_stores_nowhere_is_no_hindrance() -> None:
+    network = build("swinv2_cr_tiny_ns_224", stride=32).eval()  # its relative coordinates
+    with torch.no_grad():
+        assert network.predict(pictures(1, 3, 70, 100)).shape == (1, 19, 70, 100)
+
+
 @pytest.mark.parametrize("tune", ["full", "lora", "rein"])
 def test_updates_pyramid_and_heads_train_at_the_full_rate(tune: str) -> None:
     network = build(SMALL)
@@ -257,6 +275,9 @@ def test_mean_and_deviation_are_those_of_the_weights() -> None:
         ("--backbone timm/swin_tiny_patch4_window7_224", "has output stride 32, not 16; give --output_stride 32"),
         ("--backbone timm/resnet50 --output_stride 4", "output stride 4: timm/resnet50 may have 8, 16 or 32"),
         ("--backbone timm/maxvit_tiny_tf_224 --output_stride 32", "takes images of its own size alone"),
+        ("--backbone timm/cait_xxs24_224 --method base", "takes images of its own size alone .*doesn't match model"),
+        ("--backbone timm/volo_d1_224 --method base", "timm/volo_d1_224: is no plain ViT"),
+        ("--backbone timm/selecsls42 --method base --output_stride 32", "timm/selecsls42: its layers pass on several"),
         ("--backbone timm/test_vit --tune frozen --method diia", "has no style sites"),
         (
             "--backbone timm/hrnet_w18_small --method base --output_stride 32 --grad_checkpoint",
