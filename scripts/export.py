@@ -81,6 +81,7 @@ def load(path: str) -> tuple[Segmentor, Config, dict[str, Any]]:
     if saved.NETWORK.TUNE == "lora":
         unwrap_lora(network)
         saved.NETWORK.TUNE = network.backbone.tune = "full"
+        saved.NETWORK.LORA_RANK = config.KEYS["NETWORK.LORA_RANK"].default  # another one needs --tune lora
     return network.eval().requires_grad_(False), saved, content
 
 

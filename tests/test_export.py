@@ -34,7 +34,7 @@ CASES = {
     "isw": "--backbone resnet18 --method isw",
     "diia": "--backbone resnet18 --method diia",
     "diia-vit": "--backbone timm/test_vit --method diia-no-whitening",
-    "lora": "--backbone timm/test_vit --method base --tune lora",
+    "lora": "--backbone timm/test_vit --method base --tune lora --lora_rank 4",
     "frozen": "--backbone timm/test_vit --method linear --tune frozen --image_in",
     "rein": "--backbone timm/test_vit --method base --tune rein",
     "convnext": "--backbone timm/test_convnext --method base --output_stride 32",
