@@ -47,12 +47,12 @@ class Option:
         rule, hint = KIND_NAMES[self.base], did_you_mean(str(value), self.choices)
         if self.choices:
             rule = "one of " + ", ".join(self.choices)
+        elif self.above > -math.inf:
+            rule += f" above {self.above:g}" + (f" and at most {self.high:.10g}" if self.high < math.inf else "")
         elif self.high < math.inf:
             rule += f" from {self.low:.10g} to {self.high:.10g}"
         elif self.low > -math.inf:
             rule += f" of at least {self.low:g}"
-        elif self.above > -math.inf:
-            rule += f" above {self.above:g}"
         if self.is_list:
             least, most = self.lengths
             count = f"{least} values" if least == most else "at least one value" if least else "values"
