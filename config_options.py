@@ -122,8 +122,9 @@ class Augmentation(Section):
     GBLUR: bool = option(False, "--gblur", "Blur every training crop with a random Gaussian.")
     BBLUR: bool = option(False, "--bblur", "Blur every training crop bilaterally; replaces --gblur.")
     MEAN: list[float] | None = option(None, "--mean",
-        "Mean of the images' channels, 0..1; default: that of the backbone's weights, else ImageNet's.", lengths=(3, 3))
-    STD: list[float] | None = option(None, "--std", "Their deviation, likewise.", lengths=(3, 3), above=0)
+        "Mean of the images' channels, 0..1; default: that of the backbone's weights, else ImageNet's.", lengths=(3, 3),
+        low=0, high=1)
+    STD: list[float] | None = option(None, "--std", "Their deviation, likewise.", lengths=(3, 3), above=0, high=1)
     IMAGE_IN: bool = option(False, "--image_in", "Normalise every image by its own mean and deviation.")
     FDA: float = option(0.0, "--fda",
         "FDA: largest frequency, in cycles per pixel, whose amplitude a process's images mix.", low=0, high=0.5)
@@ -146,10 +147,11 @@ class Optimisation(Section):
     LR_SCHEDULE: Literal["poly", "scl-poly"] = option("poly", "--lr_schedule",
         "Learning-rate schedule; scl-poly restarts at --rlx_off_iter.")
     BACKBONE_LR: float = option(1.0, "--backbone_lr",
-        "Factor of the learning rate for the backbone's pretrained parameters, e.g. 0.1.", above=0)
+        "Factor of the learning rate for the backbone's pretrained parameters, e.g. 0.1.", above=0,
+        needs=("--tune full",))
     LAYER_DECAY: float = option(1.0, "--layer_decay",
         "Layer-wise decay: factor of the learning rate per block from the head down to the stem, e.g. 0.9.",
-        above=0, high=1)
+        above=0, high=1, needs=("--tune full",))
     WARMUP_ITERS: int = option(0, "--warmup_iters", "Steps of a linear warm-up of the learning rate.", low=0)
     WARMUP_RATIO: float = option(1e-6, "--warmup_ratio", "Share of the learning rate at which the warm-up starts.",
         low=0, high=1, needs=("--warmup_iters",))

@@ -244,6 +244,10 @@ def test_values_are_typed() -> None:
         ("--randconv_repeats 5", "--randconv_repeats belongs to --randconv"),
         ("--ohem_min_kept 5", "--ohem_min_kept belongs to --ohem_thresh"),
         ("--optimizer adamw --momentum 0.8", "--momentum belongs to --optimizer sgd"),
+        ("--tune lora --backbone_lr 0.1", "--backbone_lr belongs to --tune full"),
+        ("--tune frozen --layer_decay 0.9", "--layer_decay belongs to --tune full"),
+        ("--mean 123.7 116.3 103.5", "--mean must be a list of 3 values, each a number from 0 to 1"),
+        ("--std 58.4 57.1 57.4", "--std must be a list of 3 values, each a number above 0 and at most 1 "),
         ("--ema_decay 1", "--ema_decay must be a number from 0 to 0.999999, got 1"),
         ("--adam", "--adam did nothing .*or use --optimizer adamw"),
         ("--restore_optimizer", "--restore_optimizer needs the checkpoint .* --snapshot FILE"),
@@ -410,6 +414,7 @@ def test_every_row_is_sound(row: Option) -> None:
     assert set(row.needs) <= {
         "--eval_protocol sliding",
         "--optimizer sgd",
+        "--tune full",
         "--tune lora",
         "--tune rein",
         *(other.flag for other in config.KEYS.values()),
