@@ -83,8 +83,11 @@ def _of_timm(state: Mapping[str, Any] | None, backbone: TimmBackbone, *, source:
     name, origin = backbone.spec.timm_name, f"--pretrained {source}"
     if source == "torchvision":
         raise _no_weights(origin, backbone.spec, "torchvision has no such network")
-    if state is not None and state.keys() <= _plain_names(backbone).keys() | backbone.state_dict().keys():
-        return dict(state)  # of a checkpoint of ours
+    if state is not None:  # of a checkpoint of ours?
+        known = _plain_names(backbone).keys() | backbone.state_dict().keys()
+        of_method = {key for key in state.keys() - known if key.startswith(("sites.", "pyramid."))}  # of another one
+        if state.keys() - of_method <= known:
+            return {key: value for key, value in state.items() if key not in of_method}
     create = partial(backbone.spec.create, output_stride=backbone.output_stride)
     load = partial(timm_weights, create, name=name, origin=origin)
     weights = _main_first(load) if state is None else load(state_dict=state)
@@ -141,7 +144,7 @@ def _of_backbone(state: Mapping[str, Any], backbone: Backbone, *, origin: str) -
     if isinstance(spec, ResNetSpec) and isinstance(first, Tensor) and first.shape[-1] != spec.stem[0][0]:
         raise _no_weights(origin, spec)
     wanted = backbone.state_dict()
-    loaded = {name: value for name, value in wanted.items() if name.startswith("sites.")}
+    loaded: dict[str, Tensor] = {}
     for name, value in state.items():
         module, _, leaf = name.rpartition(".")
         if module in backbone.replaced:

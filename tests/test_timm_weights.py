@@ -36,10 +36,10 @@ ADAPTER, WRAPPED = re.compile(r"\.(lora_[AB]|rein)\."), re.compile(r"(?<=\.)(bas
 KINDS = ["test_vit", "test_resnet", "test_convnext", "test_efficientnet", "mobilenetv3_small_050"]  # of extractors
 
 
-def network_of(name: str, *, tune: str = "") -> Any:
+def network_of(name: str, *, tune: str = "", method: str = "linear") -> Any:
     """A network on timm's backbone, as a run builds it."""
     architecture = resolve_architecture("network.deepv3.DeepR50V3PlusD", backbone=f"timm/{name}", output_stride=32)
-    network = assemble(architecture, method=resolve_method("linear"))
+    network = assemble(architecture, method=resolve_method(method))
     if tune:
         restrict_tuning(network.backbone, tune, rank=2, tokens=3)
     return network
@@ -253,6 +253,17 @@ def test_backbone_of_our_own_checkpoint(tmp_path: Path) -> None:
         for key, value in network.backbone.state_dict().items():
             if not ADAPTER.search(key):
                 assert torch.equal(value, theirs["backbone." + WRAPPED.sub("", key)]), key
+
+
+@pytest.mark.parametrize(("name", "trained_as"), [("test_vit", "base"), ("test_resnet", "ibn")])
+def test_of_a_checkpoint_the_sites_and_the_pyramid_of_another_method_stay_out(
+    name: str, trained_as: str, tmp_path: Path
+) -> None:
+    theirs, network = network_of(name, method=trained_as).backbone.state_dict(), network_of(name)
+    found = network.backbone.state_dict()
+    assert any(key.startswith(("sites.", "pyramid.")) for key in theirs.keys() - found.keys())
+    load_pretrained(network, save(tmp_path / "w.pth", {f"backbone.{key}": value for key, value in theirs.items()}))
+    assert all(torch.equal(value, theirs[key]) for key, value in network.backbone.state_dict().items())
 
 
 @pytest.mark.parametrize(("name", "tune"), [("test_vit", "lora"), ("test_convnext", "lora"), ("test_vit", "rein")])
