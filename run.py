@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,6 +28,7 @@ from loss import Criterion, build_criterion
 from network import Method, Segmentor, build_network, resolve_jitter
 from network.backbones import Backbone
 from network.pretrained import load_pretrained
+from network.timm_backbone import TimmBackbone
 from network.weights import load_weights, upgrade_checkpoint
 from optimizer import apply_settings, build_average, build_optimizer, build_scheduler, describe_groups
 from transforms.appearance import Appearance
@@ -96,7 +98,7 @@ def build_run(cfg: Config, splits: Splits, *, device: torch.device, start: Start
         load_pretrained(network, cfg.NETWORK.PRETRAINED)
     criterion = build_criterion(cfg, method=network.method, style_channels=network.style_channels).to(device)
     if synchronised:
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[assignment]
+        network = share_batch_norms(network)
     network.to(device)
     average, optimizer = build_average(cfg, network), build_optimizer(cfg, network)
     model: nn.Module = network
@@ -134,6 +136,15 @@ def _check_crop(cfg: Config, stride: int, *, batch_norm_over: int) -> None:
             f"--crop_size {crop} is too small for the output stride {stride} with --bs_mult 1: one pixel is left to a "
             f"batch norm, which needs two; give a --crop_size above {stride}, or a --bs_mult of at least 2"
         )
+
+
+def share_batch_norms(network: Segmentor) -> Segmentor:
+    """Return the network with batch norms whose statistics are those of all processes."""
+    convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
+    if isinstance(network.backbone, TimmBackbone):
+        from timm.layers import convert_sync_batchnorm as convert  # torch's drops activations inside timm's norms
+    shared: Segmentor = convert(network)
+    return shared
 
 
 def whitened_splits(cfg: Config, method: Method, splits: Splits) -> list[Split]:

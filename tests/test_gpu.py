@@ -18,6 +18,7 @@ from datasets.loaders import DeviceBatches, TrainingBatch
 from evaluation.more_metrics import MoreCounts
 from evaluation.protocols import Inference
 from network.outputs import SegmentorOutput
+from run import share_batch_norms
 from tests import reference
 from tests.runs import read_weights, run_folder, train_arguments
 from tests.test_criterion import build
@@ -124,7 +125,7 @@ def test_synchronised_batch_norm_on_one_process(tmp_path: Path) -> None:
         expected = network(images).fused
     torch.distributed.init_process_group("nccl", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
-        converted = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        converted = share_batch_norms(network)
         assert any(isinstance(module, nn.SyncBatchNorm) for module in converted.modules())
         output = converted(images).fused
         output.sum().backward()

@@ -21,6 +21,7 @@ from network.architectures import DEFAULT_ARCH
 from network.deeplab import Segmentor
 from network.tuning import merge_lora, restrict_tuning
 from optimizer import parameter_groups
+from run import share_batch_norms
 from scripts import network_summary
 from tests.runs import launch, read_weights, run_folder, train_arguments
 from utils.errors import UserError
@@ -84,6 +85,18 @@ def test_what_a_network_computes_itself_and_stores_nowhere_is_no_hindrance() -> 
     network = build("swinv2_cr_tiny_ns_224", stride=32).eval()  # its relative coordinates
     with torch.no_grad():
         assert network.predict(pictures(1, 3, 70, 100)).shape == (1, 19, 70, 100)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_100", "resnet50"])
+def test_batch_norms_of_all_processes_keep_activations(name: str) -> None:
+    network, images = build(name).eval(), pictures(1, 3, 64, 96)
+    norms, names = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)], [*network.state_dict()]
+    with torch.no_grad():
+        before = network.predict(images)
+        shared = share_batch_norms(network)
+        assert torch.equal(shared.predict(images), before)
+    assert [*shared.state_dict()] == names
+    assert len([m for m in shared.modules() if isinstance(m, nn.SyncBatchNorm)]) == len(norms) > 10
 
 
 @pytest.mark.parametrize("tune", ["full", "lora", "rein"])
