@@ -32,6 +32,7 @@ from utils import checkpoint, distributed
 from utils.errors import UserError
 
 logger = logging.getLogger(__name__)
+SAVE_MEMORY = "use --eval_protocol sliding (smaller --window) or half, --fp16, or --bs_mult_val 1"
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Picture: TypeAlias = Array | str | Path
 

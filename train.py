@@ -38,6 +38,10 @@ from utils import distributed, logs, pictures
 from utils.errors import run_entry_point
 from utils.runs import Records, find_start, open_records
 
+SAVE_MEMORY = (
+    "lower --bs_mult (and raise --accumulate) or --crop_size, or use --grad_checkpoint or --fp16; in an evaluation, "
+    "--eval_protocol sliding or half, or --bs_mult_val 1"
+)
 SLOW_DATA = 0.2  # share of the time waiting for data from which the log says what to do
 REPOSITORY = Path(__file__).resolve().parent
 logger = logging.getLogger("train")
@@ -50,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = distributed.choose_device(cfg.RUN.DEVICE, cfg.RUN.LOCAL_RANK)
     torch.backends.cudnn.benchmark = not cfg.RUN.DETERMINISTIC  # one crop size: worth the search
     torch.manual_seed(cfg.RUN.SEED)  # the weights that no file gives
-    with distributed.process_group(device, cfg.RUN.DIST_URL):
+    with distributed.process_group(device, cfg.RUN.DIST_URL, save_memory=SAVE_MEMORY):
         logs.setup_logging()
         splits, start = Splits(load_domains(cfg)), find_start(cfg)
         findings = check_data(cfg, splits)

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = config.parse(argv, program="valid")
     distributed.set_deterministic(wanted=cfg.RUN.DETERMINISTIC)
     device = distributed.choose_device(cfg.RUN.DEVICE, cfg.RUN.LOCAL_RANK)
-    with distributed.process_group(device, cfg.RUN.DIST_URL):
+    with distributed.process_group(device, cfg.RUN.DIST_URL, save_memory=inference.SAVE_MEMORY):
         logs.setup_logging()
         report = evaluate(cfg, device)
         if distributed.is_main():

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import config
+import inference
+import predict
+import train
+from tests.runs import REPOSITORY, save_random
 from utils import distributed
 from utils.errors import UserError
 from utils.runs import Start, check_continuation, find_start, open_folder
@@ -100,20 +109,57 @@ def test_processes_that_cannot_meet_are_told(url: str, monkeypatch: pytest.Monke
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     refused = pytest.raises(UserError, match=f"--dist_url {url}: the processes cannot meet")
-    with refused, distributed.process_group(torch.device("cpu"), url):
+    with refused, distributed.process_group(torch.device("cpu"), url, save_memory=""):
         pass
 
 
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), "lower --bs_mult"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "^the memory of the GPU is used up: use less$"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when"), "^the memory of the GPU is used up: use less$"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you"), "^the memory of this machine is used up"),
+        (MemoryError(), "^the memory of this machine is used up: use less$"),
+        (ValueError("Expected more than 1 value per channel when training"), "is too small for this network"),
+        (UserError("Expected more than 1 value"), "^Expected more than 1 value$"),
+        (ValueError("another value"), "another value"),
         (RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [::1]:85"), "another process"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "lower --num_workers"),
         (RuntimeError("something else"), "something else"),
     ],
 )
-def test_what_a_user_can_mend_is_one_sentence(error: RuntimeError, message: str) -> None:
-    kind = RuntimeError if message in str(error) else UserError
-    with pytest.raises(kind, match=message), distributed.process_group(torch.device("cpu")):
+def test_what_a_user_can_mend_is_one_sentence(error: Exception, message: str) -> None:
+    kind = type(error) if message in str(error) else UserError
+    group = distributed.process_group(torch.device("cpu"), save_memory="use less")
+    with pytest.raises(kind, match=message) as caught, group:
         raise error
+    assert isinstance(caught.value, UserError) == (kind is UserError or isinstance(error, UserError))
+
+
+@pytest.mark.parametrize(
+    ("program", "advice"),
+    [("train", train.SAVE_MEMORY), ("valid", inference.SAVE_MEMORY), ("predict", inference.SAVE_MEMORY)],
+)
+def test_advice_about_memory_names_flags_of_the_program(program: str, advice: str) -> None:
+    words = re.findall(r"--\w+", advice)
+    flags = {row.flag for row in config.KEYS.values() if program in row.programs}
+    assert words and {*words} <= (flags if program != "predict" else {*predict.FLAGS})
+
+
+def test_a_frame_that_does_not_fit_the_memory_is_one_sentence(tmp_path: Path) -> None:
+    save_random(tmp_path / "w.pth", "--backbone", "mobilenet_v2", "--method", "base")
+    Image.new("RGB", (4000, 3000)).save(tmp_path / "large.png")
+    code = (
+        "import mmap, resource, predict; from utils.errors import run_entry_point\n"
+        "pages = int(open('/proc/self/statm').read().split()[0])\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (pages * mmap.PAGESIZE + 2 * 10**9,) * 2)\n"
+        "run_entry_point(predict.main)"
+    )
+    words = [str(tmp_path / "w.pth"), str(tmp_path / "large.png"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1] == f"error: the memory of this machine is used up: {inference.SAVE_MEMORY}"
+    assert "Traceback" not in done.stderr

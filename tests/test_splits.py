@@ -93,7 +93,7 @@ from utils.distributed import process_group
 from utils.errors import UserError
 
 rank, seen = int(os.environ["RANK"]), []
-with process_group(torch.device("cpu")):
+with process_group(torch.device("cpu"), save_memory=""):
     splits = Splits({"gtav": replace(BUILTIN["gtav"], root=data if rank == 0 else "/nowhere")})
     for split in ("train", "test", "val"):
         try:

@@ -17,12 +17,13 @@ from utils.errors import UserError
 
 Result = TypeVar("Result")
 REASONS = {  # what torch says -> what it means for the user
-    "out of memory": "the memory of the GPU is used up: lower --bs_mult (and raise --accumulate), --crop_size or "
-    "--bs_mult_val, or use --fp16",
     "gloo.*by peer": "another process of this run has ended; it says why",
     "^DataLoader worker": "a loader process was killed, most likely for want of memory: lower --num_workers (0 for "
     "none); a training resumes with --resume auto",
+    "Expected more than 1 (value|spatial)": "an image, or a crop of --crop_size, is too small for this network: its "
+    "strides leave one pixel to a norm, which needs two; give larger ones",
 }
+_NO_MEMORY = "out of memory|can't allocate memory|ALLOC_FAILED|bad_alloc"
 
 
 def is_initialized() -> bool:
@@ -78,11 +79,12 @@ def set_deterministic(*, wanted: bool) -> None:
 
 
 @contextmanager
-def process_group(device: torch.device, dist_url: str = "env://") -> Iterator[None]:
+def process_group(device: torch.device, dist_url: str = "env://", *, save_memory: str) -> Iterator[None]:
     """Hold the process group that the launcher announced (nccl on GPUs, gloo on CPUs); none without a launcher.
 
     After an error it is left as it is: the others may be waiting in it, and the launcher ends them when this one exits.
-    What torch raises for `REASONS` becomes a `UserError`.
+    What torch raises for `REASONS` becomes a `UserError`, and a lack of memory one that ends with `save_memory`: which
+    flags of this program help.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not is_initialized():
         timeout = datetime.timedelta(hours=2)  # rank 0 may scan a whole data set before the first step
@@ -95,7 +97,12 @@ def process_group(device: torch.device, dist_url: str = "env://") -> Iterator[No
             raise UserError(sentence) from error
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, MemoryError) as error:
+        if isinstance(error, UserError):
+            raise
+        if isinstance(error, MemoryError) or re.search(_NO_MEMORY, str(error)):
+            owner = "the GPU" if re.search("CUDA|CUBLAS|CUDNN|HIP", str(error)) else "this machine"
+            raise UserError(f"the memory of {owner} is used up: {save_memory}") from error
         for pattern, sentence in REASONS.items():
             if re.search(pattern, str(error)):
                 raise UserError(sentence) from error
