@@ -9,7 +9,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import lru_cache
 from typing import IO
 
@@ -110,8 +110,34 @@ def find(root: str, pattern: str, members: Mapping[str, str]) -> dict[str, str]:
     """Return the paths of files in a folder, and of archived members, by their relative names that match a glob."""
     match = re.compile(glob_regex(pattern)).fullmatch if members else None
     archived = {name: path for name, path in members.items() if match and match(name)}
-    on_disk = (name.replace(os.sep, "/") for name in glob.glob(pattern, root_dir=root, recursive=True))
-    return archived | {name: f"{root}/{name}" for name in on_disk}
+    return archived | {name: f"{root}/{name}" for name in _on_disk(root, pattern)}
+
+
+def _on_disk(root: str, pattern: str) -> Iterator[str]:
+    """Yield what `glob.glob` does, relative to a folder, but enter each real folder below `**/` only once.
+
+    Folders come before links to folders: a link to a parent, which would have no end, adds nothing.
+    """
+    above, recursive, _ = pattern.partition("**/")
+    if not recursive:
+        yield from (name.replace(os.sep, "/") for name in glob.glob(pattern, root_dir=root, recursive=True))
+        return
+    match, entered = re.compile(glob_regex(pattern)).fullmatch, set[str]()
+    starts = [name.replace(os.sep, "/") for name in glob.glob(above, root_dir=root)] if above else [""]
+    links = [name for name in starts if os.path.islink(f"{root}/{name}".rstrip("/"))]
+    folders = [name for name in starts if name not in links]
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(links.index(min(links)))
+        if (real := os.path.realpath(f"{root}/{folder}")) in entered:
+            continue
+        entered.add(real)
+        with suppress(OSError), os.scandir(f"{root}/{folder}") as entries:  # one that may not be read holds nothing
+            for entry in entries:
+                name, is_link = folder + entry.name, entry.is_symlink()
+                if (os.path.isdir(entry.path) if is_link else entry.is_dir()) and entry.name[0] != ".":
+                    (links if is_link else folders).append(f"{name}/")
+                if match(name):
+                    yield name
 
 
 def glob_regex(pattern: str) -> str:

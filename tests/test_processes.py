@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +14,7 @@ import pytest
 import torch
 
 from tests.runs import REPOSITORY, launch, read_weights, run_folder, train_arguments
+from utils import distributed
 
 PLAIN = (
     *("--method", "isw", "--scale_min", "1.0", "--max_iter", "1", "--cov_stat_epoch", "0"),
@@ -82,3 +87,31 @@ def test_one_two_and_three_processes_count_the_same(
         found[processes] = content["domains"][0]["confusion"], content["domains"][0]["more"], counts.tolist()
     assert found[0] == found[2] == found[3]
     assert sum(map(sum, found[0][0])) == 5 * 96 * 128 and len(found[0][1]) == 7
+
+
+@pytest.mark.parametrize("launcher", [True, False])
+def test_a_taken_port_is_one_sentence(launcher: bool) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        if launcher:
+            environment |= {"PET_MASTER_PORT": str(port)}
+            command = ["-m", "scripts.launch", "--nproc_per_node=1"]
+        else:
+            environment |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+            command = []
+        done = subprocess.run(
+            [sys.executable, *command, "valid.py", "--snapshot", "none.pth", "--device", "cpu"],
+            capture_output=True, text=True, cwd=REPOSITORY, env=environment, timeout=120, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"error: port {port} of this machine is taken") and "PET_MASTER_PORT" in last
+
+
+def test_other_reasons_are_not_a_taken_port() -> None:
+    assert not distributed.port_taken(RuntimeError("connection refused"))
+    older = RuntimeError("The server socket has failed to bind to [::]:29500 (errno: 98 - Address already in use)")
+    assert distributed.port_taken(older).startswith("port 29500 of")

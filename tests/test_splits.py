@@ -335,3 +335,35 @@ def test_globs_mean_the_same_in_archives(tmp_path: Path, pattern: str) -> None:
     assert on_disk and files.find(str(tmp_path / "none"), pattern, {name: f"{tmp_path}/{name}" for name in names}) == {
         name: path for name, path in on_disk.items() if Path(path).is_file()
     }
+
+
+def test_links_to_folders_are_followed_once_and_have_an_end(tmp_path: Path) -> None:
+    """Links to the own parent, to each other, to itself and to nothing add no frame; one to elsewhere does."""
+    root, outside = tmp_path / "data", tmp_path / "outside"
+    for folder in (root / "images/a/deep", root / "images/b", root / "images/.hidden", outside):
+        folder.mkdir(parents=True)
+        (folder / "frame.png").touch()
+    for link, target in {
+        "a/up": root / "images",
+        "a/again": root / "images",
+        "a/deep/up": root / "images/a",
+        "b/a": root / "images/a",
+        "b/itself": root / "images/b/itself",
+        "b/nothing": root / "images/none",
+        "x": outside,
+        "y": outside,
+    }.items():
+        (root / "images" / link).symlink_to(target)
+    (root / "images/b/linked.png").symlink_to(outside / "frame.png")  # a file of its own name
+    names = ["a/deep/frame.png", "b/frame.png", "b/linked.png", "x/frame.png"]
+    for pattern, start in (("images/**/*.png", ""), ("*/**/*.png", ""), ("**/*.png", ""), ("**/*.png", "images")):
+        prefix = "" if start else "images/"
+        found = files.find(str(root / start), pattern, {})
+        assert sorted(found) == [prefix + name for name in names], pattern
+        assert all(Path(path).is_file() for path in found.values())
+    (root / "early").symlink_to(root / "images")
+    assert sorted(files.find(str(root), "*/**/*.png", {})) == [f"images/{name}" for name in names]
+    assert sorted(files.find(str(root), "early/**/*.png", {})) == [f"early/{name}" for name in names]
+    assert sorted(files.find(str(root), "images/*/*.png", {})) == [
+        *("images/b/frame.png", "images/b/linked.png", "images/x/frame.png", "images/y/frame.png"),
+    ], "without ** as before"

@@ -94,7 +94,7 @@ def process_group(device: torch.device, dist_url: str = "env://", *, save_memory
             dist.init_process_group(backend, init_method=dist_url, timeout=timeout, rank=number, world_size=count)
         except (ValueError, RuntimeError) as error:
             sentence = f"--dist_url {dist_url}: the processes cannot meet there ({error}); start with torchrun"
-            raise UserError(sentence) from error
+            raise UserError(port_taken(error) or sentence) from error
     try:
         yield
     except (RuntimeError, ValueError, MemoryError) as error:
@@ -110,6 +110,17 @@ def process_group(device: torch.device, dist_url: str = "env://", *, save_memory
     if is_initialized():
         barrier()  # torch 2.6's gloo may hang for ever where one process leaves while another still receives
         dist.destroy_process_group()
+
+
+def port_taken(error: Exception) -> str:
+    """Return a sentence on the port that processes were to meet at, where an error says that it is taken, else ""."""
+    if not re.search("EADDRINUSE|already in use", str(error)):
+        return ""
+    port = re.search(r"(?:port: |]:)(\d+)", str(error))
+    return (
+        f"port {port[1] if port else os.environ.get('MASTER_PORT', '')} of this machine is taken, most likely by "
+        "another run: choose another one with PET_MASTER_PORT (torchrun's --master_port; without torchrun MASTER_PORT)"
+    )
 
 
 def barrier() -> None:
