@@ -285,11 +285,17 @@ class Pyramid(nn.Module):
         finer = (double(channels, half), nn.BatchNorm2d(half), nn.GELU(), double(half, quarter))
         self.low = nn.Sequential(*finer) if skip else nn.Identity()
         tops = {8: double(channels, channels), 16: nn.Identity(), 32: nn.MaxPool2d(2, ceil_mode=True)}
-        self.top, self.strides = tops[output_stride], (4 if skip else 16, 16, 16, output_stride)
+        self.top = tops[output_stride]
+        self.strides = (4, 16, 16, output_stride) if skip else ()
 
     def forward(self, maps: Sequence[Tensor], *, size: tuple[int, int]) -> list[Tensor]:
-        """Map four (B, C, h, w) of images of height and width `size` to maps of exactly the pyramid's strides."""
+        """Map four (B, C, h, w) of images of height and width `size` to maps of exactly the pyramid's strides.
+
+        Without `skip`, for a classifier of patches, they are not resampled.
+        """
         first, second, third, last = maps
-        levels = (self.low(first), second, third, self.top(last))
+        levels = [self.low(first), second, third, self.top(last)]
+        if not self.strides:
+            return levels
         sizes = [[(side + stride - 1) // stride for side in size] for stride in self.strides]  # ONNX cuts off -7 // 4
         return [resize(level, size) for level, size in zip(levels, sizes, strict=True)]

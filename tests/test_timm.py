@@ -178,6 +178,8 @@ def test_a_site_normalises_what_goes_on() -> None:
 
 
 def test_a_vit_reads_four_blocks_and_any_size() -> None:
+    linear: Any = build("vit_small_patch14_dinov2", "linear").eval()
+    assert linear.backbone(pictures(1, 3, 75, 118)).top.shape[2:] == (6, 9), "the patches of 84 x 126"
     network: Any = build("vit_small_patch14_dinov2").eval()
     assert list(network.backbone.model.out_indices) == [2, 5, 8, 11]
     for size in ((14, 14), (75, 118), (129, 66)):
