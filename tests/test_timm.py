@@ -147,7 +147,8 @@ def test_every_network_trains_and_predicts(name: str, method: str) -> None:
 def test_without_sites_the_maps_are_those_of_timm(name: str) -> None:
     size = {"hiera_tiny_224": 224, "hiera_small_abswin_256": 256}.get(name, 7 * 2**5)
     network: Any = build(name, "linear").eval()
-    images, model = pictures(1, 3, size, size), copy.deepcopy(network.backbone.model)
+    images, model = pictures(1, 3, size, size), network.backbone.spec.create(output_stride=STRIDES[name]).eval()
+    model.load_state_dict(network.backbone.model.state_dict())
     way: dict[str, Any] = {}
     if network.backbone.pyramid is not None:
         depth = len(model.model.blocks)
