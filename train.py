@@ -35,7 +35,7 @@ from run import Run, build_run, check_data, evaluation_loaders, log_start, resto
 from transforms.appearance import edge_target
 from transforms.style_augmentation import adversarial_style
 from utils import distributed, logs, pictures
-from utils.errors import run_entry_point
+from utils.errors import UserError, one_line, run_entry_point
 from utils.runs import Records, find_start, open_records
 
 SAVE_MEMORY = (
@@ -63,9 +63,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         restore(run, start)
         yaml = config.to_yaml(cfg)
         records = open_records(cfg, start, step=run.progress.step, config_yaml=yaml, repository=REPOSITORY)
-        log_start(run, start)
-        fit(run, records)
-        records.writer.close()
+        records.saved_at = run.progress.step
+        last_words = logs.last_words(records.folder / "log.txt", save_memory=SAVE_MEMORY)
+        with contextlib.closing(records.writer), last_words:
+            log_start(run, start)
+            try:
+                fit(run, records)
+            except (Exception, KeyboardInterrupt):
+                save_whole(run, records)
+                raise
 
 
 def shortened(cfg: Config) -> Config:
@@ -105,9 +111,10 @@ def train_epoch(run: Run, records: Records) -> None:
         if progress.step == 0 and cfg.DUMP_AUGMENTATION and distributed.is_main():
             image = plot_batch(micro_batches[0], run.appearance)
             pictures.save_png(image, records.folder / "pictures" / "first_batch.png")
-        gradient_norm = train_step(run, meter, micro_batches)
-        progress.step += 1
-        progress.step_in_epoch += 1
+        with records.changing():
+            gradient_norm = train_step(run, meter, micro_batches)
+            progress.step += 1
+            progress.step_in_epoch += 1
         records.bar.update()
         if progress.step % cfg.LOG_INTERVAL == 0 or progress.step == last_step:
             meter.check_finite()
@@ -185,8 +192,9 @@ def end_epoch(run: Run, records: Records) -> None:
         update_masks(run, records)
     if cfg.EVAL.INTERVAL and (progress.epoch + 1) % cfg.EVAL.INTERVAL == 0:
         evaluate(run, records)
-    progress.epoch += 1
-    progress.step_in_epoch = 0
+    with records.changing():
+        progress.epoch += 1
+        progress.step_in_epoch = 0
     save(run, records, "last")
 
 
@@ -234,8 +242,9 @@ def evaluate(run: Run, records: Records, *, all_images: bool = False, keep_best:
     best = selection_scores(rows, sources=sources, targets=cfg.DATASET.VAL) if keep_best else {}
     for name, value in best.items():
         if value > run.best.get(name, -1.0):  # never where it is nan
-            run.best[name] = value
-            save(run, records, f"best_{name}")
+            with records.changing():  # the best score and its file
+                run.best[name] = value
+                save(run, records, f"best_{name}")
 
 
 def log_step(run: Run, records: Records, gradient_norm: Tensor | None) -> None:
@@ -264,6 +273,21 @@ def save(run: Run, records: Records, kind: str) -> None:
             versions=records.versions,
             world_size=distributed.world_size(),
         )
+    if kind == "last":
+        records.saved_at = run.progress.step
+
+
+def save_whole(run: Run, records: Records) -> None:
+    """Save what was trained since the last time before the run dies, unless a step was cut short or its loss broken.
+
+    Waits for no other process: they may be dead. An end of an epoch that was cut short is done again after a resume.
+    """
+    try:
+        if records.whole and run.progress.step > records.saved_at and records.meter.is_finite():
+            save(run, records, "last")
+            logger.info("saved step %d; continue with --resume auto", run.progress.step)
+    except (UserError, RuntimeError) as error:  # a full disk, broken weights, a lost GPU: what ended the run counts
+        logger.warning("step %d is not saved: %s", run.progress.step, one_line(error))
 
 
 def _stream(seed: int, step: int, micro_batch: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -250,6 +251,75 @@ def test_broken_weights_are_not_saved(straight: Path, small_camvid: Path, tmp_pa
     with pytest.raises(UserError, match="weights are not finite"):
         train.save(run, Records(tmp_path, {}, writer, LossMeter()), "last")
     assert not (tmp_path / "last.pth").exists()
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_truncated_image_costs_no_step(split: str, small_camvid: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(small_camvid, data)
+    flags = ["--method", "base", "--backbone", "mobilenet_v2", "--max_iter", "6", "--val_interval", "1"]
+    flags += ["--no_quick_check"]
+    train.main(train_arguments(data, tmp_path / "straight", *flags))
+    arguments = train_arguments(data, tmp_path / "out", *flags)
+    run = build_run(arguments)
+    picks, pairs = list(run.loader.batches), run.splits.open("camvid", split).pairs
+    image = Path(pairs[picks[2][0].item if split == "train" else 3].image)
+    whole = image.read_bytes()
+    image.write_bytes(whole[:100])
+    with pytest.raises(UserError, match=image.name) as caught:
+        train.main(arguments)
+    folder = run_folder(tmp_path / "out")
+    step = 2 if split == "train" else 4
+    assert read_weights(folder / "last.pth")["progress"] == {"epoch": 0, "step_in_epoch": step, "step": step}
+    saved, sentence = (folder / "log.txt").read_text().splitlines()[-2:]
+    assert f"saved step {step}" in saved and sentence.endswith(f" E {caught.value}")
+    before = (folder / "last.pth").stat().st_mtime_ns
+    if split == "train":  # the same image at once: nothing new to save
+        with pytest.raises(UserError, match=image.name):
+            train.main([*arguments, "--resume", "auto"])
+        assert (folder / "last.pth").stat().st_mtime_ns == before
+    image.write_bytes(whole)
+    train.main([*arguments, "--resume", "auto"])
+    expected = read_weights(run_folder(tmp_path / "straight") / "last.pth")
+    found = read_weights(run_folder(tmp_path / "out") / "last.pth")
+    for key in ("network", "criterion", "optimizer", "scheduler", "progress", "best"):
+        assert_same(expected[key], found[key], key)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (RuntimeError("above\nbelow"), "RuntimeError: below"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "the memory of the GPU is used up: lower --bs_mult"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+    ],
+)
+def test_a_step_that_was_cut_short_is_not_saved_but_told(
+    error: BaseException, sentence: str, small_camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = train.add_gradient
+    steps = iter([None, error])
+
+    def dies(*arguments: Any, **named: Any) -> Any:
+        result = original(*arguments, **named)
+        if failure := next(steps):
+            raise failure
+        return result
+
+    monkeypatch.setattr(train, "add_gradient", dies)
+    with pytest.raises((type(error), UserError)):
+        train.main(train_arguments(small_camvid, tmp_path, "--method", "base", "--backbone", "mobilenet_v2"))
+    last = (run_folder(tmp_path) / "log.txt").read_text().splitlines()[-1]
+    assert f" E {sentence}" in last
+    assert not (run_folder(tmp_path) / "last.pth").exists()
+
+
+def test_a_loss_that_nobody_checked_yet_is_known() -> None:
+    meter = LossMeter()
+    assert meter.is_finite()
+    for value, expected in ((1.0, True), (math.nan, False)):
+        meter.add(0, {}, torch.tensor(value), [])
+        assert meter.is_finite() == expected
 
 
 def test_a_snapshot_alone_starts_anew_from_its_weights(straight: Path, small_camvid: Path, tmp_path: Path) -> None:

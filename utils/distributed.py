@@ -78,6 +78,17 @@ def set_deterministic(*, wanted: bool) -> None:
     torch.use_deterministic_algorithms(wanted, warn_only=True)
 
 
+def explain(error: BaseException, *, save_memory: str) -> BaseException:
+    """Return the `UserError` for `REASONS` and for a lack of memory, with what helps, and any other error as it is."""
+    if isinstance(error, UserError) or not isinstance(error, (RuntimeError, ValueError, MemoryError)):
+        return error
+    if isinstance(error, MemoryError) or re.search(_NO_MEMORY, str(error)):
+        owner = "the GPU" if re.search("CUDA|CUBLAS|CUDNN|HIP", str(error)) else "this machine"
+        return UserError(f"the memory of {owner} is used up: {save_memory}")
+    reasons = (sentence for pattern, sentence in REASONS.items() if re.search(pattern, str(error)))
+    return next(map(UserError, reasons), error)
+
+
 @contextmanager
 def process_group(device: torch.device, dist_url: str = "env://", *, save_memory: str) -> Iterator[None]:
     """Hold the process group that the launcher announced (nccl on GPUs, gloo on CPUs); none without a launcher.
@@ -98,14 +109,8 @@ def process_group(device: torch.device, dist_url: str = "env://", *, save_memory
     try:
         yield
     except (RuntimeError, ValueError, MemoryError) as error:
-        if isinstance(error, UserError):
-            raise
-        if isinstance(error, MemoryError) or re.search(_NO_MEMORY, str(error)):
-            owner = "the GPU" if re.search("CUDA|CUBLAS|CUDNN|HIP", str(error)) else "this machine"
-            raise UserError(f"the memory of {owner} is used up: {save_memory}") from error
-        for pattern, sentence in REASONS.items():
-            if re.search(pattern, str(error)):
-                raise UserError(sentence) from error
+        if (known := explain(error, save_memory=save_memory)) is not error:
+            raise known from error
         raise
     if is_initialized():
         barrier()  # torch 2.6's gloo may hang for ever where one process leaves while another still receives

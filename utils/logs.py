@@ -8,8 +8,10 @@ import math
 import platform
 import subprocess
 import sys
+import time
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -20,11 +22,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils import distributed
-from utils.errors import UserError, first_few
+from utils.errors import UserError, first_few, one_line
 from utils.files import write_text
 
 log = logging.getLogger(__name__)
 
+TIME = "%Y-%m-%d %H:%M:%S"
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "opencv-python-headless", "scikit-image", "kmeans1d")
 
 
@@ -50,7 +53,7 @@ def setup_logging(file: Path | None = None) -> None:
             root.removeHandler(handler)
             if isinstance(handler, logging.FileHandler):
                 handler.close()
-    form = logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%Y-%m-%d %H:%M:%S")
+    form = logging.Formatter("%(asctime)s %(levelname).1s %(message)s", TIME)
     to_file: logging.Handler = MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1)
     if file is not None and distributed.is_main():
         to_file = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
@@ -62,6 +65,22 @@ def setup_logging(file: Path | None = None) -> None:
         memory.close()
     root.setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
     logging.captureWarnings(True)
+
+
+@contextmanager
+def last_words(file: Path, *, save_memory: str) -> Iterator[None]:
+    """Append the last sentence of what ends the block to a log file, from any process; stderr gets it elsewhere."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        known, name = distributed.explain(error, save_memory=save_memory), type(error).__name__
+        sentence = one_line(known)
+        if not isinstance(known, UserError) and not sentence.startswith(name):
+            sentence = f"{name}: {sentence}"
+        who = f"process {distributed.rank()}: " if distributed.world_size() > 1 else ""
+        with suppress(OSError), file.open("a", encoding="utf-8") as stream:  # full, or the folder is gone
+            stream.write(f"{time.strftime(TIME)} E {who}{sentence}\n")
+        raise
 
 
 def write_line(text: str) -> None:
@@ -126,6 +145,10 @@ class LossMeter:
                 "saved since the last checkpoint: look at these files, or lower --lr and resume with --resume auto"
             )
         self._unchecked.clear()
+
+    def is_finite(self) -> bool:
+        """Return whether all losses of this process since the last check are finite; asks no other process."""
+        return all(bool(total.isfinite()) for _, _, total, _ in self._unchecked)
 
     def read(self) -> dict[str, float]:
         """Return the means over all processes and start over; waits for the device."""

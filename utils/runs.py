@@ -8,7 +8,8 @@ import logging
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -97,8 +98,17 @@ class Records:
     writer: logs.MetricWriter
     meter: logs.LossMeter
     evaluated_at: int = -1  # step
+    saved_at: int = -1  # step of last.pth
+    whole: bool = True  # False where a step or another change of what a checkpoint holds was cut short
     told_of_slow_data: bool = False
     bar: Any = None  # tqdm's, of the steps
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Mark what a checkpoint holds as not whole, until the block has ended without an error."""
+        self.whole = False
+        yield
+        self.whole = True
 
     def show(self, plots: Sequence[Picture], step: int) -> None:
         """Write pictures to the run's folder, in the place of those before, and to TensorBoard."""
