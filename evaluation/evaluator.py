@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
@@ -28,6 +29,11 @@ from utils.errors import UserError
 from utils.pictures import Picture, comparison
 
 T = TypeVar("T")
+NOTHING_LABELLED = (
+    "{split}: no pixel of its labels has a class, so there are no scores (test labels are often withheld); evaluate "
+    "another split with --split, or write predictions for the data set's test server with predict.py"
+)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,10 @@ class Evaluator:
         for loader in loaders:
             domain, result = loader.split.domain, self.evaluate(network, loader)
             how = {"transform": loader.protocol + self.inference.resizing, "scales": self.inference.views}
-            known, is_source = findings.get(domain.name, ()), domain.name in sources
+            known, is_source = list(findings.get(domain.name, ())), domain.name in sources
+            if not result.confusion.any():
+                known.append(NOTHING_LABELLED.format(split=f"{domain.name}/{loader.split.name}"))
+                logger.warning(known[-1])
             scores = domain_scores(result, loader.split, is_source=is_source, findings=known, **how)
             rows += scores
             plots += self._plot(domain, result.frames)

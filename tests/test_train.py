@@ -253,6 +253,18 @@ def test_broken_weights_are_not_saved(straight: Path, small_camvid: Path, tmp_pa
     assert not (tmp_path / "last.pth").exists()
 
 
+def test_what_is_wrong_with_evaluated_data_stands_beside_its_scores(small_camvid: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(small_camvid, data)
+    train_image, val_image = (sorted((data / split).iterdir())[0] for split in ("train", "val"))
+    shutil.copy(train_image, val_image)
+    few = ("--method", "base", "--backbone", "mobilenet_v2", "--max_iter", "1")
+    train.main(train_arguments(data, tmp_path / "out", *few))
+    (row,) = json.loads((run_folder(tmp_path / "out") / "scores" / "scores.json").read_text())["domains"]
+    (sentence,) = row["findings"]
+    assert sentence.startswith("camvid/train and val: duplicate") and train_image.name in sentence
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_truncated_image_costs_no_step(split: str, small_camvid: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -143,6 +144,26 @@ def test_train_ids_under_the_name_of_label_ids_are_told(
     valid.main([*flags[:-2], "--no_quick_check", *flags[-2:]])
     assert not re.search(reason, caplog.text)
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["domains"][0]["findings"] == []
+
+
+def test_a_split_without_a_labelled_pixel_is_told(
+    weights: Path, small_camvid: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for split, classes in (("val", None), ("test", [255])):
+        for number in range(2):
+            write_pair(tmp_path, "cityscapes", split, number, blocks(number, (64, 64), classes=classes))
+    for split, told in (("val", 0), ("test", 1)):
+        caplog.clear()
+        more: tuple[str, ...] = ("--val_dataset", "camvid", "cityscapes", "--split", split)
+        more += ("--opts", f"DATASET.CAMVID_DIR={small_camvid}", f"DATASET.CITYSCAPES_DIR={tmp_path}")
+        content: Any = score(weights / "last.pth", small_camvid, tmp_path / split, *more)
+        sentences = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert len(sentences) == told
+        assert [row["findings"] for row in content["domains"]] == [[], sentences]
+        if told:
+            assert re.match("cityscapes/test: no pixel of its labels has a class.*--split, .*predict.py", sentences[0])
+            assert content["domains"][1]["scores"]["mean_iou"] is None
+            assert "- cityscapes/test: no pixel" in (tmp_path / split / "scores.md").read_text()
 
 
 @pytest.mark.parametrize("configuration", ["r50_isw", "r50_base"])
