@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -163,14 +162,12 @@ class TimmBackbone(BackboneBase):
         return numbers
 
     def outputs(self, images: Tensor, *, num_stages: int = 4) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        needless = self.tune == "frozen" and not images.requires_grad  # as they do for adversarial styles
-        with torch.no_grad() if needless else contextlib.nullcontext():
-            height, width = images.shape[2:]
-            images = F.pad(images, (0, -width % self.unit, 0, -height % self.unit))
-            if self.layers:
-                return self._staged(images, num_stages=num_stages)
-            is_hiera = hasattr(getattr(self.model, "model", None), "unroll")
-            maps = _hiera(self.model, images) if is_hiera else self.model(images)
+        height, width = images.shape[2:]
+        images = F.pad(images, (0, -width % self.unit, 0, -height % self.unit))
+        if self.layers:
+            return self._staged(images, num_stages=num_stages)
+        is_hiera = hasattr(getattr(self.model, "model", None), "unroll")
+        maps = _hiera(self.model, images) if is_hiera else self.model(images)
         return (maps[-4:] if self.pyramid is None else self.pyramid(maps, size=(height, width))), ()
 
     def _staged(self, images: Tensor, *, num_stages: int) -> tuple[list[Tensor], tuple[Tensor, ...]]:
