@@ -29,7 +29,7 @@ import config
 from datasets.codec import ENCODINGS, read_photo
 from datasets.labels import PALETTE
 from inference import SAVE_MEMORY, Array, Model, load
-from utils import distributed, logs, program_parser
+from utils import distributed, logs, program_parser, signals
 from utils.errors import UserError, run_entry_point
 from utils.files import make_folder, write
 from utils.parallel import cores, opencv, threaded_map
@@ -121,7 +121,7 @@ class Writer:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     device = distributed.choose_device(args.device, -1)
-    with distributed.process_group(device, save_memory=SAVE_MEMORY):
+    with signals.handled(), distributed.process_group(device, save_memory=SAVE_MEMORY):
         logs.setup_logging()
         threads = max(min(cores() // distributed.world_size(), 8), 1)
         writer = Writer(Path(args.out), tuple(dict.fromkeys(args.write)), args.opacity, threads)

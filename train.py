@@ -34,8 +34,8 @@ from optimizer import update_average
 from run import Run, build_run, check_data, evaluation_loaders, log_start, restore, whitened_splits
 from transforms.appearance import edge_target
 from transforms.style_augmentation import adversarial_style
-from utils import distributed, logs, pictures
-from utils.errors import UserError, one_line, run_entry_point
+from utils import distributed, logs, pictures, signals
+from utils.errors import Stopped, UserError, one_line, run_entry_point
 from utils.runs import Records, find_start, open_records
 
 SAVE_MEMORY = (
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = distributed.choose_device(cfg.RUN.DEVICE, cfg.RUN.LOCAL_RANK)
     torch.backends.cudnn.benchmark = not cfg.RUN.DETERMINISTIC  # one crop size: worth the search
     torch.manual_seed(cfg.RUN.SEED)  # the weights that no file gives
-    with distributed.process_group(device, cfg.RUN.DIST_URL, save_memory=SAVE_MEMORY):
+    with signals.handled(), distributed.process_group(device, cfg.RUN.DIST_URL, save_memory=SAVE_MEMORY):
         logs.setup_logging()
         splits, start = Splits(load_domains(cfg)), find_start(cfg)
         findings = check_data(cfg, splits)
@@ -65,11 +65,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         records = open_records(cfg, start, step=run.progress.step, config_yaml=yaml, repository=REPOSITORY)
         records.saved_at = run.progress.step
         last_words = logs.last_words(records.folder / "log.txt", save_memory=SAVE_MEMORY)
-        with contextlib.closing(records.writer), last_words:
+        with contextlib.closing(records.writer), last_words, signals.deferred():
             log_start(run, start)
             try:
                 fit(run, records)
-            except (Exception, KeyboardInterrupt):
+            except (Exception, Stopped):
                 save_whole(run, records)
                 raise
 
@@ -122,6 +122,7 @@ def train_epoch(run: Run, records: Records) -> None:
         if cfg.SAVE_INTERVAL and progress.step % cfg.SAVE_INTERVAL == 0:
             meter.check_finite()
             save(run, records, "last")
+        signals.check()
 
 
 def train_step(run: Run, meter: logs.LossMeter, micro_batches: Sequence[TrainingBatch]) -> Tensor | None:
@@ -218,7 +219,7 @@ def statistics_pairs(run: Run, split: Split, trial: int) -> Iterator[Tensor]:
     loader = build_statistics_loader(run.cfg, split, trial=trial, **distributed.share())
     title = f"covariances of {split.domain.name}, trial {trial + 1}/{run.cfg.WHITENING.TRIALS}"
     bar = tqdm(loader, desc=title, unit="image", leave=False, disable=not distributed.is_main())
-    for image, params in cudnn_benchmark_off(bar):
+    for image, params in cudnn_benchmark_off(signals.stoppable(bar)):
         yield run.appearance.pair(image.to(run.device), params)
 
 

@@ -25,7 +25,7 @@ from evaluation.report import describe_weights
 from loss import build_criterion
 from loss.whitening import Whitening
 from network import Segmentor
-from utils import checkpoint, distributed, logs, pictures
+from utils import checkpoint, distributed, logs, pictures, signals
 from utils.errors import UserError, run_entry_point
 from utils.files import make_folder
 
@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = config.parse(argv, program="valid")
     distributed.set_deterministic(wanted=cfg.RUN.DETERMINISTIC)
     device = distributed.choose_device(cfg.RUN.DEVICE, cfg.RUN.LOCAL_RANK)
-    with distributed.process_group(device, cfg.RUN.DIST_URL, save_memory=inference.SAVE_MEMORY):
+    group = distributed.process_group(device, cfg.RUN.DIST_URL, save_memory=inference.SAVE_MEMORY)
+    with signals.handled(), signals.deferred(), group:  # between two images: all results are written or none
         logs.setup_logging()
         report = evaluate(cfg, device)
         if distributed.is_main():

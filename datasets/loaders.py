@@ -25,7 +25,7 @@ from transforms.appearance import AppearanceParams
 from transforms.build import build_appearance_sampler, build_geometry, statistics_sampler
 from transforms.geometry import CentreSquare, NativeSize
 from utils.errors import UserError
-from utils.parallel import cores
+from utils.parallel import cores, leave_to_parent
 
 
 class TrainingBatch(NamedTuple):
@@ -57,6 +57,7 @@ def _loader(dataset: Any, *, cfg: Config, collate: Any, persistent: bool = False
         collate_fn=collate,
         pin_memory=torch.cuda.is_available() and cfg.RUN.DEVICE != "cpu",
         persistent_workers=persistent and workers > 0,
+        worker_init_fn=leave_to_parent,
         generator=torch.Generator(),  # keeps the loader from drawing its own seed from the global stream
         **order,
     )

@@ -24,7 +24,7 @@ from evaluation.protocols import Inference
 from evaluation.report import DomainScore, Evaluation, Frame, ImageCounts, domain_scores
 from network import Segmentor
 from transforms.appearance import Normalisation
-from utils import distributed
+from utils import distributed, signals
 from utils.errors import UserError
 from utils.pictures import Picture, comparison
 
@@ -108,7 +108,7 @@ class Evaluator:
         frames, training, position, dtype = list[Frame](), network.training, 0, self.autocast_dtype
         network.eval()
         bar = tqdm(total=share, desc=f"evaluate {name}", unit="image", disable=not distributed.is_main(), leave=False)
-        for group in cudnn_benchmark_off(_same_size(loader, self.batch_size)):
+        for group in cudnn_benchmark_off(signals.stoppable(_same_size(loader, self.batch_size))):
             images = torch.stack([sample.image for sample in group]).to(self.device)  # (B,3,h,w)
             labels = torch.stack([sample.label for sample in group]).to(self.device)  # (B,h,w) uint8
             with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):

@@ -3,33 +3,48 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+from typing import Any
 
 from torch.distributed import DistNetworkError
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
 from utils.distributed import port_taken
+from utils.errors import TRY_AGAIN
+from utils.parallel import SIGNALS
 
 USER_ERROR = 2  # exit code of a program that has said in one line what to fix
 
 
 def main() -> None:
-    """Run torchrun; where a process ended with code 2, exit with it instead of torchrun's traceback.
+    """Run torchrun; where a process ended with code 2 or `TRY_AGAIN`, exit with it instead of torchrun's traceback.
 
-    So does torchrun itself where its processes cannot meet.
+    So does torchrun itself where its processes cannot meet, or where a signal reached it, which it hands on to them.
     """
+    for number in SIGNALS:  # torchrun then takes those that it knows itself, which differ between versions
+        signal.signal(number, _hand_on)
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)  # a summary follows
     try:
         torchrun()
     except ChildFailedError as error:
-        if error.get_first_failure()[1].exitcode == USER_ERROR:
-            sys.exit(USER_ERROR)
+        if (code := error.get_first_failure()[1].exitcode) in (USER_ERROR, TRY_AGAIN):
+            sys.exit(code)
         raise
+    except SignalException as error:
+        sys.stderr.write(f"stopped by {error.sigval.name}\n")
+        sys.exit(TRY_AGAIN)
     except DistNetworkError as error:
         cause = port_taken(error) or f"the processes cannot meet ({error}); check PET_MASTER_ADDR and PET_MASTER_PORT"
         sys.stderr.write(f"error: {cause}\n")
         sys.exit(USER_ERROR)
+
+
+def _hand_on(number: int, _frame: Any) -> None:
+    name = signal.Signals(number)
+    raise SignalException(f"torchrun got {name.name}", sigval=name)
 
 
 if __name__ == "__main__":

@@ -84,12 +84,17 @@ def save_random(path: Path, *flags: str) -> Segmentor:
 
 
 def launch(
-    program: str, arguments: list[str], *, processes: int = 0, check: bool = True
+    program: str,
+    arguments: list[str],
+    *,
+    processes: int = 0,
+    check: bool = True,
+    launcher: str = "torch.distributed.run",
 ) -> subprocess.CompletedProcess[str]:
     """Run a program in a fresh process, or under torchrun with several."""
     command = [sys.executable]
     if processes:
-        command += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={_free_port()}"]
+        command += ["-m", launcher, f"--nproc_per_node={processes}", f"--master_port={_free_port()}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*command, str(REPOSITORY / program), *arguments],

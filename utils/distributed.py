@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from utils.errors import UserError
+from utils.errors import Stopped, UserError
 
 Result = TypeVar("Result")
 REASONS = {  # what torch says -> what it means for the user
@@ -23,6 +23,7 @@ REASONS = {  # what torch says -> what it means for the user
     "Expected more than 1 (value|spatial)": "an image, or a crop of --crop_size, is too small for this network: its "
     "strides leave one pixel to a norm, which needs two; give larger ones",
 }
+_groups: dict[str, Any] = {}  # "cpu": of gloo, beside that of nccl
 _NO_MEMORY = "out of memory|can't allocate memory|ALLOC_FAILED|bad_alloc"
 
 
@@ -94,6 +95,7 @@ def process_group(device: torch.device, dist_url: str = "env://", *, save_memory
     """Hold the process group that the launcher announced (nccl on GPUs, gloo on CPUs); none without a launcher.
 
     After an error it is left as it is: the others may be waiting in it, and the launcher ends them when this one exits.
+    Where all processes have stopped together, none leaves before the others are ready to.
     What torch raises for `REASONS` becomes a `UserError`, and a lack of memory one that ends with `save_memory`: which
     flags of this program help.
     """
@@ -103,18 +105,29 @@ def process_group(device: torch.device, dist_url: str = "env://", *, save_memory
             number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
             backend = "nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, init_method=dist_url, timeout=timeout, rank=number, world_size=count)
+            if backend == "nccl":
+                _groups["cpu"] = dist.new_group(backend="gloo", timeout=timeout)
         except (ValueError, RuntimeError) as error:
             sentence = f"--dist_url {dist_url}: the processes cannot meet there ({error}); start with torchrun"
             raise UserError(port_taken(error) or sentence) from error
     try:
         yield
+    except Stopped as stop:
+        if stop.agreed:
+            _leave()
+        raise
     except (RuntimeError, ValueError, MemoryError) as error:
         if (known := explain(error, save_memory=save_memory)) is not error:
             raise known from error
         raise
+    _leave()
+
+
+def _leave() -> None:
     if is_initialized():
         barrier()  # torch 2.6's gloo may hang for ever where one process leaves while another still receives
         dist.destroy_process_group()
+        _groups.clear()
 
 
 def port_taken(error: Exception) -> str:
@@ -157,6 +170,15 @@ def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
     return _MeanOverProcesses.apply(tensor) if world_size() > 1 else tensor  # type: ignore[no-untyped-call]
 
 
+def all_max(*values: int) -> list[int]:
+    """Return the largest of each number over the processes; over the CPUs, so that nothing waits for a GPU's work."""
+    if world_size() == 1:
+        return list(values)
+    tensor = torch.tensor(values)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=_groups.get("cpu"))
+    return [int(value) for value in tensor]
+
+
 def all_reduce_min(value: int, device: torch.device) -> int:
     if world_size() == 1:
         return value
@@ -174,7 +196,7 @@ def from_main(make: Callable[[], Result]) -> Result:
         except UserError as error:
             results = [error]
     if world_size() > 1:
-        dist.broadcast_object_list(results, src=0)
+        dist.broadcast_object_list(results, src=0, group=_groups.get("cpu"))
     if isinstance(results[0], UserError):
         raise results[0]
     return results[0]

@@ -8,9 +8,19 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
+TRY_AGAIN = 75  # exit code of a run that a signal ended (EX_TEMPFAIL): started again it goes on
+
 
 class UserError(ValueError):
     """Something that the user can fix: the message names the value, the rule and how to fix it."""
+
+
+class Stopped(BaseException):  # like KeyboardInterrupt not to be caught with errors
+    """A signal ended the program; `agreed`: all of its processes, at the same place."""
+
+    def __init__(self, signal: str, *, agreed: bool = False) -> None:
+        super().__init__(f"stopped by {signal}; start again to go on (exit code {TRY_AGAIN})")
+        self.agreed = agreed
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
@@ -32,7 +42,9 @@ def one_line(error: BaseException) -> str:
 
 
 def run_entry_point(main: Callable[[], None]) -> None:
-    """Run a program's main; a `UserError` becomes one line on stderr and exit code 2, ctrl-C becomes exit code 130.
+    """Run a program's main; a `UserError` becomes one line on stderr and exit code 2, a signal one and `TRY_AGAIN`.
+
+    Ctrl-C, where it ends the program at once, becomes exit code 130.
 
     File names may be any bytes: those that are no UTF-8 are read as Python holds them in names, and printed as escapes.
     """
@@ -45,6 +57,9 @@ def run_entry_point(main: Callable[[], None]) -> None:
     except UserError as error:
         sys.stderr.write(f"error: {one_line(error)}\n")
         sys.exit(2)
+    except Stopped as stop:
+        sys.stderr.write(f"{stop}\n")
+        sys.exit(TRY_AGAIN)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)

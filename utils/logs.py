@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils import distributed
-from utils.errors import UserError, first_few, one_line
+from utils.errors import Stopped, UserError, first_few, one_line
 from utils.files import write_text
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,10 @@ def last_words(file: Path, *, save_memory: str) -> Iterator[None]:
     """Append the last sentence of what ends the block to a log file, from any process; stderr gets it elsewhere."""
     try:
         yield
+    except Stopped as stop:
+        if not stop.agreed or distributed.is_main():
+            log.info("%s", stop)
+        raise
     except (Exception, KeyboardInterrupt) as error:
         known, name = distributed.explain(error, save_memory=save_memory), type(error).__name__
         sentence = one_line(known)

@@ -21,6 +21,8 @@ from utils.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+# That ask a run to end. SIGUSR1 and SIGUSR2 are warnings of schedulers, minutes before the end; Windows lacks them.
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 _work: Callable[[Any], Any]  # of this worker: handed over once, it may hold the list of a whole data set
 
 
@@ -100,8 +102,9 @@ def _start(work: Callable[[Any], Any]) -> None:
     _work = work
     if "torch" in sys.modules:  # its pool of threads does not survive a fork, and workers are as many as cores
         sys.modules["torch"].set_num_threads(1)
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in a shell's background, where ctrl-C is for others
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends every process of a terminal: at once, without traceback
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as in a shell's background, where ctrl-C is for others
+            signal.signal(number, signal.SIG_DFL)  # ctrl-C ends every process of a terminal: at once, no traceback
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 
@@ -115,3 +118,22 @@ def _follow_parent() -> None:
 
 def _call(item: Any) -> Any:
     return _work(item)
+
+
+def leave_to_parent(_worker: int = 0) -> None:
+    """Let a loader's worker ignore the signals that a scheduler sends to all processes of a run.
+
+    Its parent still needs it for the step that it ends, and ends it with a SIGTERM of its own, which is obeyed.
+    """
+    for number in SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_obey_parent, daemon=True).start()
+
+
+def _obey_parent() -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
