@@ -36,6 +36,7 @@ from transforms.appearance import edge_target
 from transforms.style_augmentation import adversarial_style
 from utils import distributed, logs, pictures, signals
 from utils.errors import Stopped, UserError, one_line, run_entry_point
+from utils.files import tolerated
 from utils.runs import Records, find_start, open_records
 
 SAVE_MEMORY = (
@@ -98,6 +99,7 @@ def fit(run: Run, records: Records) -> None:
     if records.evaluated_at != progress.step or (cfg.EVAL.LIMIT and not cfg.RUN.TEST_MODE):
         evaluate(run, records, all_images=not cfg.RUN.TEST_MODE, keep_best=not cfg.EVAL.LIMIT)
     save(run, records, "last")
+    records.check_saved()
     logger.info("finished at step %d; run folder %s", progress.step, records.folder)
 
 
@@ -110,7 +112,7 @@ def train_epoch(run: Run, records: Records) -> None:
         micro_batches = [next(batches) for _ in range(run.cfg.OPTIM.ACCUMULATE)]
         if progress.step == 0 and cfg.DUMP_AUGMENTATION and distributed.is_main():
             image = plot_batch(micro_batches[0], run.appearance)
-            pictures.save_png(image, records.folder / "pictures" / "first_batch.png")
+            records.save_picture(image, "first_batch.png")
         with records.changing():
             gradient_norm = train_step(run, meter, micro_batches)
             progress.step += 1
@@ -238,14 +240,17 @@ def evaluate(run: Run, records: Records, *, all_images: bool = False, keep_best:
     weights |= describe_weights(run.network, cfg, progress=asdict(progress), averaged=run.average is not None)
     report = Report(weights, rows, per_image)
     if distributed.is_main():
-        report.write(records.folder / "scores")
+        with tolerated("the table of scores"):
+            report.write(records.folder / "scores")
     logger.info("step %d\n%s", progress.step, report.to_text())
     best = selection_scores(rows, sources=sources, targets=cfg.DATASET.VAL) if keep_best else {}
     for name, value in best.items():
         if value > run.best.get(name, -1.0):  # never where it is nan
             with records.changing():  # the best score and its file
-                run.best[name] = value
+                before, run.best[name] = run.best.get(name, -1.0), value
                 save(run, records, f"best_{name}")
+                if f"best_{name}" in records.unsaved:  # it holds the score before
+                    run.best[name] = before
 
 
 def log_step(run: Run, records: Records, gradient_norm: Tensor | None) -> None:
@@ -266,15 +271,19 @@ def log_step(run: Run, records: Records, gradient_norm: Tensor | None) -> None:
 
 
 def save(run: Run, records: Records, kind: str) -> None:
-    """Write the checkpoint `kind`.pth with everything that the next step depends on; never with broken weights."""
+    """Write the checkpoint `kind`.pth with everything that the next step depends on; never with broken weights.
+
+    A disk that takes none does not end the run.
+    """
     if distributed.is_main():
-        run.save(
-            records.folder / f"{kind}.pth",
-            config=config.to_dict(run.cfg),
-            versions=records.versions,
-            world_size=distributed.world_size(),
-        )
-    if kind == "last":
+        with records.saving(kind):
+            run.save(
+                records.folder / f"{kind}.pth",
+                config=config.to_dict(run.cfg),
+                versions=records.versions,
+                world_size=distributed.world_size(),
+            )
+    if kind == "last" and kind not in records.unsaved:
         records.saved_at = run.progress.step
 
 
@@ -286,7 +295,8 @@ def save_whole(run: Run, records: Records) -> None:
     try:
         if records.whole and run.progress.step > records.saved_at and records.meter.is_finite():
             save(run, records, "last")
-            logger.info("saved step %d; continue with --resume auto", run.progress.step)
+            if "last" not in records.unsaved:
+                logger.info("saved step %d; continue with --resume auto", run.progress.step)
     except (UserError, RuntimeError) as error:  # a full disk, broken weights, a lost GPU: what ended the run counts
         logger.warning("step %d is not saved: %s", run.progress.step, one_line(error))
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -18,8 +18,8 @@ import numpy as np
 from datasets.codec import Encoding, decode_label, image_size, read_image
 from datasets.files import stamp
 from datasets.splits import Pair
-from utils.errors import UserError
-from utils.files import atomic_path, make_folder
+from utils.errors import UserError, WriteError
+from utils.files import atomic_path, make_folder, tolerated
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ class FrameCache:
     """
 
     folder: Path
+    required: bool = True  # False: where the disk is full, frames are decoded every time
 
     def read(self, path: str, encoding: Encoding | None = None) -> np.ndarray:
         """Return what `decode` does, memory-mapped, decoded and kept where missing; `UserError` over a full disk."""
@@ -55,14 +56,15 @@ class FrameCache:
         except _BROKEN as error:
             log.warning("%s: not the decoded form of %s (%s); it is made again", place, path, error)
         array = decode(path, encoding)
-        try:
-            with atomic_path(place) as temporary, temporary.open("wb") as file:
-                np.save(file, array)
-        except OSError as error:
-            raise UserError(
-                f"{place}: the decoded form of {path} ({gigabytes(array.nbytes)}) cannot be written "
-                f"({error.strerror}); make room, choose another --frame_cache, or leave it out"
-            ) from error
+        with nullcontext() if self.required else tolerated(f"the frame cache {self.folder}"):
+            try:
+                with atomic_path(place) as temporary, temporary.open("wb") as file:
+                    np.save(file, array)
+            except OSError as error:
+                raise WriteError(
+                    f"{place}: the decoded form of {path} ({gigabytes(array.nbytes)}) cannot be written "
+                    f"({error.strerror}); make room, choose another --frame_cache, or leave it out"
+                ) from error
         return array
 
     def place(self, path: str, encoding: Encoding | None = None) -> Path:

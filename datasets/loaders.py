@@ -168,7 +168,9 @@ def _add_coarse(cfg: Config, splits: Splits, pools: list[Split], sources: list[S
 
 
 def frame_cache(cfg: Config) -> FrameCache | None:
-    return FrameCache(Path(cfg.DATASET.FRAME_CACHE).expanduser().resolve()) if cfg.DATASET.FRAME_CACHE else None
+    if not cfg.DATASET.FRAME_CACHE:
+        return None
+    return FrameCache(Path(cfg.DATASET.FRAME_CACHE).expanduser().resolve(), required=False)
 
 
 @dataclass(eq=False)

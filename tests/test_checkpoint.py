@@ -124,8 +124,7 @@ def test_weights_that_do_not_fit_are_listed() -> None:
 def test_latest_is_the_newest_run(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path) is None
     for index, name in enumerate(("b", "a")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "last.pth").touch()
+        checkpoint.save(tmp_path / name / "last.pth", content())
         os.utime(tmp_path / name / "last.pth", (index, index))
     (tmp_path / "z").mkdir()  # a run that was killed before its first checkpoint
     assert checkpoint.latest(tmp_path) == tmp_path / "a" / "last.pth"

@@ -19,7 +19,8 @@ import inference
 import predict
 import train
 from tests.runs import REPOSITORY, save_random
-from utils import distributed
+from tests.test_checkpoint import content
+from utils import checkpoint, distributed
 from utils.errors import UserError
 from utils.runs import Start, check_continuation, find_start, open_folder
 
@@ -28,9 +29,9 @@ from utils.runs import Start, check_continuation, find_start, open_folder
 def run(tmp_path: Path) -> Path:
     """Folder of an earlier run with two checkpoints."""
     folder = tmp_path / "date" / "exp" / "time"
-    folder.mkdir(parents=True)
-    for name in ("last.pth", "best_source.pth", "config.yaml"):
-        (folder / name).touch()
+    for name in ("last.pth", "best_source.pth"):
+        checkpoint.save(folder / name, content())
+    (folder / "config.yaml").touch()
     return folder
 
 

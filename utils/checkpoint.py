@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,13 +19,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from utils.errors import UserError, first_few
-from utils.files import write
+from utils.files import sync_folder, write
 
 log = logging.getLogger(__name__)
 
 SCHEMA = 2  # 1: network.weights.upgrade_checkpoint turns it into 2
 PARTS = ("network", "average", "criterion", "optimizer", "scheduler", "scaler")  # of a run, with a state each
 KEYS = frozenset((*PARTS, "schema", "kind", "progress", "best", "config", "versions", "world_size"))
+LAST, PREVIOUS = "last.pth", "previous.pth"  # of a run
 CONVERTED, EXPORTED = "converted", "exported"  # kinds of checkpoints that hold weights alone
 _FACTS = ("kind", "progress", "config", "versions")  # JSON in the metadata of safetensors files
 _LATER: dict[str, Any] = {"average": {}}  # what older checkpoints lack
@@ -38,6 +40,8 @@ _NUMPY_SCALARS += [np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float3
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint under its final name in one step: a killed or full-disk write leaves the old file as it was.
 
+    It is read back before; the `last.pth` that was there becomes `previous.pth`.
+
     Args:
         content: every entry of `KEYS` but `schema`, `average` where there is one; tensors and plain containers only.
     """
@@ -49,8 +53,23 @@ def save(path: Path, content: dict[str, Any]) -> None:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
+        check_sums(temporary)
+        if path.name == LAST and path.exists():
+            path.replace(path.with_name(PREVIOUS))
 
     write(path, save_synced, what="the checkpoint")
+    sync_folder(path.parent)
+
+
+def check_sums(path: Path) -> None:
+    """Raise `OSError` where a checkpoint's bytes are not those of its checksums: torch writes them, and reads on."""
+    try:
+        with zipfile.ZipFile(path) as parts:
+            damaged = parts.testzip()
+    except zipfile.BadZipFile as error:
+        raise OSError(f"it is damaged: {error}") from error
+    if damaged:
+        raise OSError(f"it is damaged: the checksum of {damaged} is another")
 
 
 def save_weights(path: Path, content: Mapping[str, Any], *, metadata: Mapping[str, str]) -> None:
@@ -96,6 +115,8 @@ def read(path: str | Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             content: Any = _load_safetensors(path)
         else:
+            if zipfile.is_zipfile(path):  # published files are older than torch's format of today
+                check_sums(path)
             with torch.serialization.safe_globals(_NUMPY_SCALARS):
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what torch raises over a damaged file depends on where it is damaged
@@ -154,8 +175,21 @@ def misfits(error: Exception, *, path: str | Path) -> str:
 
 
 def latest(folder: Path) -> Path | None:
-    """Return the newest `last.pth` of the run folders below `folder`, None where there is none."""
-    return max(folder.glob("*/last.pth"), key=lambda path: (path.stat().st_mtime_ns, path), default=None)
+    """Return the newest whole `last.pth` or `previous.pth` of the run folders below `folder`, None where there is none.
+
+    A damaged one is passed over with a warning. Of one run `last.pth` comes first, whatever the clock says.
+    """
+    times = dict[Path, int]()
+    for path in (path for name in (LAST, PREVIOUS) for path in folder.glob(f"*/{name}")):
+        times[path.parent] = max(path.stat().st_mtime_ns, times.get(path.parent, 0))
+    runs = sorted(times, key=lambda run: (times[run], run), reverse=True)
+    for path in (path for run in runs for name in (LAST, PREVIOUS) if (path := run / name).exists()):
+        try:
+            read_checkpoint(path)
+            return path
+        except UserError as error:
+            log.warning("%s; the checkpoint before it is taken", error)
+    return None
 
 
 @dataclass

@@ -15,6 +15,10 @@ class UserError(ValueError):
     """Something that the user can fix: the message names the value, the rule and how to fix it."""
 
 
+class WriteError(UserError):
+    """A file cannot be written; what was there stays."""
+
+
 class Stopped(BaseException):  # like KeyboardInterrupt not to be caught with errors
     """A signal ended the program; `agreed`: all of its processes, at the same place."""
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from utils.errors import UserError
+from utils.errors import UserError, WriteError, one_line
+
+log = logging.getLogger(__name__)
+_failing = set[str]()
 
 
 def make_folder(folder: Path) -> None:
@@ -20,7 +24,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: the folder cannot be made ({error.strerror}); choose another one") from error
+        raise WriteError(f"{folder}: the folder cannot be made ({error.strerror}); choose another one") from error
 
 
 @contextmanager
@@ -39,7 +43,7 @@ def write(path: Path, save: Callable[[Path], object], *, what: str = "the file")
     """Let `save` write a file that appears under its final name in one step, making its folder.
 
     Raises:
-        UserError: the file cannot be written; what was there stays.
+        WriteError: the file cannot be written; what was there stays.
     """
     make_folder(path.parent)
     try:
@@ -47,7 +51,33 @@ def write(path: Path, save: Callable[[Path], object], *, what: str = "the file")
             save(temporary)
     except (OSError, RuntimeError) as error:  # torch raises the second over a full disk
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: {what} cannot be written ({reason}); free space or choose another folder") from error
+        raise WriteError(f"{path}: {what} cannot be written ({reason}); free space or choose another folder") from error
+
+
+@contextmanager
+def tolerated(what: str) -> Iterator[None]:
+    """Let a record of a run fail to be written without ending it; the log says so once, and when it works again."""
+    try:
+        yield
+    except (OSError, WriteError) as error:
+        if what not in _failing:
+            _failing.add(what)
+            reason = one_line(error)
+            log.warning("%s cannot be written (%s); the run goes on without, and tries again", what, reason)
+    else:
+        if what in _failing:
+            _failing.remove(what)
+            log.info("%s can be written again", what)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names of a folder's files are on the disk; some network disks cannot say so."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from utils import distributed
 from utils.errors import Stopped, UserError, first_few, one_line
-from utils.files import write_text
+from utils.files import tolerated, write_text
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,18 @@ class _BarHandler(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
+class _FileHandler(logging.FileHandler):
+    """Says once that its file cannot be written; what it did not write stays in its buffer for the next try."""
+
+    failing = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 logging's name
+        if not self.failing:
+            reason = sys.exc_info()[1]
+            tqdm.write(f"warning: {self.baseFilename} cannot be written ({reason}); the run goes on", file=sys.stderr)
+        self.failing = True
+
+
 def setup_logging(file: Path | None = None) -> None:
     """Send the log to stderr and, where given, append it to a file; processes other than rank 0 only report errors.
 
@@ -56,7 +68,7 @@ def setup_logging(file: Path | None = None) -> None:
     form = logging.Formatter("%(asctime)s %(levelname).1s %(message)s", TIME)
     to_file: logging.Handler = MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1)
     if file is not None and distributed.is_main():
-        to_file = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
+        to_file = _FileHandler(file, encoding="utf-8", errors="backslashreplace")
     for handler in (_BarHandler(), to_file):
         handler.setFormatter(form)
         root.addHandler(handler)
@@ -175,6 +187,11 @@ class MetricWriter:
 
         self._history, write = history, distributed.is_main()
         self._writer: Any = SummaryWriter(str(event_folder), purge_step=first_step + 1, write_to_disk=write)
+        self._waiting = ""  # lines that could not be written yet
+        if write:  # its thread would end with a full disk, and then every call wait for it
+            events = self._writer.file_writer.event_writer._ev_writer
+            for name in ("write_event", "flush", "close"):
+                setattr(events, name, tolerated("the events for TensorBoard")(getattr(events, name)))
         self.close = self._writer.close  # flushes too
         if write:
             kept = [line for line in read_history(history) if line["step"] <= first_step]
@@ -185,9 +202,14 @@ class MetricWriter:
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, step)
         if distributed.is_main():
-            with self._history.open("a", encoding="utf-8") as file:
-                finite = {tag: value for tag, value in values.items() if math.isfinite(value)}
-                file.write(json.dumps({"step": step, **finite}) + "\n")
+            finite = {tag: value for tag, value in values.items() if math.isfinite(value)}
+            self._waiting += json.dumps({"step": step, **finite}) + "\n"
+            with tolerated(str(self._history)):
+                with self._history.open("a", encoding="utf-8") as file:
+                    file.write(self._waiting)
+                self._waiting = ""
+            if self._waiting[:1] not in ("", "\n"):
+                self._waiting = f"\n{self._waiting}"  # behind what was written of a line
 
     def picture(self, tag: str, image: Any, step: int) -> None:
         self._writer.add_image(tag, image, step, dataformats="HWC")

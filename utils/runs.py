@@ -10,13 +10,13 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from utils import checkpoint, distributed, logs
-from utils.errors import UserError
-from utils.files import make_folder, write_text
+from utils.errors import UserError, WriteError
+from utils.files import make_folder, tolerated, write_text
 from utils.options import flatten
 from utils.pictures import Picture, save_png
 
@@ -52,7 +52,7 @@ def find_start(cfg: Config) -> Start:
             if not file.is_file():
                 raise UserError(f"--resume {file}: there is no such file")
             # an older checkpoint, or one outside of a run, is resumed in a new folder, so that nothing is overwritten
-            in_run = file.name == "last.pth" and (file.parent / "config.yaml").is_file()
+            in_run = file.name in (checkpoint.LAST, checkpoint.PREVIOUS) and (file.parent / "config.yaml").is_file()
             return Start(file, file.parent if in_run else None)
         return Start(Path(cfg.RUN.SNAPSHOT)) if cfg.RUN.RESTORE_OPTIMIZER and cfg.RUN.SNAPSHOT else Start()
 
@@ -100,6 +100,7 @@ class Records:
     evaluated_at: int = -1  # step
     saved_at: int = -1  # step of last.pth
     whole: bool = True  # False where a step or another change of what a checkpoint holds was cut short
+    unsaved: dict[str, str] = field(default_factory=dict)  # kind of checkpoint -> why it could not be written
     told_of_slow_data: bool = False
     bar: Any = None  # tqdm's, of the steps
 
@@ -113,8 +114,33 @@ class Records:
     def show(self, plots: Sequence[Picture], step: int) -> None:
         """Write pictures to the run's folder, in the place of those before, and to TensorBoard."""
         for tag, file, image in plots:
-            save_png(image, self.folder / "pictures" / file)
+            self.save_picture(image, file)
             self.writer.picture(tag, image, step)
+
+    def save_picture(self, image: Any, file: str) -> None:
+        with tolerated("a picture"):
+            save_png(image, self.folder / "pictures" / file)
+
+    @contextmanager
+    def saving(self, kind: str) -> Iterator[None]:
+        """Let a checkpoint fail to be written, which `check_saved` tells at the end unless it was written later."""
+        try:
+            yield
+        except WriteError as error:
+            self.unsaved[kind] = str(error)
+            logger.error("%s; the run goes on from what it has in memory, and tries again", error)
+        else:
+            if self.unsaved.pop(kind, ""):
+                logger.info("%s.pth can be written again", kind)
+
+    def check_saved(self) -> None:
+        """Raise `UserError` on every process where a checkpoint of the run could not be written to the end."""
+
+        def check() -> None:
+            if self.unsaved:
+                raise UserError(f"trained to the end, but not all is saved: {'; '.join(self.unsaved.values())}")
+
+        distributed.from_main(check)
 
 
 def open_records(cfg: Config, start: Start, *, step: int, config_yaml: str, repository: Path) -> Records:
