@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from typing import Any
@@ -24,6 +25,7 @@ def main() -> None:
 
     So does torchrun itself where its processes cannot meet, or where a signal reached it, which it hands on to them.
     """
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")  # s, for a step and its checkpoint; torch's are 30
     for number in SIGNALS:  # torchrun then takes those that it knows itself, which differ between versions
         signal.signal(number, _hand_on)
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)  # a summary follows

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from utils import launchers
 from utils.errors import Stopped, UserError
 
 Result = TypeVar("Result")
@@ -51,10 +52,14 @@ def is_main() -> bool:
 def choose_device(name: str, local_rank: int) -> torch.device:
     """Return the device of this process, or raise `UserError`; the launcher's LOCAL_RANK outranks `local_rank`.
 
+    Without either, processes that know their rank alone take the GPUs of a node in turn.
+
     `name` is auto, cpu or cuda.
     """
-    index = int(os.environ.get("LOCAL_RANK", max(local_rank, 0)))
+    launchers.adopt(os.environ)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    in_turn = int(os.environ.get("RANK", "0")) % max(count, 1)
+    index = int(os.environ.get("LOCAL_RANK", local_rank if local_rank >= 0 else in_turn))
     if name == "cuda" and not count:
         raise UserError("--device cuda: no GPU is visible (CUDA_VISIBLE_DEVICES, nvidia-smi); or use --device cpu")
     if name == "cpu" or not count:

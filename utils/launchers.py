@@ -1,0 +1,50 @@
+"""What launchers other than torchrun tell a process, in torchrun's variables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import MutableMapping
+
+from utils.errors import UserError
+
+# SLURM's are those of srun's step: in a batch script itself the job's are set too, for one process alone.
+NAMES = {
+    "RANK": ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK"),
+    "WORLD_SIZE": ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"),
+    "LOCAL_RANK": ("SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK"),
+}
+PORTS = 20000  # the first of 10,000 that jobs choose from by their number
+
+
+def adopt(environment: MutableMapping[str, str]) -> None:
+    """Set torchrun's variables for a process that srun or mpirun started with others; those that are set stay.
+
+    Raises:
+        UserError: a variable of a launcher is missing or no number.
+    """
+    if "RANK" not in environment and "WORLD_SIZE" not in environment:
+        for launcher in zip(*NAMES.values(), strict=True):
+            if environment.get(launcher[1], "1") != "1":
+                found = {name: environment.get(other) for name, other in zip(NAMES, launcher, strict=True)}
+                environment.update({name: value for name, value in found.items() if value is not None})
+                _meet(environment)
+                break
+    numbers = [environment.get(name) for name in ("RANK", "WORLD_SIZE")]
+    if numbers == [None, None]:
+        return
+    if not all(number and number.isdecimal() for number in numbers) or int(numbers[0] or 0) >= int(numbers[1] or 0):
+        raise UserError(
+            f"RANK is {numbers[0]} and WORLD_SIZE {numbers[1]}: set both, to the number of this process from 0 and to "
+            "how many there are, or start with torchrun"
+        )
+
+
+def _meet(environment: MutableMapping[str, str]) -> None:
+    """Choose where the processes meet: on the first node of a SLURM step, or on this machine."""
+    job, here = environment.get("SLURM_JOB_ID", "0"), environment.get("OMPI_COMM_WORLD_LOCAL_SIZE")
+    nodes = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", ""))
+    if first := re.match(r"([^\[,]+)(?:\[(\d+))?", nodes):  # node[07-09,12] begins with node07
+        environment.setdefault("MASTER_ADDR", "".join(filter(None, first.groups())))
+    elif here == environment["WORLD_SIZE"]:
+        environment.setdefault("MASTER_ADDR", "127.0.0.1")
+    environment.setdefault("MASTER_PORT", str(PORTS + int(job) % 10_000))
