@@ -226,6 +226,8 @@ class Run(Section):
     LOCAL_RANK: int = option(-1, "--local_rank", "Set by old launchers; overridden by torchrun's variables.", low=-1,
         aliases=("--local-rank",))
     DIST_URL: str = shared("env://", "--dist_url", "Rendezvous URL of the process group.")
+    DIST_TIMEOUT: int = shared(7200, "--dist_timeout",
+        "Seconds that a process waits for the others before it ends; the first one may scan a whole data set.", low=1)
     DETERMINISTIC: bool = shared(False, "--deterministic", "Use deterministic operations where there are any.")
     DUMP_AUGMENTATION: bool = option(False, "--dump_augmentation_images", "Plot the first training batch.")
 

@@ -37,7 +37,7 @@ from transforms.style_augmentation import adversarial_style
 from utils import distributed, logs, pictures, signals
 from utils.errors import Stopped, UserError, one_line, run_entry_point
 from utils.files import tolerated
-from utils.runs import Records, find_start, open_records
+from utils.runs import Records, check_processes, find_start, open_records
 
 SAVE_MEMORY = (
     "lower --bs_mult (and raise --accumulate) or --crop_size, or use --grad_checkpoint or --fp16; in an evaluation, "
@@ -55,8 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = distributed.choose_device(cfg.RUN.DEVICE, cfg.RUN.LOCAL_RANK)
     torch.backends.cudnn.benchmark = not cfg.RUN.DETERMINISTIC  # one crop size: worth the search
     torch.manual_seed(cfg.RUN.SEED)  # the weights that no file gives
-    with signals.handled(), distributed.process_group(device, cfg.RUN.DIST_URL, save_memory=SAVE_MEMORY):
+    limits = {"save_memory": SAVE_MEMORY, "timeout": cfg.RUN.DIST_TIMEOUT}
+    with signals.handled(), distributed.process_group(device, cfg.RUN.DIST_URL, **limits):
         logs.setup_logging()
+        check_processes(cfg, REPOSITORY)
         splits, start = Splits(load_domains(cfg)), find_start(cfg)
         findings = check_data(cfg, splits)
         run = build_run(cfg, splits, device=device, start=start)
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         records = open_records(cfg, start, step=run.progress.step, config_yaml=yaml, repository=REPOSITORY)
         records.saved_at = run.progress.step
         last_words = logs.last_words(records.folder / "log.txt", save_memory=SAVE_MEMORY)
-        with contextlib.closing(records.writer), last_words, signals.deferred():
+        with records.held, last_words, signals.deferred():
             log_start(run, start)
             try:
                 fit(run, records)

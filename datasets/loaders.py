@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from datasets.splits import Split, Splits
 from transforms.appearance import AppearanceParams
 from transforms.build import build_appearance_sampler, build_geometry, statistics_sampler
 from transforms.geometry import CentreSquare, NativeSize
+from utils.distributed import check_same
 from utils.errors import UserError
 from utils.parallel import cores, leave_to_parent
 
@@ -105,6 +107,7 @@ def build_training_loader(cfg: Config, splits: Splits, *, jitter: str, rank: int
     pools = [splits.open(name, training_split(cfg, name)) for name in names]
     if len(set(names)) < len(names):
         raise UserError("--dataset: name one or several source data sets, each once")
+    check_same({f"{pool.domain.name}/{pool.name}": _sizes(pool) for pool in pools})
     sources = [Source(len(pool.pairs), _centroids(cfg, pool)) for pool in pools]
     if data.COARSE_BOOST_CLASSES:
         _add_coarse(cfg, splits, pools, sources)
@@ -130,6 +133,13 @@ def build_training_loader(cfg: Config, splits: Splits, *, jitter: str, rank: int
     ]
     text = f"training images: {'; '.join(filter(None, parts))}"
     return TrainingLoader(batches, loader, text, cached=cache is not None)
+
+
+def _sizes(split: Split) -> str:
+    """Return what tells a copy of the data on another node: the sizes of 64 of its files, as a hash."""
+    files = [path for pair in split.pairs[:: -(-len(split.pairs) // 32)] for path in (pair.image, pair.label)]
+    sizes = [os.path.getsize(path) if os.path.exists(path) else -1 for path in files]
+    return f"files of sizes {hashlib.sha256(repr(sizes).encode()).hexdigest()[:8]}"
 
 
 def _centroids(cfg: Config, split: Split) -> np.ndarray:

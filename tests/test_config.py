@@ -28,12 +28,12 @@ FLAGS = """
 --accumulate --advstyle --arch --attention_pixels --average --backbone --backbone_lr --batch_weighting --bblur
 --bs_mult --bs_mult_val --cache --cache_dir --centroid_cache --city_mode --ckpt --class_uniform_pct
 --class_uniform_tile --clip_grad_norm --cls_wt_loss --clusters --coarse_boost_classes --color_aug --config
---cov_stat_epoch --covstat_val_dataset --crop_nopad --crop_size --dataset --date --deterministic --device --dist_url
---domains --dump_augmentation_images --dynamic --ema_decay --eval_protocol --exp --fda --flip --fp16 --frame_cache
---freeze_bn --gblur --grad_checkpoint --help --image_in --image_uniform_sampling --img_wt_loss --jitter
---jointwtborder --label_smoothing --layer_decay --layout_confidence --local-rank --local_rank --log_interval
---lora_rank --lr --lr_schedule --max_cu_epoch --max_epoch --max_iter --mean --method --mixstyle --momentum
---more_metrics --no_norm_decay --no_quick_check --no_syncbn --no_val_source --num_workers --ohem_min_kept
+--cov_stat_epoch --covstat_val_dataset --crop_nopad --crop_size --dataset --date --deterministic --device
+--dist_timeout --dist_url --domains --dump_augmentation_images --dynamic --ema_decay --eval_protocol --exp --fda
+--flip --fp16 --frame_cache --freeze_bn --gblur --grad_checkpoint --help --image_in --image_uniform_sampling
+--img_wt_loss --jitter --jointwtborder --label_smoothing --layer_decay --layout_confidence --local-rank --local_rank
+--log_interval --lora_rank --lr --lr_schedule --max_cu_epoch --max_epoch --max_iter --mean --method --mixstyle
+--momentum --more_metrics --no_norm_decay --no_quick_check --no_syncbn --no_val_source --num_workers --ohem_min_kept
 --ohem_thresh --optimizer --opts --out --output_stride --per_image --pictures --poly_exp --pre_size --pretrained
 --quick_check --randaugment --randconv --randconv_repeats --rein_tokens --relax_denom --repoly --rescale
 --restore_optimizer --resume --rlx_off_iter --rrotate --save_interval --scale_max --scale_min --scales --seed --sgd
@@ -70,8 +70,8 @@ KEYS = {  # checkpoints and files of older versions hold them
         SOURCE STRIDE VISUALIZE WINDOW
     """,
     "RUN": """
-        CKPT DATE DETERMINISTIC DEVICE DIST_URL DUMP_AUGMENTATION EXP LOCAL_RANK LOG_INTERVAL RESTORE_OPTIMIZER RESUME
-        SAVE_INTERVAL SEED SNAPSHOT TB_PATH TB_TAG TEST_MODE
+        CKPT DATE DETERMINISTIC DEVICE DIST_TIMEOUT DIST_URL DUMP_AUGMENTATION EXP LOCAL_RANK LOG_INTERVAL
+        RESTORE_OPTIMIZER RESUME SAVE_INTERVAL SEED SNAPSHOT TB_PATH TB_TAG TEST_MODE
     """,
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -14,11 +14,15 @@ import torch.distributed as dist
 from torch import nn
 
 from utils import launchers
-from utils.errors import Stopped, UserError
+from utils.errors import Stopped, UserError, first_few
 
 Result = TypeVar("Result")
 REASONS = {  # what torch says -> what it means for the user
-    "gloo.*by peer": "another process of this run has ended; it says why",
+    "gloo.*(by peer|reset)|Broken pipe|failed to recv": "another process of this run has ended; it says why",
+    "(?s)gloo.*Timed out|Watchdog caught collective operation timeout": "another process of this run has not answered "
+    "within --dist_timeout; its own log says where it is, or it hangs",
+    "Bus error|shared memory": "the memory that loader processes share (/dev/shm) is full: give more of it (docker "
+    "--shm-size 8g; Kubernetes: a volume emptyDir of medium Memory at /dev/shm), or --num_workers 0",
     "^DataLoader worker": "a loader process was killed, most likely for want of memory: lower --num_workers (0 for "
     "none); a training resumes with --resume auto",
     "Expected more than 1 (value|spatial)": "an image, or a crop of --crop_size, is too small for this network: its "
@@ -96,22 +100,24 @@ def explain(error: BaseException, *, save_memory: str) -> BaseException:
 
 
 @contextmanager
-def process_group(device: torch.device, dist_url: str = "env://", *, save_memory: str) -> Iterator[None]:
+def process_group(
+    device: torch.device, dist_url: str = "env://", *, save_memory: str, timeout: float = 7200
+) -> Iterator[None]:
     """Hold the process group that the launcher announced (nccl on GPUs, gloo on CPUs); none without a launcher.
 
     After an error it is left as it is: the others may be waiting in it, and the launcher ends them when this one exits.
     Where all processes have stopped together, none leaves before the others are ready to.
     What torch raises for `REASONS` becomes a `UserError`, and a lack of memory one that ends with `save_memory`: which
-    flags of this program help.
+    flags of this program help. A process waits for the others at most `timeout` seconds.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not is_initialized():
-        timeout = datetime.timedelta(hours=2)  # rank 0 may scan a whole data set before the first step
+        limit = datetime.timedelta(seconds=timeout)
         try:
             number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
             backend = "nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, init_method=dist_url, timeout=timeout, rank=number, world_size=count)
+            dist.init_process_group(backend, init_method=dist_url, timeout=limit, rank=number, world_size=count)
             if backend == "nccl":
-                _groups["cpu"] = dist.new_group(backend="gloo", timeout=timeout)
+                _groups["cpu"] = dist.new_group(backend="gloo", timeout=limit)
         except (ValueError, RuntimeError) as error:
             sentence = f"--dist_url {dist_url}: the processes cannot meet there ({error}); start with torchrun"
             raise UserError(port_taken(error) or sentence) from error
@@ -205,6 +211,22 @@ def from_main(make: Callable[[], Result]) -> Result:
     if isinstance(results[0], UserError):
         raise results[0]
     return results[0]
+
+
+def check_same(facts: Mapping[str, str]) -> None:
+    """Raise `UserError` on every process where one of them has other facts (by name) than rank 0, or knows others."""
+    gathered: list[Any] = [dict(facts)]
+    if world_size() > 1:
+        gathered = [None] * world_size()
+        dist.all_gather_object(gathered, dict(facts), group=_groups.get("cpu"))
+    for number, other in enumerate(gathered):
+        differing = sorted({name for name, _ in gathered[0].items() ^ other.items()})
+        if differing:
+            pairs = [f"{name}: {other.get(name)} instead of {gathered[0].get(name)}" for name in differing]
+            raise UserError(
+                f"process {number} runs with another {first_few(pairs)} than process 0; start all processes with the "
+                "same flags, code and data"
+            )
 
 
 def broadcast_buffers(module: nn.Module) -> None:

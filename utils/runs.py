@@ -5,17 +5,19 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import os
+import platform
 import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from utils import checkpoint, distributed, logs
-from utils.errors import UserError, WriteError
+from utils.errors import UserError, WriteError, one_line
 from utils.files import make_folder, tolerated, write_text
 from utils.options import flatten
 from utils.pictures import Picture, save_png
@@ -72,11 +74,34 @@ def open_folder(cfg: Config, start: Start) -> Path:
             folder = start.folder or _new_folder(_root(cfg))
         except OSError as error:
             raise UserError(f"--ckpt {cfg.RUN.CKPT}: the run folder cannot be made ({error.strerror})") from error
-        for file in folder.glob(".*.tmp"):  # what a kill in the middle of a save left behind
-            file.unlink(missing_ok=True)
         return folder
 
     return distributed.from_main(make)
+
+
+def hold(folder: Path, held: ExitStack) -> None:
+    """Keep other runs out of a folder until `held` is left, and remove what a kill in the middle of a save left there.
+
+    The system frees the folder of a process that dies. Where a disk knows no locks, a warning says so.
+
+    Raises:
+        UserError: another run writes there.
+    """
+    from filelock import FileLock, Timeout
+
+    owner = folder / ".owner"
+    try:
+        held.enter_context(FileLock(folder / ".lock", timeout=0))
+        owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        for file in folder.glob(".*.tmp"):
+            file.unlink(missing_ok=True)
+    except Timeout as error:
+        name = owner.read_text(encoding="utf-8") if owner.exists() else "it has not said which"
+        raise UserError(
+            f"{folder}: another run writes there ({name}); wait for its end, or start a new run with another --exp"
+        ) from error
+    except (OSError, NotImplementedError) as error:
+        logger.warning("%s: cannot be locked (%s); start no second run there", folder, one_line(error))
 
 
 def _new_folder(root: Path, number: int = 1) -> Path:
@@ -103,6 +128,7 @@ class Records:
     unsaved: dict[str, str] = field(default_factory=dict)  # kind of checkpoint -> why it could not be written
     told_of_slow_data: bool = False
     bar: Any = None  # tqdm's, of the steps
+    held: ExitStack = field(default_factory=ExitStack)  # closes all and frees the folder
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -148,7 +174,8 @@ def open_records(cfg: Config, start: Start, *, step: int, config_yaml: str, repo
 
     A resumed run adds files named by its first step and leaves those of the start as they are.
     """
-    folder = open_folder(cfg, start)
+    folder, held = open_folder(cfg, start), ExitStack()
+    distributed.from_main(lambda: hold(folder, held))
     logs.setup_logging(folder / "log.txt")
     logger.info("run folder %s", folder)
     versions = logs.versions(repository)
@@ -159,7 +186,16 @@ def open_records(cfg: Config, start: Start, *, step: int, config_yaml: str, repo
         write_text(folder / f"versions{mark}.json", json.dumps(versions, indent=1) + "\n")
     events = Path(cfg.RUN.TB_PATH) / cfg.RUN.DATE / cfg.RUN.EXP / folder.name / f"tb{cfg.RUN.TB_TAG}"
     writer = logs.MetricWriter(events, folder / "history.jsonl", first_step=step)
-    return Records(folder, versions, writer, logs.LossMeter())
+    held.callback(writer.close)
+    return Records(folder, versions, writer, logs.LossMeter(), held=held)
+
+
+def check_processes(cfg: Config, repository: Path) -> None:
+    """Raise `UserError` on every process where they run with different flags, code or packages."""
+    if distributed.world_size() > 1:
+        versions = logs.versions(repository)
+        facts = {name: versions[name] for name in ("git", "python", "torch")}
+        distributed.check_same({key: str(value) for key, value in flatten(cfg) if key != "RUN.LOCAL_RANK"} | facts)
 
 
 def check_continuation(

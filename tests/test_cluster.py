@@ -1,0 +1,147 @@
+"""Processes and runs that get in each other's way: each ends with a sentence, none waits for ever."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+import train
+from tests.runs import REPOSITORY, _free_port, run_folder, train_arguments
+from utils import distributed
+from utils.errors import UserError
+from utils.runs import hold
+
+TOGETHER = """
+import os, signal, sys, time
+from utils import distributed, errors
+def main():
+    with distributed.process_group(distributed.choose_device("cpu", -1), save_memory="", timeout=5):
+        distributed.all_max(0)
+        number = distributed.rank()
+        {code}
+errors.run_entry_point(main)
+"""
+
+
+def run_two(code: str) -> list[subprocess.CompletedProcess[str]]:
+    """Run two processes of a group, each of which may take a minute."""
+    port, running = str(_free_port()), []
+    for rank in "01":
+        group = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        command = [sys.executable, "-c", TOGETHER.format(code=code)]
+        running.append(
+            subprocess.Popen(
+                command, cwd=REPOSITORY, env={**os.environ, **group, "OMP_NUM_THREADS": "1"}, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
+        )  # fmt: skip
+    done = []
+    for process in running:
+        try:
+            out, err = process.communicate(timeout=90)
+        finally:
+            process.kill()
+        done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    return done
+
+
+def test_the_others_of_a_process_that_died_end_with_a_sentence() -> None:
+    alone, dead = run_two("os.kill(os.getpid(), signal.SIGKILL) if number else distributed.all_max(1)")
+    assert dead.returncode == -9
+    assert alone.returncode == 2 and "another process of this run has ended" in alone.stderr, alone.stderr
+
+
+def test_a_collective_that_hangs_ends_with_a_sentence() -> None:
+    alone, hanging = run_two("time.sleep(20) if number else distributed.all_max(1)")
+    assert alone.returncode == 2 and "within --dist_timeout" in alone.stderr, alone.stderr
+    assert hanging.returncode in (1, 2)
+
+
+def test_processes_with_other_flags_or_code_are_told_on_all_of_them() -> None:
+    for done in run_two("distributed.check_same({'OPTIM.LR': str(number), 'git': 'abc'})"):
+        sentence = "error: process 1 runs with another OPTIM.LR: 1 instead of 0 than process 0; start all processes"
+        assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(sentence), done.stderr
+
+
+def test_a_process_of_a_run_with_another_seed_ends_it(small_camvid: Path, tmp_path: Path) -> None:
+    program = tmp_path / "other.py"
+    program.write_text(
+        f"import os, sys; sys.path.insert(0, {str(REPOSITORY)!r}); sys.argv += ['--seed', os.environ['RANK']]\n"
+        "import train; from utils.errors import run_entry_point; run_entry_point(train.main)"
+    )
+    flags = train_arguments(small_camvid, tmp_path / "out", "--method", "base", "--backbone", "mobilenet_v2")
+    command = [sys.executable, "-m", "scripts.launch", "--nproc_per_node=2", f"--master_port={_free_port()}"]
+    done = subprocess.run(
+        [*command, str(program), *flags], cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2 and not (tmp_path / "out").exists(), done.stderr
+    assert done.stderr.count("error: process 1 runs with another RUN.SEED: 1 instead of 0") == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "DataLoader worker (pid(s) 7) exited unexpectedly: Bus error. It is possible that dataloader's workers are out",
+        "unable to allocate shared memory(shm) for file </torch_7>: Resource temporarily unavailable (11)",
+    ],
+)
+def test_a_lack_of_shared_memory_is_one_sentence(words: str) -> None:
+    known = distributed.explain(RuntimeError(words), save_memory="")
+    assert isinstance(known, UserError) and "--shm-size" in str(known) and "--num_workers 0" in str(known)
+
+
+def test_a_folder_has_one_run_at_a_time(small_camvid: Path, tmp_path: Path) -> None:
+    flags = train_arguments(small_camvid, tmp_path, "--method", "base", "--backbone", "mobilenet_v2", "--max_iter", "1")
+    train.main(flags)
+    folder = run_folder(tmp_path)
+    before = (folder / "last.pth").stat().st_mtime_ns
+    (folder / ".last.pth.1.ff.tmp").touch()  # of the save of the other run
+    with ExitStack() as other:
+        hold(folder, other)
+        (folder / ".last.pth.1.ff.tmp").touch()
+        sentence = rf"{folder}: another run writes there \(process {os.getpid()} on .+\); wait for its end"
+        with pytest.raises(UserError, match=sentence):
+            train.main([*flags, "--resume", "auto", "--max_iter", "2"])
+        assert (folder / ".last.pth.1.ff.tmp").exists() and (folder / "last.pth").stat().st_mtime_ns == before
+    train.main([*flags, "--resume", "auto", "--max_iter", "2"])
+    assert (folder / "last.pth").stat().st_mtime_ns > before and not list(folder.glob(".*.tmp"))
+
+
+def test_the_folder_of_a_dead_process_is_free(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from contextlib import ExitStack; from pathlib import Path; from utils.runs import hold\n"
+        "hold(Path(sys.argv[1]), ExitStack()); print('held', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY, text=True, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:  # fmt: skip
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with ExitStack() as held, pytest.raises(UserError, match=re.escape(f"process {other.pid} on")):
+            hold(tmp_path, held)
+        other.kill()
+        other.wait(timeout=20)
+    with ExitStack() as held:
+        hold(tmp_path, held)
+
+
+def test_a_disk_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import filelock
+
+    def no_lock(*_: object, **__: object) -> contextlib.AbstractContextManager[None]:
+        raise NotImplementedError("no flock here")
+
+    monkeypatch.setattr(filelock, "FileLock", no_lock)
+    with ExitStack() as held:
+        hold(tmp_path, held)
+    assert "cannot be locked (no flock here)" in caplog.text
