@@ -34,6 +34,7 @@ ALLOWED = {  # part of the project -> what of the project it may import besides 
 }
 LAZY = {
     "cv2",
+    "gradio",
     "kmeans1d",
     "matplotlib",
     "onnx",
@@ -137,11 +138,11 @@ def test_every_option_has_a_reader_and_every_reader_an_option() -> None:
 
 
 def test_third_party_packages_are_required_with_lower_bounds() -> None:
-    wanted = requirements("requirements.txt")
+    wanted = requirements("requirements.txt") | requirements("requirements-app.txt")
     files = [*FILES, *(ROOT / "benchmarks").glob("*.py")]
     used = {name.partition(".")[0] for path in files for name in imports(path)} - set(sys.stdlib_module_names)
     used = {DISTRIBUTION.get(name, name) for name in used - OWN - {"benchmarks"}}
-    assert used == set(wanted), "imported, but not in requirements.txt, or the other way round"
+    assert used == set(wanted), "imported, but not in requirements*.txt, or the other way round"
     development = requirements("requirements-dev.txt")
     assert {"pytest", "ruff", "mypy", "hypothesis"} <= set(development) and not set(development) & set(wanted)
 
