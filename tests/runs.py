@@ -94,7 +94,7 @@ def launch(
     """Run a program in a fresh process, or under torchrun with several."""
     command = [sys.executable]
     if processes:
-        command += ["-m", launcher, f"--nproc_per_node={processes}", f"--master_port={_free_port()}"]
+        command += ["-m", launcher, f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*command, str(REPOSITORY / program), *arguments],
@@ -104,7 +104,8 @@ def launch(
     return done
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody listens at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
