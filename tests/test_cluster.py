@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import train
-from tests.runs import REPOSITORY, _free_port, run_folder, train_arguments
+from tests.runs import REPOSITORY, free_port, run_folder, train_arguments
 from utils import distributed
 from utils.errors import UserError
 from utils.runs import hold
@@ -32,7 +32,7 @@ errors.run_entry_point(main)
 
 def run_two(code: str) -> list[subprocess.CompletedProcess[str]]:
     """Run two processes of a group, each of which may take a minute."""
-    port, running = str(_free_port()), []
+    port, running = str(free_port()), []
     for rank in "01":
         group = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         command = [sys.executable, "-c", TOGETHER.format(code=code)]
@@ -77,7 +77,7 @@ def test_a_process_of_a_run_with_another_seed_ends_it(small_camvid: Path, tmp_pa
         "import train; from utils.errors import run_entry_point; run_entry_point(train.main)"
     )
     flags = train_arguments(small_camvid, tmp_path / "out", "--method", "base", "--backbone", "mobilenet_v2")
-    command = [sys.executable, "-m", "scripts.launch", "--nproc_per_node=2", f"--master_port={_free_port()}"]
+    command = [sys.executable, "-m", "scripts.launch", "--nproc_per_node=2", f"--master_port={free_port()}"]
     done = subprocess.run(
         [*command, str(program), *flags], cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, check=False, timeout=120,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.runs import REPOSITORY, _free_port
+from tests.runs import REPOSITORY, free_port
 from utils import distributed, launchers
 from utils.errors import UserError
 
@@ -80,7 +80,7 @@ def test_processes_of_mpirun_and_srun_meet() -> None:
     named: dict[str, Any] = {"cwd": REPOSITORY, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     for launcher in range(2):
         rank, size, local = (names[launcher] for names in launchers.NAMES.values())
-        port, running = str(_free_port()), []
+        port, running = str(free_port()), []
         for number in "01":
             own = {rank: number, size: "2", local: number, "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "MASTER_PORT": port}
             own |= {"SLURM_STEP_NODELIST": "localhost"} if launcher == 0 else {}
