@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from config import Config
-from network import METHODS, build_network, method_for, resolve_method
+from network import ARCHITECTURES, METHODS, Architecture, build_network, method_for, resolve_method
 from network.backbones import PARTS, Backbone
 from network.deeplab import Segmentor
 from network.methods import DEFAULT_METHOD, Head
+from network.methods import PARTS as DIIA_PARTS
 from utils import checkpoint
 from utils.errors import UserError, first_few
 
@@ -166,6 +169,61 @@ def _backbone_name(name: str, backbone: Backbone) -> str | None:
     layers = backbone.blocks[PARTS[int(block[2])]]
     layer = layers[int(block[3])] if int(block[3]) < len(layers) else block[1]  # of another backbone: will not fit
     return f"backbone.{backbone.replaced.get(layer, layer)}.{block[4]}"
+
+
+# Backbones that RobustNet ("plain") and DIIA run; of their other architectures none gets through a forward pass.
+_ORIGINALS = {
+    "plain": ("resnet18", "resnet50", "resnet101_deep", "mobilenet_v2", "shufflenet_v2"),
+    "diia": ("resnet50", "resnet101_deep"),
+}
+
+
+def published_arch(network: Segmentor) -> str:
+    """Return the --arch under which RobustNet or DIIA has this network, or raise `UserError` where neither has it."""
+    backbone, method = network.backbone, network.method
+    architecture = Architecture(backbone.spec, backbone.output_stride)
+    whole = method.head != "diia" or method.parts == DIIA_PARTS
+    names = [name for name, row in ARCHITECTURES.items() if row == architecture]
+    if not names or not whole or backbone.spec.name not in _ORIGINALS.get(method.head, ()):
+        raise UserError(
+            f"--format published: neither RobustNet nor DIIA has the method {method.name} on {architecture}; "
+            "use --format safetensors or hub"
+        )
+    return names[0]
+
+
+def published_state(network: Segmentor) -> dict[str, Any]:
+    """Return the entries of a network that `published_arch` knows, under RobustNet's or DIIA's names.
+
+    The batch norms of ShuffleNetV2 that a site has taken the place of, which the original keeps but never uses, are new
+    ones.
+    """
+    backbone, state = network.backbone, network.state_dict()
+    assert isinstance(backbone, Backbone)
+    places = {ours: theirs for theirs, ours in _head_modules(network.method.head).items() if ours}  # module -> module
+    for number, part in enumerate(PARTS):
+        layers = backbone.blocks[part]
+        places |= {f"backbone.{layer}": f"layer{number}.{index}" for index, layer in enumerate(layers)}
+        places[f"backbone.sites.{part}"] = f"layer{number}.{len(layers) - 1}.instance_norm_layer"
+    if backbone.spec.name == "shufflenet_v2":
+        places |= {f"backbone.conv1.{index}": f"layer0.layer.0.{index}" for index in range(2)}
+        places |= {f"backbone.conv5.{index}": f"layer4.layer.{index}" for index in range(2)}
+        places |= {
+            f"backbone.sites.{part}": f"layer{i}.instance_norm_layer" for i, part in ((0, "stem"), (4, "stage4"))
+        }
+        for site, norm in (("stem", "conv1.1"), ("stage4", "conv5.1")):
+            if norm in backbone.replaced:
+                entries = nn.BatchNorm2d(backbone.channels[PARTS.index(site)]).state_dict()
+                state |= {f"backbone.{norm}.{leaf}": value for leaf, value in entries.items()}
+    else:  # in a ResNet's stem the site has the name of the batch norm
+        places |= {f"backbone.{site}": places[f"backbone.{norm}"] for norm, site in backbone.replaced.items()}
+    published = dict[str, Any]()
+    for name, value in state.items():
+        module = name.rpartition(".")[0]
+        while module not in places:
+            module = module.rpartition(".")[0]
+        published[f"{places[module]}{name.removeprefix(module)}".removeprefix(".")] = value
+    return published
 
 
 # Names of a backbone's entries in checkpoints of schema 1 -> RobustNet's.

@@ -12,7 +12,8 @@ import torch
 import config
 import train
 import valid
-from network.weights import build_published
+from network import build_network
+from network.weights import build_published, published_arch, published_state
 from scripts import convert_weights as convert
 from tests import reference
 from tests.runs import run_folder, train_arguments
@@ -51,6 +52,38 @@ def test_every_published_file_fits_the_network_of_its_flags(
     content["state_dict"] |= {dropped: value, "module.layer9.odd": value}
     with torch.device("meta"), pytest.raises(UserError, match=r"published\.pth: 1 names are not .*layer9\.odd"):
         build_published(cfg, content, path="published.pth")
+
+
+@pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
+@pytest.mark.parametrize("key", ALL)
+def test_names_and_shapes_are_published_as_the_originals_have_them(key: str, test_data: Path) -> None:
+    wanted = reference.shapes(test_data, key)
+    arch, codes = reference.DIIA.get(key, ("", None))
+    cfg = reference.make_cfg(METHOD="diia", WT_LAYER=codes, ARCH=arch) if arch else reference.robustnet(key[3:])
+    with torch.device("meta"):
+        network = build_network(cfg)
+    assert published_arch(network) == cfg.NETWORK.ARCH
+    assert {name: list(value.shape) for name, value in published_state(network).items()} == wanted
+
+
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [
+        ("--backbone timm/test_vit --method base --output_stride 16", "base on timm/test_vit"),
+        ("--backbone resnet18 --output_stride 32 --method linear", "linear on ResNet-18, output stride 32"),
+        ("--backbone resnet50 --method diia-no-edge", "diia-no-edge on ResNet-50"),
+        ("--backbone resnet50 --method diia-coarse", "diia-coarse on ResNet-50"),
+        ("--backbone resnet18 --output_stride 32 --method diia", "diia on ResNet-18"),
+        ("--backbone resnet18 --output_stride 16 --method base", "base on ResNet-18, output stride 16"),
+        ("--backbone mnasnet_05 --method base", "base on MNASNet 0.5"),
+    ],
+)
+def test_what_the_originals_do_not_have_is_not_published(flags: str, what: str) -> None:
+    with torch.device("meta"):
+        network = build_network(config.parse(flags.split(), program="train"))
+    message = f"--format published: neither RobustNet nor DIIA has the method {what}.*; use --format safetensors or hub"
+    with pytest.raises(UserError, match=message):
+        published_arch(network)
 
 
 @pytest.mark.parametrize("key", ["r50_isw", "rn/r101os8_isw", "rn/r50_sw", "rn/mobile_ibn", "rn/shuffle_isw"])
