@@ -125,7 +125,8 @@ class Augmentation(Section):
         "Mean of the images' channels, 0..1; default: that of the backbone's weights, else ImageNet's.", lengths=(3, 3),
         low=0, high=1)
     STD: list[float] | None = option(None, "--std", "Their deviation, likewise.", lengths=(3, 3), above=0, high=1)
-    IMAGE_IN: bool = option(False, "--image_in", "Normalise every image by its own mean and deviation.")
+    IMAGE_IN: bool = option(False, "--image_in",
+        "Normalise every image by its own mean and deviation, not by --mean and --std.")
     FDA: float = option(0.0, "--fda",
         "FDA: largest frequency, in cycles per pixel, whose amplitude a process's images mix.", low=0, high=0.5)
     RANDAUGMENT: int = option(0, "--randaugment",

@@ -28,6 +28,7 @@ from network import Segmentor
 from utils import checkpoint, distributed, logs, pictures, signals
 from utils.errors import UserError, run_entry_point
 from utils.files import make_folder
+from utils.hub import beside
 
 logger = logging.getLogger("valid")
 
@@ -100,8 +101,8 @@ def load_whitening(saved: Config, network: Segmentor, content: dict[str, Any], *
 
 def result_folder(cfg: Config) -> Path:
     """Return --out, by default a folder beside the weight file named after it and the split."""
-    weights = Path(cfg.RUN.SNAPSHOT)
-    return Path(cfg.EVAL.OUT) if cfg.EVAL.OUT else weights.with_name(f"scores_{weights.stem}_{cfg.DATASET.SPLIT}")
+    weights = cfg.RUN.SNAPSHOT
+    return Path(cfg.EVAL.OUT or beside(weights, f"scores_{Path(weights).stem}_{cfg.DATASET.SPLIT}"))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import pickle
 from collections.abc import Callable, Mapping
 from functools import partial
 from http.client import HTTPException
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +19,7 @@ from network.timm_weights import timm_weights
 from network.weights import backbone_entries, own_weights, unwrap_state
 from utils import checkpoint, distributed
 from utils.errors import UserError
+from utils.hub import local_path
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -31,10 +31,10 @@ def load_pretrained(network: Segmentor, source: str) -> None:
     Args:
         network: its backbone is changed in place.
         source: `none`; `torchvision` or `timm` (downloaded once); `auto`, which is timm for its own networks and
-            torchvision for the others; or a file (.pth, .pt, .safetensors). Of the published backbones it has the names
-            of torchvision, of timm's ResNets and MobileNetV2, of MIT CSAIL's ResNets with three stem convolutions or
-            of tonylins' MobileNetV2; of timm's networks whatever timm reads. It may hold them below `backbone.`, as a
-            checkpoint of train.py does.
+            torchvision for the others; or whatever utils.checkpoint reads (.pth, .pt, .safetensors, folder, hf://). Of
+            the published backbones it has the names of torchvision, of timm's ResNets and MobileNetV2, of MIT CSAIL's
+            ResNets with three stem convolutions or of tonylins' MobileNetV2; of timm's networks whatever timm reads. It
+            may hold them below `backbone.`, as a checkpoint of train.py does.
 
     Raises:
         UserError: no download, an unreadable file, or names and shapes that do not fit.
@@ -47,9 +47,10 @@ def load_pretrained(network: Segmentor, source: str) -> None:
         source = "timm" if isinstance(backbone, TimmBackbone) else "torchvision"
     origin = f"--pretrained {source}"
     if source not in ("torchvision", "timm"):
-        if not Path(source).is_file():
+        if not local_path(source).exists():
             raise _no_weights(origin, backbone.spec, "there is no such file")
         content = checkpoint.read(source)
+        _check_adapters(content, backbone.tune, origin=origin)
         state = backbone_entries(
             own_weights(content, network) if checkpoint.is_ours(content) else unwrap_state(content)
         )
@@ -64,6 +65,17 @@ def load_pretrained(network: Segmentor, source: str) -> None:
         state = _of_backbone(torchvision_names(state), backbone, origin=origin)
     checkpoint.load_strictly(backbone, _wrapped(state, backbone), path=origin)
     log.info("backbone: pretrained weights from %s", source)
+
+
+def _check_adapters(content: dict[str, Any], tune: str, *, origin: str) -> None:
+    """Raise `UserError` at a checkpoint with adapters that a network fine-tuned otherwise has no place for."""
+    adapters = content.get("config", {}).get("NETWORK", {}).get("TUNE") if checkpoint.is_ours(content) else None
+    ways = {"lora": "merge them by python -m scripts.export FILE --format safetensors", "rein": "they cannot be merged"}
+    if adapters in ways and adapters != tune:
+        raise UserError(
+            f"{origin}: its backbone has the adapters of --tune {adapters}, this run has --tune {tune}; "
+            f"{ways[adapters]}, give what they were trained on, or --tune {adapters}"
+        )
 
 
 def _wrapped(state: Mapping[str, Tensor], backbone: BackboneBase) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from utils import checkpoint
 from utils.errors import UserError, first_few
+from utils.hub import quick_to_give_up
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def timm_weights(create: Callable[..., nn.Module], *, name: str, origin: str, **
 
     way_out = f"give the weights of {name} by --pretrained FILE, or use --pretrained none"
     try:
-        with _noted_loads() as loads:
+        with contextlib.nullcontext() if overlay else quick_to_give_up(), _noted_loads() as loads:
             model = create(pretrained=True, pretrained_cfg_overlay=overlay)
     except UserError:
         raise
@@ -66,8 +67,8 @@ def timm_weights(create: Callable[..., nn.Module], *, name: str, origin: str, **
 def _noted_loads() -> Iterator[list[tuple[nn.Module, Any]]]:
     """Collect the modules that load a state, with what was missing and unexpected: timm only logs it."""
     loads: list[tuple[nn.Module, Any]] = []
-    load, chatty = nn.Module.load_state_dict, [logging.getLogger(name) for name in ("timm.models", "httpx2", "httpx")]
-    levels = [log.level for log in chatty]
+    load, chatty = nn.Module.load_state_dict, logging.getLogger("timm.models")
+    level = chatty.level
 
     def load_and_note(module: nn.Module, *args: Any, **options: Any) -> Any:
         keys = load(module, *args, **options)
@@ -75,11 +76,9 @@ def _noted_loads() -> Iterator[list[tuple[nn.Module, Any]]]:
         return keys
 
     nn.Module.load_state_dict = load_and_note  # type: ignore[assignment, method-assign]
-    for log in chatty:
-        log.setLevel(logging.ERROR)
+    chatty.setLevel(logging.ERROR)
     try:
         yield loads
     finally:
         nn.Module.load_state_dict = load  # type: ignore[assignment, method-assign]
-        for log, level in zip(chatty, levels, strict=True):
-            log.setLevel(level)
+        chatty.setLevel(level)

@@ -150,7 +150,8 @@ def test_what_is_no_image_is_told(tmp_path: Path, image: object) -> None:
 def test_weights_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("hello")
     for path, message in (
-        (tmp_path, "there is no such weight file"),
+        (tmp_path / "none", "none: there is no such weight file"),
+        (tmp_path, "a folder without config.json and model.safetensors is none of weights; give a weight file, or"),
         (tmp_path / "text.pth", "not a readable weight file"),
     ):
         with pytest.raises(UserError, match=message):

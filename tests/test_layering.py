@@ -35,6 +35,7 @@ ALLOWED = {  # part of the project -> what of the project it may import besides 
 LAZY = {
     "cv2",
     "gradio",
+    "huggingface_hub",
     "kmeans1d",
     "matplotlib",
     "onnx",

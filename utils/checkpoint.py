@@ -19,7 +19,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from utils.errors import UserError, first_few
-from utils.files import sync_folder, write
+from utils.files import sync_folder, write, write_text
+from utils.hub import CONFIG_FILE, WEIGHTS_FILE, local_path
 
 log = logging.getLogger(__name__)
 
@@ -90,35 +91,65 @@ def save_weights(path: Path, content: Mapping[str, Any], *, metadata: Mapping[st
     write(path, lambda temporary: temporary.write_bytes(data), what="the weights")
 
 
-def _load_safetensors(path: Path) -> dict[str, Any]:
+def save_folder(folder: Path, content: Mapping[str, Any], *, metadata: Mapping[str, str], card: str) -> None:
+    """Write a folder as a hub has it: what `save_weights` writes, its facts as JSON, and the text of a model card."""
+    save_weights(folder / WEIGHTS_FILE, content, metadata=metadata)
+    facts = {**metadata, "schema": SCHEMA, **{name: content[name] for name in _FACTS}}
+    write_text(folder / CONFIG_FILE, json.dumps(facts, indent=1) + "\n")
+    write_text(folder / "README.md", card)
+
+
+def _load_safetensors(path: Path, *, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the tensors of a file, as a checkpoint with `facts` or those of its metadata, where there are any."""
     from safetensors import safe_open  # slow to import
 
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 no mapping
-    if not {"schema", *_FACTS} <= metadata.keys():  # of others
-        return tensors
-    facts = {name: json.loads(metadata[name]) for name in _FACTS}
+    if facts is None:
+        if not {"schema", *_FACTS} <= metadata.keys():  # of others
+            return tensors
+        facts = {name: json.loads(metadata[name]) for name in ("schema", *_FACTS)}
     empty: dict[str, Any] = {part: {} for part in (*PARTS, "best")}
-    return {**empty, **facts, "schema": int(metadata["schema"]), "network": tensors, "world_size": 1}
+    return {**empty, **{name: facts[name] for name in ("schema", *_FACTS)}, "network": tensors, "world_size": 1}
+
+
+def _load_folder(folder: Path, *, name: str | Path) -> dict[str, Any]:
+    """Return what `save_folder` wrote; raise `UserError` at any other folder, which the message calls `name`."""
+    hint = "give a weight file, or a folder that python -m scripts.export --format hub wrote"
+    if missing := [file for file in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / file).is_file()]:
+        raise UserError(f"{name}: a folder without {' and '.join(missing)} is none of weights; {hint}")
+    try:
+        facts = json.loads((folder / CONFIG_FILE).read_bytes())
+    except ValueError as error:
+        raise UserError(f"{name}: its {CONFIG_FILE} is no JSON ({error}); {hint}") from error
+    if absent := sorted({"schema", *_FACTS} - (facts.keys() if isinstance(facts, dict) else set())):
+        raise UserError(f"{name}: its {CONFIG_FILE} is of another program, {', '.join(absent)} missing; {hint}")
+    return _load_safetensors(folder / WEIGHTS_FILE, facts=facts)
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """Read a weight file of ours, which must be whole, or of others onto the CPU without running code from it.
+    """Read weights of ours, which must be whole, or of others onto the CPU without running code from them.
 
-    Raises `UserError` at a file that is missing or holds anything but tensors and plain values.
+    They are a file, a folder of `save_folder`, or such a one on a hub (utils.hub).
+
+    Raises `UserError` where they are missing or hold anything but tensors and plain values.
     """
-    path = Path(path)
-    if not path.is_file():
+    found = local_path(path)
+    if not (found.is_file() or found.is_dir()):
         raise UserError(f"{path}: there is no such weight file")
     try:
-        if path.suffix == ".safetensors":
-            content: Any = _load_safetensors(path)
+        if found.is_dir():
+            content: Any = _load_folder(found, name=path)
+        elif found.suffix == ".safetensors":
+            content = _load_safetensors(found)
         else:
-            if zipfile.is_zipfile(path):  # published files are older than torch's format of today
-                check_sums(path)
+            if zipfile.is_zipfile(found):  # published files are older than torch's format of today
+                check_sums(found)
             with torch.serialization.safe_globals(_NUMPY_SCALARS):
-                content = torch.load(path, map_location="cpu", weights_only=True)
+                content = torch.load(found, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except Exception as error:  # what torch raises over a damaged file depends on where it is damaged
         reason = re.sub(r"\x1b\[\d*m", "", str(error)).split("\n")[0].split(". ")[0] or type(error).__name__
         if blocked := re.search(r"GLOBAL ([\w.]+)", str(error)):
