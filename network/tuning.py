@@ -62,10 +62,9 @@ def merge_lora(model: nn.Module) -> None:
 
 
 def unwrap_lora(model: nn.Module) -> None:
-    """Merge the updates and put the plain layers in the place of peft's, so that parameters have their own names."""
+    """Put the plain layers in the place of peft's, whose updates are merged: parameters get their own names."""
     from peft.tuners.tuners_utils import BaseTunerLayer  # slow to import
 
-    merge_lora(model)
     for name, layer in list(model.named_modules()):
         if isinstance(layer, BaseTunerLayer):
             model.set_submodule(name, layer.get_base_layer())

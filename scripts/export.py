@@ -1,4 +1,4 @@
-"""`python -m scripts.export WEIGHTS --format onnx|pt2|safetensors`: a network in one file for other programs."""
+"""`python -m scripts.export WEIGHTS --format onnx|pt2|safetensors|published|hub`: a network for other programs."""
 
 from __future__ import annotations
 
@@ -6,104 +6,70 @@ import argparse
 import importlib.metadata
 import json
 import logging
+import shlex
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import config
 from config import Config
 from datasets.codec import read_image
-from datasets.labels import CLASS_NAMES, PALETTE
 from evaluation.metrics import argmax_classes
-from evaluation.report import describe_weights
-from network import Segmentor, build_network
+from inference import load_network
+from network import Segmentor
 from network.tuning import unwrap_lora
-from network.weights import load_weights
-from transforms.appearance import Normalisation
+from network.weights import published_arch
+from scripts.graphs import Deployed, reason_of, save, trace
+from scripts.weight_files import describe, halved, write_weights
 from transforms.build import build_normalisation
-from utils import checkpoint, logs, program_parser, version
+from utils import checkpoint, logs, program_parser
 from utils.errors import UserError, run_entry_point
 from utils.files import make_folder, write_text
+from utils.hub import beside
 
-PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "pt2": (), "safetensors": ("safetensors",)}
+GRAPHS = ("onnx", "pt2")  # formats that hold more than weights
+ENDINGS = {
+    "onnx": ".onnx",
+    "pt2": ".pt2",
+    "safetensors": ".safetensors",
+    "published": "_published.pth",
+    "hub": "_hub",
+}
+PACKAGES = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "pt2": (),
+    "published": (),
+    **dict.fromkeys(("safetensors", "hub"), ("safetensors",)),
+}
 LEAST_EQUAL = 0.9999  # share of labels; sums in another order move single pixels at borders
+LEAST_EQUAL_HALF = 0.99  # rounding to 11 bits moves more of them
 ONNX_TORCH = (2, 9)  # older exporters fail on these networks
 LARGEST_ONNX = 2**31 - 2**20  # bytes of weights: protobuf holds less than 2 GiB
 RunFile = Callable[[Tensor], tuple[Tensor, Tensor]]  # images -> labels (N,H,W) uint8, logits (N,C,H,W)
 
 
-class Deployed(nn.Module):
-    """What a file holds: images (N, 3, H, W) to labels (N, H, W) uint8 or logits (N, classes, H, W).
+def load(path: str, *words: str) -> tuple[Segmentor, Config, dict[str, Any]]:
+    """Return the network of a checkpoint, ready to predict, LoRA merged; its config and its content.
 
-    Attributes:
-        normalisation: of uint8 images, None where they are normalised already.
+    `words` are the flags of valid.py that name the network of published weights.
     """
-
-    constants: Tensor  # (2,3,1,1)
-
-    def __init__(self, network: Segmentor, *, normalisation: Normalisation | None, gives_logits: bool) -> None:
-        super().__init__()
-        self.network, self.normalisation, self.gives_logits = network, normalisation, gives_logits
-        if normalisation is not None:
-            constants = torch.tensor((normalisation.mean, normalisation.std)).mul(255)[..., None, None]
-            self.register_buffer("constants", constants, persistent=False)
-
-    def logits(self, images: Tensor) -> Tensor:
-        if self.normalisation is not None:  # its own arithmetic, without its cache, which tracing would fill
-            images, (mean, std) = images.float(), self.constants
-            if self.normalisation.per_image:
-                mean, std = images.mean(dim=(2, 3), keepdim=True), images.std(dim=(2, 3), keepdim=True) + 255e-5
-            images = (images - mean) / std
-        return self.network.predict(images)
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits = self.logits(images)
-        return logits if self.gives_logits else logits.argmax(1).to(torch.uint8)
-
-
-def load(path: str) -> tuple[Segmentor, Config, dict[str, Any]]:
-    """Return the network of a checkpoint, ready to predict, LoRA merged; its config and its content."""
     content = checkpoint.read(path)
-    if not checkpoint.is_ours(content):
+    if not (checkpoint.is_ours(content) or words):
         raise UserError(f"{path}: holds no config; turn it into a checkpoint first: python -m scripts.convert_weights")
-    saved = config.from_dict(content["config"], source=path)
-    network = build_network(saved)
-    load_weights(network, content, path=path)
+    network, saved = load_network(config.parse(["--snapshot", path, *words], program="valid"), content)
     network.backbone.checkpoint_blocks(wanted=False)
     if saved.NETWORK.TUNE == "lora":
         unwrap_lora(network)
         saved.NETWORK.TUNE = network.backbone.tune = "full"
         saved.NETWORK.LORA_RANK = config.KEYS["NETWORK.LORA_RANK"].default  # another one needs --tune lora
     return network.eval().requires_grad_(False), saved, content
-
-
-def describe(network: Segmentor, saved: Config, content: dict[str, Any], args: argparse.Namespace) -> dict[str, str]:
-    """Return what a file says of itself, texts or JSON."""
-    about = describe_weights(network, saved, progress=content["progress"], averaged=bool(content["average"]))
-    if content["kind"] == checkpoint.CONVERTED:  # published weights do not say how they were trained
-        about["source"] = ""
-    normalisation = build_normalisation(saved)
-    moments = {name: json.dumps(getattr(normalisation, name)) for name in ("mean", "std")}
-    if normalisation.per_image:
-        moments = dict.fromkeys(moments, "of each image")
-    return {
-        "classes": json.dumps(CLASS_NAMES),
-        "colours": json.dumps(PALETTE.tolist()),
-        **{name: str(about[name]) for name in ("method", "source", "network")},
-        "protocol": "native size, one scale, no flip, one image per batch",
-        "input": f"{'normalised float32' if args.float else 'uint8'} RGB (N, 3, H, W)",
-        "output": "logits (N, classes, H, W)" if args.logits else "train ids (N, H, W) uint8",
-        **moments,
-        "project": f"DIIA {version()}",
-    }
 
 
 def read_frames(files: Sequence[str], *, size: tuple[int, int], dynamic: bool) -> list[Tensor]:
@@ -123,40 +89,6 @@ def read_frames(files: Sequence[str], *, size: tuple[int, int], dynamic: bool) -
     if dynamic:
         batches.append(torch.cat([scale(image, [side * 3 // 4 for side in size]) for image in (images * 2)[:2]]))
     return batches
-
-
-def _reason(error: BaseException, args: argparse.Namespace) -> str:
-    while error.__cause__ is not None:  # where ONNX's exporter wraps it
-        error = error.__cause__
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"({reason}); " + ("leave out --dynamic" if args.dynamic else "use --format safetensors")
-
-
-def trace(deployed: Deployed, example: Tensor, args: argparse.Namespace) -> Any:
-    """Return the exported program of torch or ONNX; sizes that are free are named in the latter."""
-    axes = {0: "batch", 2: "height", 3: "width"}
-    images = torch.cat([example, example]) if args.dynamic else example  # a batch of one would stay one
-    free = (dict.fromkeys(axes, torch.export.Dim.DYNAMIC) if args.dynamic else None,)
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's and onnxscript's own code
-            program = torch.export.export(deployed, (images,), dynamic_shapes=free, strict=False)  # as from 2.7 on
-            if args.format == "pt2":
-                return program
-            names: Any = {"input_names": ["images"], "output_names": ["logits" if args.logits else "labels"]}
-            names |= {"dynamic_shapes": (axes,)} if args.dynamic else {}
-            return torch.onnx.export(program, dynamo=True, verbose=False, **names)
-    except Exception as error:  # torch has many for what it cannot trace
-        raise UserError(f"--format {args.format}: torch cannot trace this network {_reason(error, args)}") from error
-
-
-def save(program: Any, path: Path, *, metadata: dict[str, str]) -> None:
-    """Write what `trace` gave with the texts of `describe`; in pt2 they are the extra file metadata.json."""
-    if isinstance(program, torch.export.ExportedProgram):
-        torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata, indent=1)})
-    else:
-        program.model.metadata_props.update(metadata)
-        program.save(path, external_data=False)
 
 
 def open_onnx(path: Path, *, gives_logits: bool) -> RunFile:
@@ -198,9 +130,10 @@ def open_pt2(path: Path, *, gives_logits: bool) -> RunFile:
     return run
 
 
-def open_safetensors(path: Path, *, gives_logits: bool) -> RunFile:
-    """Return a function that runs the network of a safetensors file."""
-    network, saved, _ = load(str(path))
+def open_weights(path: Path, *, gives_logits: bool) -> RunFile:
+    """Return a function that runs the network of a file or folder of weights; published ones say their flags."""
+    words = shlex.split(checkpoint.read(path)["command"])[2:] if path.is_file() and path.suffix == ".pth" else []
+    network, saved, _ = load(str(path), *words)
     deployed = Deployed(network, normalisation=build_normalisation(saved), gives_logits=gives_logits)
 
     def run(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,7 +143,11 @@ def open_safetensors(path: Path, *, gives_logits: bool) -> RunFile:
     return run
 
 
-OPEN: dict[str, Callable[..., RunFile]] = {"onnx": open_onnx, "pt2": open_pt2, "safetensors": open_safetensors}
+OPEN: dict[str, Callable[..., RunFile]] = {
+    "onnx": open_onnx,
+    "pt2": open_pt2,
+    **dict.fromkeys(("safetensors", "published", "hub"), open_weights),
+}
 
 
 @torch.no_grad()
@@ -235,22 +172,24 @@ def compare(deployed: Deployed, run_file: RunFile, batches: Sequence[Tensor]) ->
 
 def export(args: argparse.Namespace) -> dict[str, Any]:
     """Write the file and what comparing it gave, or raise `UserError` and leave nothing; return the latter."""
-    out = Path(args.out or Path(args.weights).with_suffix(f".{args.format}"))
-    if out.suffix != f".{args.format}":
-        raise UserError(f"--out {out}: a file of --format {args.format} ends in .{args.format}")
+    out = Path(args.out or beside(args.weights, Path(args.weights).stem + ENDINGS[args.format]))
+    if out.suffix != (suffix := Path(f"x{ENDINGS[args.format]}").suffix) and suffix:
+        raise UserError(f"--out {out}: a file of --format {args.format} ends in {suffix}")
     if out.exists() and not args.overwrite:
-        raise UserError(f"{out}: exists already; name another file by --out or add --overwrite")
+        raise UserError(f"{out}: exists already; name another one by --out or add --overwrite")
     network, saved, content = load(args.weights)
     if args.format == "onnx" and (size := sum(value.nbytes for value in network.state_dict().values())) > LARGEST_ONNX:
         raise UserError(
             f"--format onnx: one file holds 2 GiB, the weights are {size / 2**30:.1f} GiB; use --format pt2"
         )
-    metadata = describe(network, saved, content, args)
-    normalise = build_normalisation(saved)
-    deployed = Deployed(network, normalisation=None if args.float else normalise, gives_logits=args.logits)
+    if args.format == "published":
+        published_arch(network)
+    metadata, normalise = describe(network, saved, content, args), build_normalisation(saved)
+    view = {"normalisation": None if args.float else normalise, "gives_logits": args.logits}
     batches = read_frames(args.frames, size=args.size, dynamic=args.dynamic)
     batches = [normalise(images) for images in batches] if args.float else batches
-    program = None if args.format == "safetensors" else trace(deployed, batches[0], args)
+    source, dtype = (halved(network), torch.float16) if args.half else (network, torch.float32)
+    program = trace(Deployed(source, **view, dtype=dtype), batches[0], args) if args.format in GRAPHS else None
     make_folder(out.parent)
     try:
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
@@ -258,18 +197,22 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
             if program is not None:
                 save(program, path, metadata=metadata)
             else:
-                kind = checkpoint.CONVERTED if content["kind"] == checkpoint.CONVERTED else checkpoint.EXPORTED
-                state = {"kind": kind, "config": config.to_dict(saved), "network": network.state_dict()}
-                checkpoint.save_weights(path, {**content, **state}, metadata=metadata)
+                write_weights(path, source, saved, content, args, metadata=metadata)
             try:
-                compared = compare(deployed, OPEN[args.format](path, gives_logits=args.logits), batches)
+                compared = compare(
+                    Deployed(network, **view), OPEN[args.format](path, gives_logits=args.logits), batches
+                )
             except Exception as error:  # onnxruntime and torch have many
-                raise UserError(f"--format {args.format}: the file does not run {_reason(error, args)}") from error
+                raise UserError(f"--format {args.format}: the file does not run {reason_of(error, args)}") from error
             report = {"file": out.name, "weights": args.weights, **compared}
             report |= {"frames": args.frames or "smooth noise", "metadata": metadata}
             report["versions"] = {name: importlib.metadata.version(name) for name in ("torch", *PACKAGES[args.format])}
             write_text(facts, json.dumps(report, indent=1) + "\n")
-            for written in (path, facts):
+            if path.is_dir() and out.is_dir():  # what else is in it stays
+                for written in path.iterdir():
+                    written.replace(out / written.name)
+                path = facts
+            for written in {path, facts}:
                 written.replace(out.with_name(written.name))
     except (OSError, RuntimeError) as error:
         raise UserError(f"{out}: cannot be written ({error}); free space or choose another folder") from error
@@ -281,8 +224,10 @@ def check(args: argparse.Namespace) -> None:
     if min(args.size) < 32:
         raise UserError(f"--size {args.size[0]} {args.size[1]}: height and width are at least 32 pixels")
     unused = [f"--{name}" for name in ("dynamic", "float", "logits") if getattr(args, name)]
-    if args.format == "safetensors" and unused:
-        raise UserError(f"{', '.join(unused)}: safetensors holds weights and no graph; leave it out")
+    if args.format not in GRAPHS and unused:
+        raise UserError(f"{', '.join(unused)}: --format {args.format} holds weights and no graph; leave it out")
+    if args.format != "hub" and args.license:
+        raise UserError(f"--license: --format {args.format} has no model card; leave it out, or use --format hub")
     if args.format == "onnx":
         if tuple(map(int, torch.__version__.split(".")[:2])) < ONNX_TORCH:
             needed = ".".join(map(str, ONNX_TORCH))
@@ -300,17 +245,22 @@ def check(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = program_parser(
         "scripts.export",
-        "Write a network with its normalisation to one file for other programs, and compare the two.",
-        details="Below 99.99 %% equal labels the exit code is 1. FILE.json says how file and network compare.",
+        "Write a network with its normalisation to one file or folder for other programs, and compare the two.",
+        details="Below 99.99 %% equal labels, with --half 99 %%, the exit code is 1. FILE.json says how they compare.",
     )
-    parser.add_argument("weights", metavar="WEIGHTS", help="checkpoint of train.py or of scripts.convert_weights")
+    text = "checkpoint of train.py or of scripts.convert_weights, folder of --format hub, hf://OWNER/NAME[@REVISION]"
+    parser.add_argument("weights", metavar="WEIGHTS", help=text)
     parser.add_argument("--format", required=True, choices=list(PACKAGES), help="what to write")
     size = {"nargs": 2, "type": int, "default": [1024, 2048], "metavar": ("HEIGHT", "WIDTH")}
     parser.add_argument("--size", **size, help="size of the images")  # type: ignore[arg-type]
     parser.add_argument("--dynamic", action="store_true", help="leave batch, height and width free")
+    parser.add_argument("--half", action="store_true", help="float16 weights, which a graph also computes in")
     parser.add_argument("--float", action="store_true", help="take normalised float32 images instead of uint8")
     parser.add_argument("--logits", action="store_true", help="return logits instead of labels")
-    parser.add_argument("--out", metavar="FILE", help="file to write; default: beside the weights")
+    parser.add_argument(
+        "--license", default="", metavar="NAME", help="of the weights, for the card of --format hub: mit ..."
+    )
+    parser.add_argument("--out", metavar="FILE", help="file or folder to write; default: beside the weights")
     parser.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
     parser.add_argument("--frames", nargs="+", default=[], metavar="FILE", help="images to compare on; default: noise")
     args = parser.parse_args(argv)
@@ -324,8 +274,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{report['file']}: {100 * share:.4f} % of labels equal, logits differ by up to "
         f"{report['largest_logit_difference']:.2g}, {seconds['file']:.1f} s, torch {seconds['torch']:.1f} s"
     )
-    if share < LEAST_EQUAL:
-        logs.write_line(f"below {100 * LEAST_EQUAL:g} % equal labels: do not use {report['file']}")
+    if share < (least := LEAST_EQUAL_HALF if args.half else LEAST_EQUAL):
+        logs.write_line(f"below {100 * least:g} % equal labels: do not use {report['file']}")
         sys.exit(1)
 
 

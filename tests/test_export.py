@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import config
+import inference
 import train
 import valid
 from datasets.labels import CLASS_NAMES, PALETTE
@@ -117,6 +119,13 @@ def assert_labels(found: Tensor, logits: Tensor) -> None:
     assert torch.equal(found.long()[clear], logits.argmax(1)[clear]) and clear.float().mean() > 0.95
 
 
+def real_frame() -> list[str]:
+    """Return the flag with a frame of CamVid, where there are any."""
+    data = os.environ.get("DIIA_TEST_DATA", "")
+    frames = sorted(Path(data, "data", "camvid", "test").glob("*")) if data else []
+    return ["--frames", str(frames[0])] if frames else []
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in ("diia", "lora") else pytest.mark.exhaustive) for name in CASES]
 )
@@ -125,7 +134,7 @@ def test_onnx_of_any_size(name: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     import onnx
 
     network = write_checkpoint(tmp_path / "last.pth", name)
-    run(tmp_path / "last.pth", "--format", "onnx", "--dynamic", "--logits")
+    run(tmp_path / "last.pth", "--format", "onnx", "--dynamic", "--logits", *real_frame())
     assert capsys.readouterr().out.startswith("last.onnx: 100.0000 % of labels equal, logits differ by up to ")
     onnx.checker.check_model(str(tmp_path / "last.onnx"), full_check=True)
     for shape in ((1, 3, 97, 130), (3, 3, 71, 165)):
@@ -176,6 +185,90 @@ def test_pt2(name: str, tmp_path: Path) -> None:
             assert_labels(module(images), network.predict(images))  # type: ignore[operator]
     report = json.loads((tmp_path / "last.pt2.json").read_text())
     assert report["equal_labels"] == 1 and report["batches"] == [[1, 3, 97, 130]] * 2 + [[2, 3, 72, 97]]
+
+
+def test_onnx_in_half_precision_and_openvino(tmp_path: Path) -> None:
+    onnx_or_skip()
+    import onnx
+
+    network = write_checkpoint(tmp_path / "last.pth", "isw")
+    for half in ((), ("--half",)):
+        run(tmp_path / "last.pth", "--format", "onnx", *half, "--out", tmp_path / f"{len(half)}.onnx", *real_frame())
+    report = json.loads((tmp_path / "1.onnx.json").read_text())
+    assert 0.99 < report["equal_labels"] <= 1 and report["metadata"]["weights"] == "float16"
+    kinds = {value.data_type for value in onnx.load(tmp_path / "1.onnx").graph.initializer if len(value.dims) == 4}
+    assert onnx.TensorProto.FLOAT16 in kinds
+    whole, half_size = ((tmp_path / f"{number}.onnx").stat().st_size for number in (0, 1))
+    assert half_size < 0.55 * whole
+    images = pictures(1, 3, 97, 130)
+    logits = expected(network, images)
+    found = run_onnx(tmp_path / "1.onnx", images)
+    assert found.dtype == torch.uint8 and (found == logits.argmax(1)).float().mean() > 0.99
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}  # by itself it rounds to bfloat16 on processors that have it
+    compiled = openvino.Core().compile_model(tmp_path / "0.onnx", "CPU", exact)
+    labels = torch.from_numpy(compiled({"images": images.numpy()})[0])
+    assert labels.dtype == torch.uint8
+    assert (labels == run_onnx(tmp_path / "0.onnx", images)).float().mean() >= export.LEAST_EQUAL
+
+
+def test_half_precision_of_weights_and_pt2(folder: Path, tmp_path: Path) -> None:
+    network = write_checkpoint(tmp_path / "last.pth", "diia-vit")
+    for name in ("pt2", "safetensors", "hub"):
+        run(tmp_path / "last.pth", "--format", name, "--half")
+        out = tmp_path / f"last{export.ENDINGS[name]}"
+        report = json.loads(out.with_name(f"{out.name}.json").read_text())
+        assert 0.99 < report["equal_labels"] <= 1 and 1e-6 < report["largest_logit_difference"] < 0.05
+    state, written = network.state_dict(), checkpoint.read(tmp_path / "last.safetensors")["network"]
+    assert all(torch.equal(value, state[name].half()) for name, value in written.items() if state[name].dim() > 1)
+    network = inference.load(tmp_path / "last_hub", device="cpu").network
+    assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
+    content = checkpoint.read(folder / "base.pth")
+    content["network"]["head.classify.weight"][0] = 1e5
+    torch.save(content, tmp_path / "large.pth")
+    with pytest.raises(UserError, match=r"--half: head\.classify\.weight has values above 65504"):
+        run(tmp_path / "large.pth", "--format", "safetensors", "--half")
+
+
+PUBLISHED = ["--backbone resnet50 --method diia", "--arch network.deepv3.DeepShuffleNetV3PlusD --method ibn"]
+PUBLISHED += ["--arch network.deepv3.DeepMobileNetV3PlusD --method isw --half"]
+
+
+@pytest.mark.parametrize("flags", PUBLISHED)
+def test_published_weights_give_the_same_maps(
+    flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half, flags = flags.endswith("--half"), flags.removesuffix(" --half")
+    monkeypatch.setitem(CASES, "it", flags)
+    write_checkpoint(tmp_path / "last.pth", "it")
+    run(tmp_path / "last.pth", "--format", "published", *["--half"] * half)
+    out = tmp_path / "last_published.pth"
+    report, content = json.loads((tmp_path / f"{out.name}.json").read_text()), torch.load(out, weights_only=True)
+    assert content.keys() == {"state_dict", "epoch", "mean_iu", "command"} and content["epoch"] == 3
+    assert all(name.startswith("module.") for name in content["state_dict"])
+    assert report["equal_labels"] == 1 or half
+    words = content["command"].split()[2:]  # the flags that name the network and its normalisation
+    cfg = config.parse(["--snapshot", str(out), *words], program="valid")
+    again, saved = inference.load_network(cfg, checkpoint.read(out))
+    ours = inference.load(tmp_path / "last.pth", device="cpu")
+    state = ours.network.state_dict()
+    assert again.state_dict().keys() == state.keys() and build_normalisation(saved) == ours.normalise
+    wanted = {
+        name: value.half().to(value) if half and value.is_floating_point() else value for name, value in state.items()
+    }
+    assert all(torch.equal(value, wanted[name]) for name, value in again.state_dict().items())
+    images = pictures(1, 3, 97, 130)
+    with torch.no_grad():
+        maps = [net.eval().predict(ours.normalise(images)) for net in (again, ours.network)]
+    torch.testing.assert_close(*maps, rtol=0, atol=0.05 if half else 1e-4)
+
+
+def test_what_cannot_be_published_is_refused_before_anything_is_written(folder: Path) -> None:
+    before = sorted(folder.iterdir())
+    message = "--format published: neither RobustNet nor DIIA has the method base on ResNet-18, output stride 16"
+    with pytest.raises(UserError, match=message):
+        run(folder / "base.pth", "--format", "published")
+    assert sorted(folder.iterdir()) == before
 
 
 @pytest.mark.parametrize("name", ["lora", "rein"])
@@ -238,7 +331,7 @@ def test_a_file_that_differs_is_told(
     share: float, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def open_wrong(path: Path, *, gives_logits: bool) -> export.RunFile:
-        run_file = export.open_safetensors(path, gives_logits=gives_logits)
+        run_file = export.open_weights(path, gives_logits=gives_logits)
 
         def run_wrong(images: Tensor) -> tuple[Tensor, Tensor]:
             labels, logits = run_file(images)
@@ -279,7 +372,13 @@ def test_normalisation_is_that_of_the_evaluation() -> None:
     ("flags", "message"),
     [
         ("--size 31 64", "--size 31 64: height and width are at least 32 pixels"),
-        ("--format safetensors --dynamic --float", "--dynamic, --float: safetensors holds weights and no graph"),
+        (
+            "--format safetensors --dynamic --float",
+            "--dynamic, --float: --format safetensors holds weights and no graph",
+        ),
+        ("--license mit", "--license: --format pt2 has no model card; leave it out, or use --format hub"),
+        ("--format published --logits", "--logits: --format published holds weights and no graph"),
+        ("--format published --out a.pt", r"--out a\.pt: a file of --format published ends in \.pth"),
         ("--out a.pth", r"--out a\.pth: a file of --format pt2 ends in \.pt2"),
         ("--frames missing.png", r"missing\.png: no such file"),
         ("--format pt2 --out {folder}/base.pth/a.pt2", "base.pth: the folder cannot be made"),
@@ -298,7 +397,7 @@ def test_files_are_not_replaced_unasked_and_appear_whole(
     out = tmp_path / "a.safetensors"
     out.write_text("precious")
     arguments = (folder / "base.pth", "--format", "safetensors", "--out", out)
-    with pytest.raises(UserError, match="exists already; name another file by --out or add --overwrite"):
+    with pytest.raises(UserError, match="exists already; name another one by --out or add --overwrite"):
         run(*arguments)
     monkeypatch.setitem(export.OPEN, "safetensors", lambda path, gives_logits: [])  # cannot be called
     with pytest.raises(UserError, match=r"--format safetensors: the file does not run \('list' object"):
