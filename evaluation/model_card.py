@@ -82,8 +82,8 @@ def reports_on(path: Path, *, weights: Mapping[str, Any]) -> list[Report]:
     for file in sorted([*path.parent.glob("scores.json"), *path.parent.glob("scores*/scores.json")]):
         try:
             content = json.loads(file.read_bytes())
-            report = Report(content["weights"], [_row(row) for row in content["domains"]])
-            same = Path(report.weights["file"]).name == path.name
+            about = {**content["weights"], "file": Path(content["weights"]["file"]).name}  # not where it lies
+            report, same = Report(about, [_row(row) for row in content["domains"]]), about["file"] == path.name
             if same and all(report.weights.get(name, value) == value for name, value in weights.items()):
                 found.append(report)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -93,6 +93,7 @@ def test_the_folder_says_what_it_is(folder: Path) -> None:
     (row,) = json.loads((folder.parent / "scores_last_val" / "scores.json").read_text())["domains"]
     assert f"{100 * row['scores']['mean_iou']:.2f}" in text and row["protocol"]["list_hash"] in text
     assert "98.7" not in text, "scores of other weights"
+    assert str(folder.parent) not in text and "Weights: file last.pth, " in text
     assert "native size" in text and "None were found" not in text
 
 
