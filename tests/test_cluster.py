@@ -59,7 +59,7 @@ def test_the_others_of_a_process_that_died_end_with_a_sentence() -> None:
 
 
 def test_a_collective_that_hangs_ends_with_a_sentence() -> None:
-    alone, hanging = run_two("time.sleep(20) if number else distributed.all_max(1)")
+    alone, hanging = run_two("time.sleep(12) if number else distributed.all_max(1)")
     assert alone.returncode == 2 and "within --dist_timeout" in alone.stderr, alone.stderr
     assert hanging.returncode in (1, 2)
 
@@ -118,7 +118,7 @@ def test_a_folder_has_one_run_at_a_time(small_camvid: Path, tmp_path: Path) -> N
 def test_the_folder_of_a_dead_process_is_free(tmp_path: Path) -> None:
     code = (
         "import os, sys; from contextlib import ExitStack; from pathlib import Path; from utils.runs import hold\n"
-        "hold(Path(sys.argv[1]), ExitStack()); print('held', flush=True); input()"
+        "held = ExitStack(); hold(Path(sys.argv[1]), held); print('held', flush=True); input()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY, text=True, stdin=subprocess.PIPE,

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tests.runs import read_weights, run_folder, train_arguments
 from tests.street_data import paint, save
 from tests.test_checkpoint import content
 from tests.test_signals import assert_same_run
-from utils import checkpoint, files
+from utils import checkpoint, files, logs
 from utils.errors import UserError, WriteError
 from utils.logs import read_history
 
@@ -99,9 +100,18 @@ def test_what_does_not_read_back_never_gets_the_name(tmp_path: Path, monkeypatch
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
-    straight: Path, small_camvid: Path, tmp_path: Path
+    straight: Path, small_camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train.main(arguments(small_camvid, tmp_path, "--max_iter", "3"))
+    original, calls = train.train_step, count(1)
+
+    def dies(*arguments: Any, **named: Any) -> Any:
+        if next(calls) == 4:
+            raise RuntimeError("dies")
+        return original(*arguments, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="dies"):
+        patch.setattr(train, "train_step", dies)
+        train.main(arguments(small_camvid, tmp_path))
     folder = run_folder(tmp_path)
     flip_a_bit(folder / "last.pth")
     train.main(arguments(small_camvid, tmp_path, "--resume", "auto"))
@@ -214,14 +224,23 @@ def test_a_frame_cache_of_a_run_tells_once_and_tries_again(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 48 MB, where this may mount one."""
+def small_disk(straight: Path, tmp_path: Path) -> Iterator[Path]:
+    """A disk with room for one checkpoint and a half, where this may mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(folder)]
+    mount = [
+        "mount",
+        "-t",
+        "tmpfs",
+        "-o",
+        f"size={(straight / 'last.pth').stat().st_size * 3 // 2}",
+        "tmpfs",
+        str(folder),
+    ]
     if os.getuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounts no disk: needs root")
     yield folder
+    logs.setup_logging()  # closes the log
     subprocess.run(["umount", str(folder)], check=True)
 
 

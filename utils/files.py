@@ -50,13 +50,17 @@ def write(path: Path, save: Callable[[Path], object], *, what: str = "the file")
         with atomic_path(path) as temporary:
             save(temporary)
     except (OSError, RuntimeError) as error:  # torch raises the second over a full disk
-        reason = getattr(error, "strerror", None) or error
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        reason = getattr(cause, "strerror", None) or error
         raise WriteError(f"{path}: {what} cannot be written ({reason}); free space or choose another folder") from error
 
 
 @contextmanager
-def tolerated(what: str) -> Iterator[None]:
-    """Let a record of a run fail to be written without ending it; the log says so once, and when it works again."""
+def tolerated(what: str, *, buffered: bool = False) -> Iterator[None]:
+    """Let a record of a run fail to be written without ending it; the log says so once, and when it works again.
+
+    The second it cannot know of one that is `buffered`.
+    """
     try:
         yield
     except (OSError, WriteError) as error:
@@ -65,7 +69,7 @@ def tolerated(what: str) -> Iterator[None]:
             reason = one_line(error)
             log.warning("%s cannot be written (%s); the run goes on without, and tries again", what, reason)
     else:
-        if what in _failing:
+        if what in _failing and not buffered:
             _failing.remove(what)
             log.info("%s can be written again", what)
 

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import metadata
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -64,7 +65,8 @@ def setup_logging(file: Path | None = None) -> None:
         if isinstance(handler, (_BarHandler, logging.FileHandler, MemoryHandler)):
             root.removeHandler(handler)
             if isinstance(handler, logging.FileHandler):
-                handler.close()
+                with suppress(OSError):  # what is left in the buffer of a full disk
+                    handler.close()
     form = logging.Formatter("%(asctime)s %(levelname).1s %(message)s", TIME)
     to_file: logging.Handler = MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1)
     if file is not None and distributed.is_main():
@@ -186,12 +188,16 @@ class MetricWriter:
         from tensorboardX import SummaryWriter
 
         self._history, write = history, distributed.is_main()
-        self._writer: Any = SummaryWriter(str(event_folder), purge_step=first_step + 1, write_to_disk=write)
+        place: dict[str, Any] = {"logdir": str(event_folder), "purge_step": first_step + 1}
+        self._writer: Any = SummaryWriter(**place, write_to_disk=False)
         self._waiting = ""  # lines that could not be written yet
         if write:  # its thread would end with a full disk, and then every call wait for it
-            events = self._writer.file_writer.event_writer._ev_writer
-            for name in ("write_event", "flush", "close"):
-                setattr(events, name, tolerated("the events for TensorBoard")(getattr(events, name)))
+            safely = partial(tolerated, "the events for TensorBoard", buffered=True)
+            with safely():
+                self._writer = SummaryWriter(**place)
+                events = self._writer.file_writer.event_writer._ev_writer
+                for name in ("write_event", "flush", "close"):
+                    setattr(events, name, safely()(getattr(events, name)))
         self.close = self._writer.close  # flushes too
         if write:
             kept = [line for line in read_history(history) if line["step"] <= first_step]
