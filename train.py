@@ -55,8 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = distributed.choose_device(cfg.RUN.DEVICE, cfg.RUN.LOCAL_RANK)
     torch.backends.cudnn.benchmark = not cfg.RUN.DETERMINISTIC  # one crop size: worth the search
     torch.manual_seed(cfg.RUN.SEED)  # the weights that no file gives
-    limits = {"save_memory": SAVE_MEMORY, "timeout": cfg.RUN.DIST_TIMEOUT}
-    with signals.handled(), distributed.process_group(device, cfg.RUN.DIST_URL, **limits):
+    timeout = cfg.RUN.DIST_TIMEOUT
+    group = distributed.process_group(device, cfg.RUN.DIST_URL, save_memory=SAVE_MEMORY, timeout=timeout)
+    with signals.handled(), group:
         logs.setup_logging()
         check_processes(cfg, REPOSITORY)
         splits, start = Splits(load_domains(cfg)), find_start(cfg)

@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = config.parse(argv, program="valid")
     distributed.set_deterministic(wanted=cfg.RUN.DETERMINISTIC)
     device = distributed.choose_device(cfg.RUN.DEVICE, cfg.RUN.LOCAL_RANK)
-    limits = {"save_memory": inference.SAVE_MEMORY, "timeout": cfg.RUN.DIST_TIMEOUT}
-    group = distributed.process_group(device, cfg.RUN.DIST_URL, **limits)
+    timeout, save_memory = cfg.RUN.DIST_TIMEOUT, inference.SAVE_MEMORY
+    group = distributed.process_group(device, cfg.RUN.DIST_URL, save_memory=save_memory, timeout=timeout)
     with signals.handled(), signals.deferred(), group:  # between two images: all results are written or none
         logs.setup_logging()
         report = evaluate(cfg, device)
