@@ -250,3 +250,9 @@ def test_a_disk_that_fills_up_keeps_a_whole_checkpoint(small_disk: Path, small_c
     folder = run_folder(small_disk)
     assert checkpoint.read_checkpoint(folder / "last.pth")["progress"]["step"] >= 1
     assert not list(folder.glob(".*.tmp"))
+
+
+def test_a_log_that_cannot_be_opened_ends_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logs.setup_logging(tmp_path)
+    assert f"{tmp_path} cannot be written" in caplog.text
+    logs.setup_logging()

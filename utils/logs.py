@@ -70,7 +70,8 @@ def setup_logging(file: Path | None = None) -> None:
     form = logging.Formatter("%(asctime)s %(levelname).1s %(message)s", TIME)
     to_file: logging.Handler = MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1)
     if file is not None and distributed.is_main():
-        to_file = _FileHandler(file, encoding="utf-8", errors="backslashreplace")
+        with tolerated(str(file)):
+            to_file = _FileHandler(file, encoding="utf-8", errors="backslashreplace")
     for handler in (_BarHandler(), to_file):
         handler.setFormatter(form)
         root.addHandler(handler)
