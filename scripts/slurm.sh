@@ -20,9 +20,9 @@ fi
 cd "${SLURM_SUBMIT_DIR:-.}"
 
 # torchrun's variables, which scripts/launch.sh reads: one torchrun per node, which meet on the first of them.
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+names=$(scontrol show hostnames "$SLURM_JOB_NODELIST") # one a line
 export PET_NNODES=$SLURM_JOB_NUM_NODES PET_RDZV_BACKEND=c10d PET_RDZV_ID=$SLURM_JOB_ID
-export PET_RDZV_ENDPOINT=$first:$((20000 + SLURM_JOB_ID % 10000))
+export PET_RDZV_ENDPOINT=${names%%$'\n'*}:$((20000 + SLURM_JOB_ID % 10000))
 export PET_MAX_RESTARTS=${PET_MAX_RESTARTS:-3} # a process that dies: all start again from the last checkpoint
 
 code=0
