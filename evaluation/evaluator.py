@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from datasets.domains import Domain
@@ -22,8 +23,6 @@ from evaluation.metrics import argmax_classes, confusion_matrix, merge_classes, 
 from evaluation.more_metrics import MoreCounts
 from evaluation.protocols import Inference
 from evaluation.report import DomainScore, Evaluation, Frame, ImageCounts, domain_scores
-from network import Segmentor
-from transforms.appearance import Normalisation
 from utils import distributed, signals
 from utils.errors import UserError
 from utils.pictures import Picture, comparison
@@ -36,9 +35,24 @@ NOTHING_LABELLED = (
 logger = logging.getLogger(__name__)
 
 
+class Predictor(Protocol):
+    """Computes logits: a network, or a graph of any other program."""
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Map normalised images (B, 3, h, w) to logits (B, C, h, w)."""
+
+
+@runtime_checkable
+class Labeller(Protocol):
+    """Has labels and no logits: predictions in files, or a graph that ends with the largest logit's class."""
+
+    def labels(self, images: Tensor, names: Sequence[str]) -> Tensor:
+        """Return the train ids (B, h, w) uint8 of images (B, 3, h, w) uint8 of these names, 255 for no class."""
+
+
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates networks on domains, always in the same way.
+    """Evaluates networks, and what predicts or labels like one, on domains, always in the same way.
 
     Attributes:
         batch_size: neighbours of equal size that go through the network together. DIIA's layout thresholds are taken
@@ -50,7 +64,7 @@ class Evaluator:
         plotter: plots what the network computes inside for these images, None for not.
     """
 
-    normalise: Normalisation
+    normalise: Callable[[Tensor], Tensor]
     device: torch.device
     batch_size: int = 1
     autocast_dtype: torch.dtype | None = None
@@ -62,7 +76,7 @@ class Evaluator:
 
     def __call__(
         self,
-        network: Segmentor,
+        model: Predictor | Labeller,
         loaders: Iterable[EvaluationLoader],
         *,
         sources: Sequence[str],
@@ -70,12 +84,13 @@ class Evaluator:
     ) -> tuple[list[DomainScore], list[Picture], dict[str, ImageCounts]]:
         """Return the scores of all domains, of each its main score first, rank 0's pictures, and counts by domain.
 
-        `sources` are the domains that the network was trained on, `findings` what is wrong with a domain's data.
+        `sources` are the domains that the model was trained on, `findings` what is wrong with a domain's data.
         """
         rows, plots, per_image = list[DomainScore](), list[Picture](), dict[str, ImageCounts]()
         for loader in loaders:
-            domain, result = loader.split.domain, self.evaluate(network, loader)
-            how = {"transform": loader.protocol + self.inference.resizing, "scales": self.inference.views}
+            domain, result = loader.split.domain, self.evaluate(model, loader)
+            seen = loader.protocol + self.inference.resizing + getattr(model, "note", "")  # what is special of a model
+            how = {"transform": seen, "scales": self.inference.views}
             known, is_source = list(findings.get(domain.name, ())), domain.name in sources
             if not result.confusion.any():
                 known.append(NOTHING_LABELLED.format(split=f"{domain.name}/{loader.split.name}"))
@@ -86,17 +101,19 @@ class Evaluator:
             if result.images is not None:
                 names = [pair.name for pair in loader.split.pairs]
                 per_image[domain.name] = ImageCounts(names, merge_classes(result.images, domain.merge))
-            if result.more is not None and distributed.is_main():
+            if result.more is not None and not isinstance(model, Labeller) and distributed.is_main():
                 title = f"{domain.name}: {scores[0].protocol}"
                 sheet = plot_reliability(result.more.confidences, classes=domain.classes, title=title)
                 plots.append(Picture(f"{domain.name}/reliability", f"{domain.name}_reliability.png", sheet))
         return rows, plots, per_image
 
     @torch.inference_mode()
-    def evaluate(self, network: Segmentor, loader: EvaluationLoader, *, num_classes: int = NUM_CLASSES) -> Evaluation:
-        """Evaluate a network on a split; the processes share the images and all of them return the same counts.
+    def evaluate(
+        self, model: Predictor | Labeller, loader: EvaluationLoader, *, num_classes: int = NUM_CLASSES
+    ) -> Evaluation:
+        """Evaluate a model on a split; the processes share the images and all of them return the same counts.
 
-        The network is put in evaluation mode and back.
+        A network is put in evaluation mode and back. Without logits there is no loss and no calibration.
         """
         num_images, name, rank = len(loader.split.pairs), loader.split.domain.name, distributed.rank()
         size = num_images if self.per_image else 1, num_classes, num_classes
@@ -105,23 +122,25 @@ class Evaluator:
         more = MoreCounts.of_domain(loader.split.domain, device=self.device) if self.more_metrics else None
         share = -(-num_images // distributed.world_size())  # images of rank 0
         spacing = max(share // self.num_pictures, 1) if self.num_pictures and distributed.is_main() else 0
-        frames, training, position, dtype = list[Frame](), network.training, 0, self.autocast_dtype
-        network.eval()
+        frames, position = list[Frame](), 0
         bar = tqdm(total=share, desc=f"evaluate {name}", unit="image", disable=not distributed.is_main(), leave=False)
-        for group in cudnn_benchmark_off(signals.stoppable(_same_size(loader, self.batch_size))):
+        samples = signals.stoppable(_same_size(loader, self.batch_size))
+        for group in evaluation_mode(model, cudnn_benchmark_off(samples)):
             images = torch.stack([sample.image for sample in group]).to(self.device)  # (B,3,h,w)
             labels = torch.stack([sample.label for sample in group]).to(self.device)  # (B,h,w) uint8
-            with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-                try:
-                    logits = self.inference(network.predict, self.normalise(images))
-                except UserError as error:
-                    raise UserError(f"{name}: {group[0].name}: {error}") from error
-            predictions = argmax_classes(logits)
+            try:
+                predictions, logits = self._predict(model, images, labels, [sample.name for sample in group])
+            except UserError as error:
+                raise UserError(f"{name}: {group[0].name}: {error}") from error
             if not self.per_image:
                 counts[0] += confusion_matrix(labels, predictions, num_classes=num_classes)
             if more is not None:
                 more.add(logits, labels, predictions)
-            sums[0] += F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="sum").double()
+            sums[0] += (
+                float("nan")
+                if logits is None
+                else F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="sum").double()
+            )
             sums[1] += (labels != IGNORE).sum()
             sums[2] += len(group)
             for sample, label, prediction in zip(group, labels, predictions, strict=True):
@@ -134,7 +153,6 @@ class Evaluator:
                 position += 1
             bar.update(len(group))
         bar.close()
-        network.train(training)
         distributed.all_reduce_sum(counts)
         if more is not None:
             more.share()
@@ -142,6 +160,23 @@ class Evaluator:
         assert evaluated == num_images, (evaluated, num_images)
         loss, confusions = total / pixels if pixels else float("nan"), counts.cpu().numpy()
         return Evaluation(confusions.sum(0), loss, frames, more, confusions if self.per_image else None)
+
+    def _predict(
+        self, model: Predictor | Labeller, images: Tensor, labels: Tensor, names: Sequence[str]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return train ids (B, h, w) of images (B, 3, h, w), uint8, and logits (B, C, h, w) where there are any."""
+        if isinstance(model, Labeller):
+            predictions = model.labels(images, names).to(images.device)
+            if unknown := int(((predictions == IGNORE) & (labels != IGNORE)).sum()):
+                raise UserError(
+                    f"{unknown} pixels that are labelled have no class in the prediction (255, or an id that is not "
+                    "evaluated); a prediction names one of the classes everywhere"
+                )
+            return predictions, None
+        dtype = self.autocast_dtype
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            logits = self.inference(model.predict, self.normalise(images))
+        return argmax_classes(logits), logits
 
     def _plot(self, domain: Domain, frames: Sequence[Frame]) -> Iterator[Picture]:
         if not frames:
@@ -155,6 +190,16 @@ class Evaluator:
                 name = f"{domain.name}_{number}"
                 for kind, picture in self.plotter(*frame, merged=merged).items():
                     yield Picture(f"{name}/{kind}", f"features/{name}_{kind}.png", picture)
+
+
+def evaluation_mode(model: object, items: Iterable[T]) -> Iterator[T]:
+    """Yield the items while a network is in evaluation mode; what is no network of torch has none."""
+    modules = {model: model.training} if isinstance(model, nn.Module) else {}
+    for module in modules:
+        module.eval()
+    yield from items
+    for module, training in modules.items():
+        module.train(training)
 
 
 def cudnn_benchmark_off(items: Iterable[T]) -> Iterator[T]:

@@ -49,11 +49,15 @@ class MoreCounts:
         tables = [torch.from_numpy(table).to(device) for table in (scored, merged)]
         return cls(*tables, *(torch.zeros(size, dtype=torch.int64, device=device) for size in sizes))
 
-    def add(self, logits: Tensor, labels: Tensor, predictions: Tensor) -> None:
-        """Count the pixels of a batch: logits (B, C, h, w) float32, labels and predictions (B, h, w) uint8."""
+    def add(self, logits: Tensor | None, labels: Tensor, predictions: Tensor) -> None:
+        """Count the pixels of a batch: logits (B, C, h, w) float32, labels and predictions (B, h, w) uint8.
+
+        Without logits there is no confidence to count, and the scores of calibration are nan.
+        """
         truth, prediction = self.truths[labels.int()], self.predictions[predictions.int()]
         self.boundaries.add_(boundary_counts(truth, prediction, num_classes=NUM_CLASSES))
-        self.confidences.add_(confidence_counts(logits, truth, prediction, num_classes=NUM_CLASSES))
+        if logits is not None:
+            self.confidences.add_(confidence_counts(logits, truth, prediction, num_classes=NUM_CLASSES))
 
     def share(self) -> None:
         """Add up over the processes."""

@@ -124,7 +124,8 @@ class Report:
         for row in self.rows:
             scores, how = row.scores, row.protocol
             values = map(percent, (scores.mean_iou, scores.accuracy, scores.mean_class_accuracy))
-            counts = [f"{row.loss:.4f}", how.classes, str(how.images), f"{how.split} {how.list_hash}"]
+            loss = "-" if math.isnan(row.loss) else f"{row.loss:.4f}"
+            counts = [loss, how.classes, str(how.images), f"{how.split} {how.list_hash}"]
             table.append([row.title, *values, *counts])
         names = ("mean_iou", "accuracy", "mean_class_accuracy")
         means = [nan_mean([getattr(row.scores, name) for row in self.targets]) for name in names]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import sklearn.metrics
 import torch
@@ -102,3 +103,23 @@ def test_a_frame_too_small_for_instance_norms_is_named() -> None:
 
     with pytest.raises(UserError, match=r"^frames: 4: 4x4 pixels are too few for this network"):
         evaluator().evaluate(Normalised(), Frames(), num_classes=2)
+
+
+class Bright:
+    """Labels what `Threshold` predicts, without logits."""
+
+    def __init__(self, *, blank: bool = False) -> None:
+        self.blank = blank
+
+    def labels(self, images: Tensor, names: list[str]) -> Tensor:
+        assert images.dtype == torch.uint8 and len(names) == len(images)
+        found = (images[:, 0] / 255 > 0.5).byte()
+        return torch.full_like(found, 255) if self.blank else found
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_labels_without_logits_are_counted_alike(batch_size: int) -> None:
+    found = evaluator(batch_size=batch_size, per_image=True).evaluate(Bright(), Frames(), num_classes=2)
+    assert (found.confusion == run(1).confusion).all() and np.isnan(found.loss)
+    with pytest.raises(UserError, match=r"^frames: 0: \d+ pixels that are labelled have no class in the prediction"):
+        evaluator().evaluate(Bright(blank=True), Frames(), num_classes=2)
