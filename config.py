@@ -62,7 +62,13 @@ def parse(argv: Sequence[str] | None = None, *, program: str) -> Config:
         UserError: an unknown or refused flag or key, a value of a wrong type or out of range, values that contradict.
     """
     words = sys.argv[1:] if argv is None else argv
-    files, command_line = options.read_command_line(make_parser(program=program), words, refused=REFUSED)
+    operand = "RUN.SNAPSHOT" if program == "valid" else ""
+    files, command_line = options.read_command_line(
+        make_parser(program=program), words, refused=REFUSED, operand=operand
+    )
+    named = {setting.source: setting.value for setting in command_line if setting.key == "RUN.SNAPSHOT"}
+    if len({*named.values()}) > 1:
+        raise UserError(f"{' and '.join(map(' '.join, named.items()))} are two files; give one of them")
     for setting in command_line:
         if program == "train" and "train" not in KEYS[setting.key].programs:  # files and variables may serve both
             raise UserError(f"{setting.source}: {setting.key} belongs to valid.py; leave it out")

@@ -121,11 +121,11 @@ class Augmentation(Section):
         "Strengths of the colour jitter; method takes those of --method.")
     GBLUR: bool = option(False, "--gblur", "Blur every training crop with a random Gaussian.")
     BBLUR: bool = option(False, "--bblur", "Blur every training crop bilaterally; replaces --gblur.")
-    MEAN: list[float] | None = option(None, "--mean",
+    MEAN: list[float] | None = shared(None, "--mean",
         "Mean of the images' channels, 0..1; default: that of the backbone's weights, else ImageNet's.", lengths=(3, 3),
         low=0, high=1)
-    STD: list[float] | None = option(None, "--std", "Their deviation, likewise.", lengths=(3, 3), above=0, high=1)
-    IMAGE_IN: bool = option(False, "--image_in",
+    STD: list[float] | None = shared(None, "--std", "Their deviation, likewise.", lengths=(3, 3), above=0, high=1)
+    IMAGE_IN: bool = shared(False, "--image_in",
         "Normalise every image by its own mean and deviation, not by --mean and --std.")
     FDA: float = option(0.0, "--fda",
         "FDA: largest frequency, in cycles per pixel, whose amplitude a process's images mix.", low=0, high=0.5)
@@ -208,9 +208,20 @@ class Evaluation(Section):
         "Pixels (x y x y ...) whose attention is plotted; default: centres of the largest classes.",
         lengths=(0, 24), low=0, needs=("--visualize_feature",))
     OUT: str = option("", "--out", "Folder for the tables and pictures of valid.py.", programs=("valid",))
+    PREDICTIONS: str = option("", "--predictions",
+        "Folder of PNG files to evaluate instead of weights: DIR/DOMAIN or DIR, files named after the images.",
+        programs=("valid",))
+    PREDICTION_ENCODING: Literal["auto", "train_ids", "label_ids", "colour"] = option("auto", "--prediction_encoding",
+        "What the files of --predictions hold; label_ids and colour are Cityscapes'; auto: told from a sample.",
+        programs=("valid",), needs=("--predictions",))
+    RESIZE_PREDICTIONS: Literal["none", "nearest"] = option("none", "--resize_predictions",
+        "How files of --predictions of another size than their image are resized; none: they are refused.",
+        programs=("valid",), needs=("--predictions",))
 
 class Run(Section):
-    SNAPSHOT: str = shared("", "--snapshot", "Weight file to start from, or to evaluate.")
+    SNAPSHOT: str = shared("", "--snapshot",
+        "Weight file to start from, or to evaluate; valid.py takes ONNX files of any program too.",
+        aliases=("--model",))
     RESTORE_OPTIMIZER: bool = option(False, "--restore_optimizer",
         "Resume the run of --snapshot: optimiser, schedule and progress too.")
     RESUME: str = option("", "--resume", "Resume from a checkpoint file, or auto: from the last one of this run.")

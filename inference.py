@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -21,12 +21,12 @@ import torch
 import config
 from config import Config
 from datasets.codec import read_photo
+from evaluation.graphs import LabelsGraph, LogitsGraph, is_graph, open_graph
 from evaluation.metrics import argmax_classes
 from evaluation.protocols import Inference, build_inference, large_enough
 from network import Method, Segmentor, architecture_of, build_network
 from network.tuning import merge_lora
 from network.weights import build_published, load_weights
-from transforms.appearance import Normalisation
 from transforms.build import build_normalisation
 from utils import checkpoint, distributed
 from utils.errors import UserError
@@ -41,11 +41,11 @@ def load(weights: str | Path, *, device: str | torch.device = "auto", **flags: A
     """Return the model of a weight file, ready to segment.
 
     Args:
-        weights: a checkpoint of ours, or weights that RobustNet or DIIA published.
+        weights: a checkpoint of ours, weights that RobustNet or DIIA published, or an ONNX file of any program.
         device: auto (a GPU where there is one), or any name that torch knows.
         flags: valid.py's without dashes. fp16=True is mixed precision; eval_protocol="half" or "sliding", window,
             stride, scales, flip and average choose the views of an image; published weights need what names their
-            network: arch, backbone, output_stride, method, wt_layer.
+            network: arch, backbone, output_stride, method, wt_layer; ONNX files with float inputs need mean and std.
 
     Raises:
         UserError: the file cannot be read, or does not fit the network.
@@ -60,6 +60,9 @@ def load(weights: str | Path, *, device: str | torch.device = "auto", **flags: A
         raise UserError("--eval_protocol robustnet: is a crop of Mapillary's frames; use full, half or sliding")
     known = device in config.KEYS["RUN.DEVICE"].choices
     place = distributed.choose_device(str(device), -1) if known else torch.device(device)
+    if is_graph(weights):
+        graph = open_graph(cfg, place)
+        return Model(graph, graph.normalise, place, None, build_inference(cfg))
     built, recipe = load_network(cfg, checkpoint.read(weights))
     dtype = distributed.autocast_dtype(place, wanted=cfg.OPTIM.FP16)
     return Model(built.to(place).eval(), build_normalisation(recipe), place, dtype, build_inference(cfg))
@@ -67,10 +70,10 @@ def load(weights: str | Path, *, device: str | torch.device = "auto", **flags: A
 
 @dataclass(frozen=True)
 class Model:
-    """A network in evaluation mode on its device, with the normalisation that it was trained with."""
+    """A network in evaluation mode on its device, or a graph, with the normalisation that it was trained with."""
 
-    network: Segmentor
-    normalise: Normalisation
+    network: Segmentor | LogitsGraph | LabelsGraph
+    normalise: Callable[[torch.Tensor], torch.Tensor]
     device: torch.device
     autocast_dtype: torch.dtype | None
     views: Inference
@@ -94,8 +97,10 @@ class Model:
 
     @property
     def map_names(self) -> tuple[str, ...]:
-        """What `maps` can give: the last two where the network has the branches of DIIA."""
-        parts: Collection[str] = self.network.method.parts
+        """What `maps` can give: the last two where the network has DIIA's branches; of some graphs labels alone."""
+        if isinstance(self.network, LabelsGraph):
+            return ("labels",)
+        parts: Collection[str] = self.network.method.parts if isinstance(self.network, Segmentor) else ()
         return ("labels", "probabilities", "confidence", *(name for name in ("edge", "layout") if name in parts))
 
     @torch.inference_mode()
@@ -118,15 +123,20 @@ class Model:
         return results
 
     def _batch_maps(self, images: torch.Tensor, names: Collection[str]) -> dict[str, Array]:
+        if isinstance(self.network, LabelsGraph):
+            if missing := sorted({*names} - {"labels"}):
+                raise UserError(f"{self.network.path}: returns labels and no {', '.join(missing)}; export logits")
+            return dict.fromkeys(names, self.network.labels(images, ()).cpu().numpy())
         dtype = self.autocast_dtype
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             normalised = self.normalise(images)
+            network, branches = self.network, {"edge", "layout"} & set(names)
             with large_enough(normalised):
-                output: Any = self.network(normalised) if {"edge", "layout"} & set(names) else None
+                output: Any = network(normalised) if branches and isinstance(network, Segmentor) else None
             if output is not None and self.views == Inference():
                 logits = output.evaluated().float()
             else:
-                logits = self.views(self.network.predict, normalised)
+                logits = self.views(network.predict, normalised)
         makers = {
             "labels": lambda: argmax_classes(logits),
             "probabilities": lambda: logits.softmax(1),
@@ -178,6 +188,8 @@ def _warn_of_unused(cfg: Config, saved: Config, method: Method, path: str) -> No
         flags["--method"] = requested.METHOD, method.name
     if requested.WT_LAYER is not None:
         flags["--wt_layer"] = " ".join(map(str, requested.WT_LAYER)), " ".join(map(str, method.codes))
+    if cfg.AUGMENT.IMAGE_IN or cfg.AUGMENT.MEAN or cfg.AUGMENT.STD:
+        flags["--mean, --std, --image_in"] = str(build_normalisation(cfg)), str(build_normalisation(saved))
     for flag, (wanted, actual) in flags.items():
         if wanted != actual:
             logger.warning("%s: %s is not used, %s was trained with %s", flag, wanted, path, actual)

@@ -29,6 +29,7 @@ import config
 from datasets.codec import ENCODINGS, read_photo
 from datasets.labels import PALETTE
 from inference import SAVE_MEMORY, Array, Model, load
+from network import Segmentor
 from utils import distributed, logs, program_parser, signals
 from utils.errors import UserError, run_entry_point
 from utils.files import make_folder, write
@@ -40,6 +41,7 @@ Source = TypeVar("Source")
 FLAGS = (
     *("--device", "--fp16", "--bs_mult_val", "--eval_protocol", "--window", "--stride", "--scales", "--flip"),
     *("--average", "--arch", "--backbone", "--output_stride", "--method", "--wt_layer"),
+    *("--mean", "--std", "--image_in"),  # of graphs that do not say them
 )
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif", ".jp2", ".avif")
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -130,8 +132,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         logger.info("built %s", model.network.describe())
         wanted = {KINDS[kind].map for job in jobs for kind in writer.of(job)}
         if missing := sorted(wanted - {*model.map_names}):
-            name = model.network.method.name
-            raise UserError(f"--write {' '.join(missing)}: the method {name} has none; leave it out")
+            network = model.network
+            what = f"the method {network.method.name}" if isinstance(network, Segmentor) else args.weights
+            raise UserError(f"--write {' '.join(missing)}: {what} has none; leave it out")
         predict = partial(_predicted, model, names=wanted, batch_size=args.bs_mult_val)
         share = slice(distributed.rank(), None, distributed.world_size())
         failed = segment_images([job for job in jobs if not job.is_video][share], predict, writer)
@@ -151,7 +154,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         details="Exit code 1: files could not be read, each is named. Several processes (torchrun) share the files.",
     )
     parser.prog = "python predict.py"
-    parser.add_argument("weights", metavar="WEIGHTS", help="checkpoint of train.py, or published weights")
+    parser.add_argument("weights", metavar="WEIGHTS", help="checkpoint of train.py, published weights, or an ONNX file")
     text = "images, videos, folders (with those below), globs in quotes, - for a list of paths on standard input"
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help=text)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to, DIR/KIND/NAME.png")

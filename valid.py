@@ -1,15 +1,18 @@
-"""Evaluate a weight file on domains that it never saw.
+"""Evaluate a weight file, a graph or a folder of predictions on domains that it never saw.
 
-python valid.py --snapshot WEIGHTS.pth --val_dataset cityscapes bdd100k synthia mapillary
+python valid.py WEIGHTS.pth --val_dataset cityscapes bdd100k synthia mapillary
+python valid.py --model STREET.onnx --val_dataset cityscapes
+python valid.py --predictions DIR --val_dataset cityscapes
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,15 +23,19 @@ from datasets.checks import refuse_or_warn
 from datasets.domains import load_domains
 from datasets.loaders import build_evaluation_loader
 from datasets.splits import Splits
-from evaluation import Report, build_evaluator
+from evaluation import Evaluator, Report, build_evaluator
+from evaluation.evaluator import Labeller, Predictor
+from evaluation.graphs import is_graph, open_graph
+from evaluation.predictions import open_predictions
 from evaluation.report import describe_weights
 from loss import build_criterion
 from loss.whitening import Whitening
 from network import Segmentor
 from utils import checkpoint, distributed, logs, pictures, signals
 from utils.errors import UserError, run_entry_point
-from utils.files import make_folder
+from utils.files import new_folder
 from utils.hub import beside
+from utils.pictures import Picture
 
 logger = logging.getLogger("valid")
 
@@ -48,14 +55,22 @@ def main(argv: Sequence[str] | None = None) -> None:
             logs.write_line(f"results: {result_folder(cfg)}")
 
 
+class Candidate(NamedTuple):
+    """What is evaluated, what the report says of it, by what, and the domains that it was trained on."""
+
+    model: Predictor | Labeller | None  # None: files, which are found by split
+    weights: dict[str, Any]
+    evaluator: Evaluator
+    sources: Sequence[str] = ()  # where it is known
+
+
 def evaluate(cfg: Config, device: torch.device) -> Report:
-    """Evaluate the weight file on every domain of --val_dataset; every process returns the same report."""
-    if not cfg.RUN.SNAPSHOT:
-        raise UserError("no weights to evaluate: give --snapshot FILE")
+    """Evaluate what the flags name on every domain of --val_dataset; every process returns the same report."""
+    if not cfg.RUN.SNAPSHOT and not cfg.EVAL.PREDICTIONS:
+        raise UserError("nothing to evaluate: give a weight file, --model FILE.onnx or --predictions DIR")
     if not cfg.DATASET.VAL:
         raise UserError("no domain to evaluate on: give --val_dataset NAME ...")
-    content, folder = checkpoint.read(cfg.RUN.SNAPSHOT), result_folder(cfg)
-    network, saved, weights = load_network(cfg, content)
+    candidate = open_network(cfg, device) if needs_network(cfg) else open_other(cfg, device)
     splits = Splits(load_domains(cfg))
     opened = [splits.open(name, cfg.DATASET.SPLIT) for name in dict.fromkeys(cfg.DATASET.VAL)]
     findings = dict[str, list[str]]()
@@ -63,16 +78,60 @@ def evaluate(cfg: Config, device: torch.device) -> Report:
         needed = [(split.domain.name, split.name) for split in opened]
         findings = distributed.from_main(partial(refuse_or_warn, splits, needed, evaluated=""))
     loaders = [build_evaluation_loader(cfg, split, limit=cfg.EVAL.LIMIT, **distributed.share()) for split in opened]
+    models = [candidate.model or open_predictions(cfg, loader.split) for loader in loaders]
+    report, folder, sheets = Report(candidate.weights, [], {}), result_folder(cfg), list[Picture]()
+    with new_folder(folder):  # where nothing can be written, nothing is evaluated
+        for model, loader in zip(models, loaders, strict=True):
+            rows, plots, per_image = candidate.evaluator(model, [loader], sources=candidate.sources, findings=findings)
+            report.rows.extend(rows)
+            report.per_image.update(per_image)
+            sheets += plots
+        for _, file, image in sheets:
+            pictures.save_png(image, folder / file)
+    return report
+
+
+def needs_network(cfg: Config) -> bool:
+    """Return whether our own weights are evaluated; flags that contradict --predictions raise `UserError`."""
+    settings = cfg.EVAL
+    if settings.PREDICTIONS and cfg.RUN.SNAPSHOT:
+        raise UserError(
+            f"--predictions {settings.PREDICTIONS} and {cfg.RUN.SNAPSHOT} are two things to evaluate; give one of them"
+        )
+    of_networks = {"--eval_protocol": settings.PROTOCOL != "full", "--scales": settings.SCALES, "--flip": settings.FLIP}
+    of_networks |= {"--fp16": cfg.OPTIM.FP16, "--visualize_feature": settings.VISUALIZE}
+    given = ", ".join(flag for flag, value in of_networks.items() if value)
+    if settings.PREDICTIONS and given:
+        raise UserError(f"{given}: is for what computes predictions, those of --predictions are there; leave it out")
+    return not settings.PREDICTIONS and not is_graph(cfg.RUN.SNAPSHOT)
+
+
+def open_network(cfg: Config, device: torch.device) -> Candidate:
+    content = checkpoint.read(cfg.RUN.SNAPSHOT)
+    network, saved, weights = load_network(cfg, content)
     network.to(device)
     logger.info("built %s", weights["network"])
     whitening = load_whitening(saved, network, content, path=cfg.RUN.SNAPSHOT) if cfg.EVAL.VISUALIZE else None
     evaluator = build_evaluator(cfg, network, recipe=saved, whitening=whitening, device=device)
     sources = saved.DATASET.TRAIN if "source" in weights else ()  # published files do not say what they were trained on
-    make_folder(folder)  # where nothing can be written, nothing is evaluated
-    rows, plots, per_image = evaluator(network, loaders, sources=sources, findings=findings)
-    for _, file, image in plots:
-        pictures.save_png(image, folder / file)
-    return Report(weights, rows, per_image)
+    return Candidate(network, weights, evaluator, sources)
+
+
+def open_other(cfg: Config, device: torch.device) -> Candidate:
+    """Open the graph of --model, or announce the files of --predictions."""
+    evaluator = build_evaluator(cfg, None, recipe=cfg, whitening=None, device=device)
+    if cfg.EVAL.PREDICTIONS:
+        return Candidate(None, {"file": cfg.EVAL.PREDICTIONS, "checkpoint": "files of predictions"}, evaluator)
+    if cfg.EVAL.VISUALIZE:
+        raise UserError(
+            f"--visualize_feature: shows what networks of ours compute, not {cfg.RUN.SNAPSHOT}; leave it out"
+        )
+    graph = open_graph(cfg, device)
+    logger.info("opened %s", graph.describe())
+    sources = graph.metadata.get("source", "")
+    weights = {"file": cfg.RUN.SNAPSHOT, "checkpoint": "graph", "method": graph.metadata.get("method", "")}
+    weights |= {"source": sources, "network": graph.describe(), "normalisation": graph.normalisation}
+    return Candidate(graph, weights, replace(evaluator, normalise=graph.normalise), sources.split())
 
 
 def load_network(cfg: Config, content: dict[str, Any]) -> tuple[Segmentor, Config, dict[str, Any]]:
@@ -100,9 +159,14 @@ def load_whitening(saved: Config, network: Segmentor, content: dict[str, Any], *
 
 
 def result_folder(cfg: Config) -> Path:
-    """Return --out, by default a folder beside the weight file named after it and the split."""
+    """Return --out, by default a folder beside the weight file or the predictions named after them and the split."""
+    if cfg.EVAL.OUT:
+        return Path(cfg.EVAL.OUT)
+    if cfg.EVAL.PREDICTIONS:
+        predictions = Path(cfg.EVAL.PREDICTIONS).resolve()
+        return predictions.with_name(f"scores_{predictions.name}_{cfg.DATASET.SPLIT}")
     weights = cfg.RUN.SNAPSHOT
-    return Path(cfg.EVAL.OUT or beside(weights, f"scores_{Path(weights).stem}_{cfg.DATASET.SPLIT}"))
+    return beside(weights, f"scores_{Path(weights).stem}_{cfg.DATASET.SPLIT}")
 
 
 if __name__ == "__main__":

@@ -18,17 +18,17 @@ __all__ = ["Evaluator", "FeaturePlotter", "Report", "build_evaluator"]
 
 
 def build_evaluator(
-    cfg: Config, network: Segmentor, *, recipe: Config, whitening: Whitening | None, device: torch.device
+    cfg: Config, network: Segmentor | None, *, recipe: Config, whitening: Whitening | None, device: torch.device
 ) -> Evaluator:
     """Build the evaluator of a run from `cfg.EVAL`; what the method has nothing to show of raises `UserError`.
 
     Args:
-        network: whose inner values are plotted where --visualize_feature asks for it.
+        network: whose inner values are plotted where --visualize_feature asks for it; None has none.
         recipe: the config that the network was trained with; its normalisation is used.
         whitening: holds the masks that are plotted, None where the method has none.
     """
     dtype, plotter = autocast_dtype(device, wanted=cfg.OPTIM.FP16), None
-    if cfg.EVAL.VISUALIZE:
+    if cfg.EVAL.VISUALIZE and network is not None:
         plotter = FeaturePlotter(
             network,
             whitening=whitening,

@@ -28,6 +28,20 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Make a folder as `make_folder` does; after an error those that were made and are empty are removed."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        make_folder(folder)
+        yield
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):  # not empty, or another process was first
+                path.rmdir()
+        raise
+
+
+@contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary file beside `path`, which it becomes at the end; after an error nothing of it is left."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -228,7 +228,7 @@ def build_parser(
     options: Mapping[str, Option], *, program: str, description: str, groups: Mapping[str, str]
 ) -> argparse.ArgumentParser:
     """Return the parser of all rows with a flag, in groups; --help shows those of the program."""
-    name, usage = f"python {program}.py", "%(prog)s [flags]"
+    name, usage = f"python {program}.py", f"%(prog)s {'[WEIGHTS] ' if program == 'valid' else ''}[flags]"
     parser = _Parser(name, usage, description, allow_abbrev=False, formatter_class=Help)
     parser.add_argument("--version", action="version", version=f"DIIA {version()}")
 
@@ -280,9 +280,11 @@ def _add_flags(group: Any, row: Option, *, hidden: bool) -> None:
 
 
 def read_command_line(
-    parser: argparse.ArgumentParser, argv: Sequence[str], *, refused: Mapping[str, str]
+    parser: argparse.ArgumentParser, argv: Sequence[str], *, refused: Mapping[str, str], operand: str = ""
 ) -> tuple[list[str], list[Setting]]:
     """Return the files of --config and the checked settings of flags and --opts, in their order.
+
+    `operand` is the key of the one word that may stand without a flag, "" where none may.
 
     Raises `UserError` at an unknown flag (with the closest one), a refused one (with its replacement), a bad value.
     """
@@ -291,6 +293,8 @@ def read_command_line(
         if name in refused:
             raise UserError(f"{name} {refused[name]}")
     namespace, unknown = parser.parse_known_args(argv, argparse.Namespace(config=[], settings=[]))
+    if operand and len(unknown) == 1 and not unknown[0].startswith("-"):
+        namespace.settings.append(Setting(operand, unknown.pop(), "WEIGHTS"))
     if unknown:
         word = unknown[0].partition("=")[0]
         if not word.startswith("-"):
