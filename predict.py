@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice, takewhile
@@ -26,15 +26,14 @@ from PIL import Image
 from tqdm import tqdm
 
 import config
-from datasets.codec import ENCODINGS, read_photo
-from datasets.labels import PALETTE
+from datasets.codec import read_photo
+from evaluation.outputs import ALL_KINDS, KINDS, SUBMISSIONS, file_name
 from inference import SAVE_MEMORY, Array, Model, load
 from network import Segmentor
 from utils import distributed, logs, program_parser, signals
-from utils.errors import UserError, run_entry_point
+from utils.errors import UserError, first_few, run_entry_point
 from utils.files import make_folder, write
 from utils.parallel import cores, opencv, threaded_map
-from utils.pictures import colorize, overlay
 
 logger = logging.getLogger("predict")
 Source = TypeVar("Source")
@@ -45,41 +44,6 @@ FLAGS = (
 )
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif", ".jp2", ".avif")
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
-
-
-def _by_class(labels: Array) -> Image.Image:
-    """Return train ids as an image of palette colours, whose indices they are."""
-    image = Image.fromarray(labels)
-    image.putpalette(PALETTE.tobytes().ljust(768, b"\0"))
-    return image
-
-
-def _side_by_side(image: Array, labels: Array, _: float) -> Image.Image:
-    return Image.fromarray(np.concatenate((image, colorize(labels, palette=PALETTE)), axis=1))
-
-
-class Kind(NamedTuple):
-    """What can be written: the map of the model that it shows, and how."""
-
-    map: str
-    draw: Callable[[Array, Array, float], Image.Image]  # of the image, its map, the opacity
-    picture: bool = True  # to be looked at: a video's frames become a video
-
-
-KINDS = {
-    "train_ids": Kind("labels", lambda _image, labels, _: Image.fromarray(labels), picture=False),
-    "label_ids": Kind(
-        "labels", lambda _image, labels, _: Image.fromarray(ENCODINGS["cityscapes_ids"].encode(labels)), picture=False
-    ),
-    "colour": Kind("labels", lambda _image, labels, _: _by_class(labels)),
-    "overlay": Kind(
-        "labels", lambda image, labels, alpha: Image.fromarray(overlay(image, labels, palette=PALETTE, alpha=alpha))
-    ),
-    "side_by_side": Kind("labels", _side_by_side),
-    "confidence": Kind("confidence", lambda _image, share, _: Image.fromarray((255 * share).round().astype(np.uint8))),
-    "edge": Kind("edge", lambda _image, edge, _: Image.fromarray(edge.round().clip(0, 255).astype(np.uint8))),
-    "layout": Kind("layout", lambda _image, layout, _: _by_class(layout)),
-}
 
 
 class Job(NamedTuple):
@@ -95,22 +59,22 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True)
 class Writer:
-    """Where and how results are written."""
+    """Where and how results are written; `kinds` maps what to write to the pattern of its file, see `file_name`."""
 
     out: Path
-    kinds: tuple[str, ...]
+    kinds: Mapping[str, str]
     opacity: float
     threads: int  # that read, and that write, beside the network
 
     def of(self, job: Job) -> dict[str, Path]:
         """Return the files of a job by kind; of a video pictures alone, by default the overlay."""
         if job.is_video:
-            kinds = [kind for kind in self.kinds if KINDS[kind].picture] or ["overlay"]
+            kinds = [kind for kind in self.kinds if ALL_KINDS[kind].picture] or ["overlay"]
             return {kind: self.out / kind / f"{job.name}.mp4" for kind in kinds}
-        return {kind: self.out / kind / f"{job.name}.png" for kind in self.kinds}
+        return {kind: self.out / file_name(pattern, job.name) for kind, pattern in self.kinds.items()}
 
     def draw(self, kind: str, image: Array, maps: dict[str, Array]) -> Image.Image:
-        return KINDS[kind].draw(image, maps[KINDS[kind].map], self.opacity)
+        return ALL_KINDS[kind].draw(image, maps[ALL_KINDS[kind].map], self.opacity)
 
     def save(self, result: tuple[Job, Array, dict[str, Array]]) -> None:
         """Write all kinds of an image."""
@@ -126,15 +90,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     with signals.handled(), distributed.process_group(device, save_memory=SAVE_MEMORY):
         logs.setup_logging()
         threads = max(min(cores() // distributed.world_size(), 8), 1)
-        writer = Writer(Path(args.out), tuple(dict.fromkeys(args.write)), args.opacity, threads)
+        kinds = SUBMISSIONS[args.submit] if args.submit else {kind: f"{kind}/{{path}}.png" for kind in args.write}
+        writer = Writer(Path(args.out), kinds, args.opacity, threads)
         jobs = distributed.from_main(lambda: find_jobs(args.inputs, writer, force=args.force))
+        if args.submit and (videos := [str(job.path) for job in jobs if job.is_video]):
+            raise UserError(f"--submit {args.submit}: takes images, no videos as {first_few(videos)}; leave them out")
         model = load(args.weights, **args.changed | {"device": device})
         logger.info("built %s", model.network.describe())
-        wanted = {KINDS[kind].map for job in jobs for kind in writer.of(job)}
+        wanted = {ALL_KINDS[kind].map for job in jobs for kind in writer.of(job)}
         if missing := sorted(wanted - {*model.map_names}):
-            network = model.network
+            network, flag = model.network, f"--submit {args.submit} needs" if args.submit else "--write"
             what = f"the method {network.method.name}" if isinstance(network, Segmentor) else args.weights
-            raise UserError(f"--write {' '.join(missing)}: {what} has none; leave it out")
+            raise UserError(f"{flag} {' '.join(missing)}: {what} has none; leave it out")
         predict = partial(_predicted, model, names=wanted, batch_size=args.bs_mult_val)
         share = slice(distributed.rank(), None, distributed.world_size())
         failed = segment_images([job for job in jobs if not job.is_video][share], predict, writer)
@@ -159,7 +126,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help=text)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to, DIR/KIND/NAME.png")
     text = f"what to write: {', '.join(KINDS)}; the frames of a video become one of those that are pictures"
-    parser.add_argument("--write", nargs="+", choices=KINDS, default=["train_ids"], metavar="KIND", help=text)
+    parser.add_argument("--write", nargs="+", choices=KINDS, metavar="KIND", help=text)
+    text = "write instead what a test server takes: cityscapes, acdc or bravo (docs/evaluation.md)"
+    parser.add_argument("--submit", choices=SUBMISSIONS, metavar="SERVER", help=text)
     parser.add_argument("--opacity", type=float, default=0.5, metavar="X", help="of the colours in overlays, 0 to 1")
     parser.add_argument("--force", action="store_true", help="replace files that exist")
     rows = {row.flag[2:]: row for row in config.KEYS.values() if row.flag in FLAGS}
@@ -172,6 +141,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(row.flag, help=row.help, **how)
     args = parser.parse_args(argv)
     args.changed = {name: value for name, row in rows.items() if (value := getattr(args, name)) != row.default}
+    if args.submit and args.write:
+        raise UserError(f"--submit {args.submit} says what is written, and so does --write; give one of them")
+    args.write = args.write or ["train_ids"]
     if not 0 <= args.opacity <= 1:
         raise UserError(f"--opacity must be a number from 0 to 1, got {args.opacity:g}")
     return args
@@ -199,7 +171,10 @@ def find_jobs(inputs: Sequence[str], writer: Writer, *, force: bool) -> list[Job
         stem = name.with_suffix("")
         unique = stems[stem] == 1 and stem not in whole  # else a.jpg and a.png become a.jpg.png and a.png.png
         jobs.append(Job(path, str(stem if unique else name)))
-    existing = [path for job in jobs for path in writer.of(job).values() if path.exists()]
+    owners = Counter(path for job in jobs for path in writer.of(job).values())
+    if same := [str(path) for path, number in owners.items() if number > 1]:
+        raise UserError(f"{first_few(same)}: several images would have this name; segment them apart")
+    existing = [path for path in owners if path.exists()]
     if existing and not force:
         more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
         raise UserError(f"{existing[0]}{more}: exists already; name another folder with --out, or add --force")

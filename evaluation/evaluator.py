@@ -30,7 +30,7 @@ from utils.pictures import Picture, comparison
 T = TypeVar("T")
 NOTHING_LABELLED = (
     "{split}: no pixel of its labels has a class, so there are no scores (test labels are often withheld); evaluate "
-    "another split with --split, or write predictions for the data set's test server with predict.py"
+    "another split with --split, or write predictions for the data set's test server with predict.py --submit"
 )
 logger = logging.getLogger(__name__)
 

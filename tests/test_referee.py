@@ -276,6 +276,33 @@ def test_small_predictions_are_resized_where_asked_for(weights: Path, city: Path
     assert content["domains"][0]["protocol"]["transform"].endswith("train_ids, resized by the nearest pixel")
 
 
+def test_servers_get_what_they_take(weights: Path, city: Path, tmp_path: Path) -> None:
+    own, found = matrix(score(city, tmp_path / "own", weights)), dict[str, list[str]]()
+    for server in ("cityscapes", "acdc", "bravo"):
+        out = tmp_path / server
+        predict.main([str(weights), str(city / IMAGES), "--out", str(out), "--device", "cpu", "--submit", server])
+        found[server] = sorted(str(path.relative_to(out)) for path in out.rglob("*.png"))
+        assert (matrix(score(city, tmp_path / "scores", "--predictions", out)) == own).all()
+    assert found["cityscapes"] == [f"aachen_0000{number}_000019.png" for number in range(3)]
+    assert found["acdc"][0] == "labelTrainIds/aachen_00000_000019_leftImg8bit.png"
+    assert found["bravo"][:2] == [f"aachen/aachen_00000_000019_leftImg8bit_{kind}.png" for kind in ("conf", "pred")]
+    picture = frames(city)[0][0][0].permute(1, 2, 0).numpy()
+    (maps,) = load(weights, device="cpu").maps([picture], ["labels", "confidence"])
+    ids = np.asarray(Image.open(tmp_path / "cityscapes" / found["cityscapes"][0]))
+    assert ids.dtype == np.uint8 and (TRAIN_OF[ids] == maps["labels"]).all()
+    confidence = np.asarray(Image.open(tmp_path / "bravo" / found["bravo"][0]))
+    assert confidence.dtype == np.uint16 and np.abs(confidence / 65535 - maps["confidence"]).max() < 1e-5
+    for flags, message in (
+        (("--write", "colour"), "--submit acdc says what is written"),
+        ((), r"\.png: several images would have this name"),
+    ):
+        (tmp_path / "b").mkdir(exist_ok=True)
+        shutil.copy(tmp_path / "cityscapes" / found["cityscapes"][0], tmp_path / "b")
+        with pytest.raises(UserError, match=message):
+            words = [str(weights), str(tmp_path / "cityscapes"), str(tmp_path / "b"), "--submit", "acdc", *flags]
+            predict.main([*words, "--out", str(tmp_path / "none")])
+
+
 def write_ids(folder: Path, *maps: list[int], mode: str = "L") -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     for number, ids in enumerate(maps):
