@@ -225,6 +225,8 @@ class Run(Section):
     RESTORE_OPTIMIZER: bool = option(False, "--restore_optimizer",
         "Resume the run of --snapshot: optimiser, schedule and progress too.")
     RESUME: str = option("", "--resume", "Resume from a checkpoint file, or auto: from the last one of this run.")
+    OTHER_DATA: bool = option(False, "--other_data",
+        "Resume although the images to train on are others than those of the checkpoint.")
     DATE: str = option("default", "--date", "First part of the run's folder name.")
     EXP: str = option("default", "--exp", "Second part of the run's folder name.")
     TB_TAG: str = option("", "--tb_tag", "Text added to the TensorBoard folder name.")

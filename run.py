@@ -36,7 +36,7 @@ from transforms.build import build_appearance
 from utils import checkpoint, distributed
 from utils.checkpoint import RunState
 from utils.errors import UserError
-from utils.runs import Start, check_continuation
+from utils.runs import Start, check_continuation, check_lists
 
 logger = logging.getLogger("train")
 
@@ -173,8 +173,17 @@ def restore(run: Run, start: Start) -> None:
     saved, now = (config.to_dict(tree) for tree in (config.from_dict(content["config"], source=str(path)), cfg))
     batch = run.loader.batches.global_batch
     check_continuation(content, saved, now, path=path, steps_per_epoch=run.steps_per_epoch, global_batch=batch)
+    check_lists(content["data"], trained_lists(run), path=path, accepted=cfg.RUN.OTHER_DATA)
     run.load(upgrade_checkpoint(content, run.network), path=path)
     apply_settings(cfg, run.network, run.optimizer, run.scheduler)
+
+
+def trained_lists(run: Run) -> dict[str, dict[str, Any]]:
+    """Return how many images a run trains on and the hash of their list, by domain and split; ISW's with a mark."""
+    splits = {split.title: split for split in run.loader.sources}
+    whitened = whitened_splits(run.cfg, run.network.method, run.splits)  # without labels no unequal pair is left out
+    splits |= {f"{split.title} (statistics)": split for split in whitened}
+    return {title: {"images": len(split.pairs), "list": split.list_hash} for title, split in splits.items()}
 
 
 def evaluation_loaders(cfg: Config, splits: Splits, *, all_images: bool = False) -> list[EvaluationLoader]:

@@ -31,7 +31,7 @@ from evaluation.features import plot_batch
 from evaluation.report import describe_weights, selection_scores
 from loss import collect_masks
 from optimizer import update_average
-from run import Run, build_run, check_data, evaluation_loaders, log_start, restore, whitened_splits
+from run import Run, build_run, check_data, evaluation_loaders, log_start, restore, trained_lists, whitened_splits
 from transforms.appearance import edge_target
 from transforms.style_augmentation import adversarial_style
 from utils import distributed, logs, pictures, signals
@@ -285,6 +285,7 @@ def save(run: Run, records: Records, kind: str) -> None:
                 config=config.to_dict(run.cfg),
                 versions=records.versions,
                 world_size=distributed.world_size(),
+                data=trained_lists(run),
             )
     if kind == "last" and kind not in records.unsaved:
         records.saved_at = run.progress.step

@@ -74,6 +74,7 @@ class TrainingLoader:
 
     batches: GlobalBatches
     loader: DataLoader[TrainingBatch]
+    sources: list[Split]
     text: str
     cached: bool
 
@@ -132,7 +133,7 @@ def build_training_loader(cfg: Config, splits: Splits, *, jitter: str, rank: int
         f"{loader.num_workers} loader worker(s) per process",
     ]
     text = f"training images: {'; '.join(filter(None, parts))}"
-    return TrainingLoader(batches, loader, text, cached=cache is not None)
+    return TrainingLoader(batches, loader, pools, text, cached=cache is not None)
 
 
 def _sizes(split: Split) -> str:

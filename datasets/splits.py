@@ -53,6 +53,11 @@ class Split:
     def encoding(self) -> Encoding:
         return self.domain.encoding
 
+    @property
+    def title(self) -> str:
+        """The domain and the split, by the name of its folder: Cityscapes' coarse frames are a "train" too."""
+        return f"{self.domain.name}/{dict(self.domain.splits).get(self.name, (self.name,))[0]}"
+
     @cached_property
     def list_hash(self) -> str:
         return list_hash(self.pairs)

@@ -34,7 +34,7 @@ FLAGS = """
 --img_wt_loss --jitter --jointwtborder --label_smoothing --layer_decay --layout_confidence --local-rank --local_rank
 --log_interval --lora_rank --lr --lr_schedule --max_cu_epoch --max_epoch --max_iter --mean --method --mixstyle --model
 --momentum --more_metrics --no_norm_decay --no_quick_check --no_syncbn --no_val_source --num_workers --ohem_min_kept
---ohem_thresh --optimizer --opts --out --output_stride --per_image --pictures --poly_exp --pre_size
+--ohem_thresh --optimizer --opts --other_data --out --output_stride --per_image --pictures --poly_exp --pre_size
 --prediction_encoding --predictions --pretrained --quick_check --randaugment --randconv --randconv_repeats
 --rein_tokens --relax_denom --repoly --rescale --resize_predictions --restore_optimizer --resume --rlx_off_iter
 --rrotate --save_interval --scale_max --scale_min --scales --seed --sgd --snapshot --split --stat_images --std
@@ -71,7 +71,7 @@ KEYS = {  # checkpoints and files of older versions hold them
         PREDICTIONS PREDICTION_ENCODING PROTOCOL RESIZE_PREDICTIONS SCALES SOURCE STRIDE VISUALIZE WINDOW
     """,
     "RUN": """
-        CKPT DATE DETERMINISTIC DEVICE DIST_TIMEOUT DIST_URL DUMP_AUGMENTATION EXP LOCAL_RANK LOG_INTERVAL
+        CKPT DATE DETERMINISTIC DEVICE DIST_TIMEOUT DIST_URL DUMP_AUGMENTATION EXP LOCAL_RANK LOG_INTERVAL OTHER_DATA
         RESTORE_OPTIMIZER RESUME SAVE_INTERVAL SEED SNAPSHOT TB_PATH TB_TAG TEST_MODE
     """,
 }

@@ -118,7 +118,7 @@ def test_torchvisions_names_are_those_of_the_backbone(name: str) -> None:
 def test_entries_of_a_checkpoint() -> None:
     assert checkpoint.SCHEMA == 2
     parts = {"network", "average", "criterion", "optimizer", "scheduler", "scaler"}
-    assert checkpoint.KEYS == {"schema", "kind", *parts, "progress", "best", "config", "versions", "world_size"}
+    assert checkpoint.KEYS == {"schema", "kind", *parts, "progress", "best", "config", "versions", "world_size", "data"}
 
 
 def step(network: Any, optimizer: torch.optim.Optimizer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -183,6 +184,29 @@ def test_options_that_an_older_checkpoint_lacks_have_not_changed(
     start = Start(tmp_path / "older.pth")
     restore(build_run(resumable(small_camvid, tmp_path, "--lr", "0.02"), start), start)
     assert re.findall(r"continuing with another (\S+):", caplog.text) == ["OPTIM.LR"]
+
+
+def test_a_resume_on_other_images_is_refused_until_it_is_asked_for(
+    straight: Path, small_camvid: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content, start = read_weights(straight / "last.pth"), Start(straight / "last.pth")
+    names = sorted(f"train/{path.name}" for path in (small_camvid / "train").iterdir())
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:12]
+    about = {"images": 8, "list": digest}
+    assert content["data"] == {"camvid/train": about, "camvid/train (statistics)": about}
+    data = shutil.copytree(small_camvid, tmp_path / "data")
+    for folder in ("train", "trainannot"):
+        (data / folder / "00003.png").rename(data / folder / "10003.png")
+    run = build_run(resumable(data, tmp_path), start)
+    with pytest.raises(
+        UserError, match=rf"camvid/train with 8 images \(list {digest}\), now there are 8 .*--other_data"
+    ):
+        restore(run, start)
+    restore(build_run(resumable(data, tmp_path, "--other_data"), start), start)
+    assert "last.pth was trained on camvid/train with 8 images" in caplog.text
+    del content["data"]
+    torch.save(content, tmp_path / "older.pth")
+    restore(run, Start(tmp_path / "older.pth"))
 
 
 MODERN = (

@@ -26,11 +26,11 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 2  # 1: network.weights.upgrade_checkpoint turns it into 2
 PARTS = ("network", "average", "criterion", "optimizer", "scheduler", "scaler")  # of a run, with a state each
-KEYS = frozenset((*PARTS, "schema", "kind", "progress", "best", "config", "versions", "world_size"))
+KEYS = frozenset((*PARTS, "schema", "kind", "progress", "best", "config", "versions", "world_size", "data"))
 LAST, PREVIOUS = "last.pth", "previous.pth"  # of a run
 CONVERTED, EXPORTED = "converted", "exported"  # kinds of checkpoints that hold weights alone
 _FACTS = ("kind", "progress", "config", "versions")  # JSON in the metadata of safetensors files
-_LATER: dict[str, Any] = {"average": {}}  # what older checkpoints lack
+_LATER: dict[str, Any] = {"average": {}, "data": {}}  # what older checkpoints lack
 
 # Published files hold their mean IoU as a numpy number, under numpy 1's or numpy 2's name.
 _SCALAR = np.float64(0).__reduce__()[0]
@@ -44,7 +44,8 @@ def save(path: Path, content: dict[str, Any]) -> None:
     It is read back before; the `last.pth` that was there becomes `previous.pth`.
 
     Args:
-        content: every entry of `KEYS` but `schema`, `average` where there is one; tensors and plain containers only.
+        content: every entry of `KEYS` but `schema`, `average` and `data` where there are any; tensors and plain
+            containers only.
     """
     content = {"schema": SCHEMA, **_LATER, **content}
     assert content.keys() == KEYS, content.keys() ^ KEYS
@@ -245,7 +246,9 @@ class RunState:
     progress: Progress = field(default_factory=Progress)
     best: dict[str, float] = field(default_factory=dict)
 
-    def save(self, path: Path, *, config: dict[str, Any], versions: dict[str, str], world_size: int) -> None:
+    def save(
+        self, path: Path, *, config: dict[str, Any], versions: dict[str, str], world_size: int, data: dict[str, Any]
+    ) -> None:
         """Write a checkpoint named after its file; `UserError` at weights that are not finite: what was there stays."""
         if not torch.stack([parameter.isfinite().all() for parameter in self.network.parameters()]).all():
             raise UserError(
@@ -254,7 +257,7 @@ class RunState:
             )
         parts = {name: getattr(self, name) for name in PARTS}
         states = {name: part.state_dict() for name, part in parts.items() if part is not None}
-        about = {"config": config, "versions": versions, "world_size": world_size}
+        about = {"config": config, "versions": versions, "world_size": world_size, "data": data}
         save(path, {"kind": path.stem, "progress": asdict(self.progress), "best": dict(self.best), **states, **about})
 
     def load(self, content: Mapping[str, Any], *, path: Path) -> None:

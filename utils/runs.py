@@ -230,3 +230,20 @@ def check_continuation(
     for key in sorted(new, key=lambda key: key != "RUN.SEED"):
         if old[key] != new[key] and SEQUENCE.match(key) and not PLACES.fullmatch(key):
             logger.warning("continuing with another %s: %s -> %s", key, old[key], new[key])
+
+
+def check_lists(
+    saved: Mapping[str, Mapping[str, Any]], current: Mapping[str, Mapping[str, Any]], *, path: Path, accepted: bool
+) -> None:
+    """Refuse to continue a checkpoint on other images under the same names, or log it where that is `accepted`.
+
+    Args:
+        saved, current: number of images and hash of their list by domain and split, when it was saved and now. Older
+            checkpoints hold none; splits that only one side has are named by other settings, which are logged.
+    """
+    for name in (name for name in current if saved.get(name, current[name]) != current[name]):
+        old, new = ("{images} images (list {list})".format(**lists[name]) for lists in (saved, current))
+        sentence = f"{path} was trained on {name} with {old}, now there are {new}"
+        if not accepted:
+            raise UserError(f"{sentence}: restore the files, or add --other_data to resume with those of now")
+        logger.warning(sentence)
