@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,10 @@ BUILTIN: dict[str, Domain] = {
             Layout("RGB/*.png", (("RGB/", "GT/LABELS/"),), listed=True),
             Layout("RAND_CITYSCAPES/RGB/*.png", (("RGB/", "GT/LABELS/"),), listed=True),  # the provider's archive
             splits="train val",
-            subsets=(("16", (*range(9), *range(10, 14), 15, 17, 18)),),  # terrain, truck and train do not occur
+            subsets=(  # terrain, truck and train do not occur; 13: nor wall, fence and pole, as many papers have it
+                ("16", (*range(9), *range(10, 14), 15, 17, 18)),
+                ("13", (*range(3), *range(6, 9), *range(10, 14), 15, 17, 18)),
+            ),
         ),
         _row(
             "mapillary",
@@ -197,3 +200,18 @@ def get_domain(domains: Mapping[str, Domain], name: str) -> Domain:
         hint = f"more can be declared in a --domains file{did_you_mean(name, domains)}"
         raise UserError(f"unknown data set {name!r}; there are {known}; {hint}")
     return domains[name]
+
+
+def shared_subsets(domain: Domain, sources: Sequence[Domain]) -> list[tuple[str, tuple[int, ...]]]:
+    """Return (name, classes) of the classes that a domain shares with a source that has fewer than it scores.
+
+    That is a source's `classes` and its numbered subsets, as SYNTHIA's 16 and 13. Several sources complete each other,
+    so that none is named.
+    """
+    if len(sources) != 1:
+        return []
+    (source,) = sources
+    numbered = [classes for name, classes in source.subsets if name.isdecimal()]
+    known = {frozenset(domain.classes), *(frozenset(classes) for _, classes in domain.subsets)}
+    shared = dict.fromkeys(tuple(c for c in domain.classes if c in classes) for classes in (source.classes, *numbered))
+    return [(str(len(classes)), classes) for classes in shared if classes and frozenset(classes) not in known]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from datasets.domains import Domain
+from datasets.domains import BUILTIN, Domain
 from datasets.labels import CLASS_NAMES, IGNORE, NUM_CLASSES, PALETTE
 from datasets.loaders import EvaluationLoader
 from datasets.segmentation import EvaluationSample
@@ -86,7 +86,9 @@ class Evaluator:
 
         `sources` are the domains that the model was trained on, `findings` what is wrong with a domain's data.
         """
-        rows, plots, per_image = list[DomainScore](), list[Picture](), dict[str, ImageCounts]()
+        rows, plots, per_image, loaders = list[DomainScore](), list[Picture](), dict[str, ImageCounts](), [*loaders]
+        domains = BUILTIN | {loader.split.domain.name: loader.split.domain for loader in loaders}
+        trained = [domains[name] for name in sources] if domains.keys() >= {*sources} else []
         for loader in loaders:
             domain, result = loader.split.domain, self.evaluate(model, loader)
             seen = loader.protocol + self.inference.resizing + getattr(model, "note", "")  # what is special of a model
@@ -95,7 +97,7 @@ class Evaluator:
             if not result.confusion.any():
                 known.append(NOTHING_LABELLED.format(split=f"{domain.name}/{loader.split.name}"))
                 logger.warning(known[-1])
-            scores = domain_scores(result, loader.split, is_source=is_source, findings=known, **how)
+            scores = domain_scores(result, loader.split, is_source=is_source, findings=known, sources=trained, **how)
             rows += scores
             plots += self._plot(domain, result.frames)
             if result.images is not None:

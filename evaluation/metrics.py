@@ -86,13 +86,17 @@ def _count_bytes(label: np.ndarray, prediction: np.ndarray, *, num_classes: int)
 
 @dataclass(frozen=True)
 class Scores:
-    """What a confusion matrix says; classes without a pixel in truth or prediction have an IoU of nan."""
+    """What a confusion matrix says; classes without a pixel in truth or prediction have an IoU of nan.
+
+    Such classes are in no mean: `mean_iou` is over `classes_in_mean` of them.
+    """
 
     iou: dict[str, float]
     mean_iou: float
     accuracy: float
     mean_class_accuracy: float
     frequency_weighted_accuracy: float
+    classes_in_mean: int
 
 
 def merge_table(merge: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -135,6 +139,7 @@ def score(confusion: np.ndarray, class_names: Sequence[str], *, classes: Sequenc
         accuracy=float(hits.sum() / truth.sum()) if truth.sum() else float("nan"),
         mean_class_accuracy=nan_mean(recall),
         frequency_weighted_accuracy=float((share[present] * iou[present]).sum()) if present.any() else float("nan"),
+        classes_in_mean=int(np.isfinite(iou).sum()),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from config import Config
+from datasets.domains import Domain, shared_subsets
 from datasets.labels import CLASS_NAMES
 from datasets.splits import Split
 from evaluation.metrics import Scores, merge_classes, nan_mean, score
@@ -125,7 +126,8 @@ class Report:
             scores, how = row.scores, row.protocol
             values = map(percent, (scores.mean_iou, scores.accuracy, scores.mean_class_accuracy))
             loss = "-" if math.isnan(row.loss) else f"{row.loss:.4f}"
-            counts = [loss, how.classes, str(how.images), f"{how.split} {how.list_hash}"]
+            fewer = f"{scores.classes_in_mean} of " if scores.classes_in_mean < len(scores.iou) else ""
+            counts = [loss, f"{fewer}{how.classes}", str(how.images), f"{how.split} {how.list_hash}"]
             table.append([row.title, *values, *counts])
         names = ("mean_iou", "accuracy", "mean_class_accuracy")
         means = [nan_mean([getattr(row.scores, name) for row in self.targets]) for name in names]
@@ -248,12 +250,13 @@ def domain_scores(
     transform: str,
     scales: str = "1",
     findings: Sequence[str] = (),
+    sources: Sequence[Domain] = (),
     class_names: Sequence[str] = CLASS_NAMES,
 ) -> list[DomainScore]:
     """Turn the counts of a domain into its scores: the main score first, then those of further class subsets.
 
     `transform` and `scales` say in words how images were resized, cropped and windowed, and which views were averaged,
-    `findings` what is wrong with the data.
+    `findings` what is wrong with the data. `sources` are what the network was trained on, as far as it is known.
     """
     domain, name, folders = split.domain, split.name, dict(split.domain.splits)
     confusion = merge_classes(evaluation.confusion, domain.merge)
@@ -278,7 +281,7 @@ def domain_scores(
             more=evaluation.more.scores(classes) if evaluation.more else {},
             findings=list(findings),
         )
-        for subset, classes in [("", domain.classes), *domain.subsets]
+        for subset, classes in [("", domain.classes), *domain.subsets, *shared_subsets(domain, sources)]
     ]
 
 

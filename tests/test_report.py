@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from datasets.domains import BUILTIN, Domain
+from datasets.labels import CLASS_NAMES
 from evaluation.more_metrics import TITLES
 from evaluation.report import Evaluation, Report, domain_scores
 from utils.errors import UserError
@@ -81,6 +82,41 @@ def test_files_hold_the_same_numbers(tmp_path: Path) -> None:
     assert "| road | 72.73 | 72.73 | 100.00 | |" in re.sub(" +", " ", table)
 
 
+def test_classes_without_a_pixel_are_not_in_the_mean_and_the_table_says_how_many_are() -> None:
+    lines = {line[0]: line for line in report().summary_table()}
+    assert [lines[name][5] for name in ("town", "town (2 classes)", "village")] == ["2 of 3", "2", "1 merged"]
+    assert [row["scores"]["classes_in_mean"] for row in json.loads(report().to_json())["domains"]] == [2, 2, 1, 0]
+
+
+def rows_of(target: str, sources: list[Domain]) -> dict[str, tuple[str, ...]]:
+    """The scored classes of each row of a target."""
+    confusion = np.random.default_rng(0).integers(1, 9, (19, 19))
+    scored = domain_scores(
+        Evaluation(confusion, loss=0.5), split(BUILTIN[target]), is_source=False, transform="", sources=sources
+    )
+    for row in scored:  # mean of hits / (truth + predicted - hits) over the pixels whose true class is scored
+        known = [CLASS_NAMES.index(name) for name in row.scores.iou]
+        kept = np.array(row.confusion)[known]
+        unions = [kept[i].sum() + kept[:, c].sum() - kept[i, c] for i, c in enumerate(known)]
+        ious = [kept[i, c] / unions[i] for i, c in enumerate(known)]
+        assert row.scores.mean_iou == pytest.approx(float(np.mean(ious)))
+    return {row.subset: tuple(row.scores.iou) for row in scored}
+
+
+def test_a_target_is_scored_over_the_classes_of_its_source_too() -> None:
+    lacking = {"terrain", "truck", "train"}
+    synthia, gtav = BUILTIN["synthia"], BUILTIN["gtav"]
+    rows = rows_of("cityscapes", [synthia])
+    assert list(rows) == ["", "16 classes", "13 classes"]
+    assert {*rows[""]} - {*rows["16 classes"]} == lacking
+    assert {*rows[""]} - {*rows["13 classes"]} == lacking | {"wall", "fence", "pole"}
+    assert list(rows_of("synthia", [synthia])) == list(rows_of("synthia", [])) == list(rows)
+    for sources in ([], [gtav], [synthia, gtav]):  # nothing is lacking, or nothing is known
+        assert list(rows_of("cityscapes", sources)) == [""]
+    few = replace(gtav, name="own", classes=(0, 13))
+    assert rows_of("cityscapes", [few])["2 classes"] == ("road", "car")
+
+
 # The tree of scores.json: what reads it from outside may count on these names and types, in this order.
 TREE = {
     "weights": {"file": "str", "checkpoint": "str", "seed": "int"},
@@ -96,6 +132,7 @@ TREE = {
                 "accuracy": "float",
                 "mean_class_accuracy": "float",
                 "frequency_weighted_accuracy": "float",
+                "classes_in_mean": "int",
             },
             "loss": "float",
             "protocol": {
