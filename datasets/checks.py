@@ -6,20 +6,20 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 
 from datasets.domains import BUILTIN, PUBLISHED, Domain, get_domain
+from datasets.faults import DomainReport, Fault, SplitReport
 from datasets.labels import CLASS_NAMES, NUM_CLASSES
 from datasets.scan import FEW_COLOURS, LABEL_IDS, LOSSY, SAMPLE, Finding, discriminative_classes, find_shared, scan
-from datasets.splits import Listing, Pair, Splits, list_split, no_images
+from datasets.splits import Listing, Pair, Splits, is_known_gap, list_split, no_images
 from utils.errors import UserError
 from utils.parallel import cores
 
 log = logging.getLogger(__name__)
 
-EXAMPLES = 3  # files that a fault names
 MANY = 8  # labels that must all lack the discriminative classes before their absence says anything
 MOST = 0.5  # share of the labels that are ignored altogether, or of pairs of unequal size, which is a fault
 UNIQUE_NAMES = ("cityscapes", "bdd100k", "gtav", "synthia", "mapillary")  # one name in two splits is one frame
@@ -27,71 +27,6 @@ DAMAGED = "damaged, cut off or not an image; unpack or download them again"
 
 ListSplit = Callable[[Domain, str], Listing | None]
 MakeFault = Callable[[str, str, Sequence[str], str], "Fault"]  # of a split: name, severity, files, advice
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One thing that is wrong or worth knowing.
-
-    Attributes:
-        split: train, val or test, several joined by " and ", or "" for the whole domain.
-        name: stable, for programs.
-        severity: "fatal" stops or spoils a training, "fault" is wrong, "note" is only worth knowing.
-        count: files or pairs that show it.
-        examples: the first few of them, relative to the domain's root.
-        advice: one sentence on the likely cause and how to fix it.
-        root: the domain's folder.
-    """
-
-    domain: str
-    split: str
-    name: str
-    severity: str
-    count: int
-    examples: tuple[str, ...]
-    advice: str
-    root: str = ""
-
-    @property
-    def where(self) -> str:
-        return f"{self.domain}/{self.split}" if self.split else self.domain
-
-    def sentence(self) -> str:
-        if not self.examples:
-            return f"{self.where}: {self.name}: {self.advice}"
-        first = self.examples[0] if self.examples[0] == self.root else os.path.join(self.root, self.examples[0])
-        if self.count == 1 and first in self.advice:
-            return f"{self.where}: {self.advice}"
-        return f"{self.where}: {self.name} ({self.count}, the first: {first}): {self.advice}"
-
-
-@dataclass(frozen=True)
-class SplitReport:
-    """What a split holds; patterns are relative to the root, `shares` of all pixels by class and "ignored"."""
-
-    split: str
-    image_pattern: str
-    label_pattern: str
-    images: int
-    labels: int
-    published: tuple[int, ...]  # the known totals, any of which is right
-    decoded: int
-    shares: dict[str, float]
-
-
-@dataclass(frozen=True)
-class DomainReport:
-    """What a domain holds, and what is wrong with it."""
-
-    domain: str
-    root: str
-    quick: bool
-    splits: tuple[SplitReport, ...]
-    faults: tuple[Fault, ...]  # with the notes
-
-    @property
-    def healthy(self) -> bool:
-        return all(fault.severity == "note" for fault in self.faults)
 
 
 def check_domain(
@@ -153,7 +88,7 @@ def refuse_or_warn(splits: Splits, needed: Iterable[tuple[str, str]], *, evaluat
 
 def _fault(domain: Domain, split: str, name: str, severity: str, files: Sequence[str], advice: str) -> Fault:
     """Return what files show, which are named relative to the domain's root; without files it is none."""
-    examples = tuple(text.removeprefix(f"{domain.root}/") for text in files[:EXAMPLES])
+    examples = tuple(text.removeprefix(f"{domain.root}/") for text in files)
     return Fault(domain.name, split, name, severity, len(files), examples, advice, domain.root)
 
 
@@ -216,8 +151,8 @@ def _check_partners(
 ) -> Iterator[Fault]:
     """Check that there are as many images as published, that every image has a label and every label an image."""
     if report.published and report.images not in report.published:
-        known = " or ".join(f"{number:,}" for number in report.published)
-        advice = f"the published split has {known} images; a part of it is fine where it is meant"
+        numbers = " or ".join(f"{number:,}" for number in report.published)
+        advice = f"the published split has {numbers} images; a part of it is fine where it is meant"
         yield replace(fault("count", "note", [], advice), count=report.images)
     labelled = set(listing.labelled)
     missing = [pair for pair in listing.pairs if pair not in labelled]
@@ -227,10 +162,18 @@ def _check_partners(
         if report.split == "test":
             name, severity = "no-labels", "note"
             advice = "test images often come without labels; they cannot be evaluated"
+    known = "the published files lack as many; they are left out"
+    if is_known_gap(domain, len(missing), of=len(listing.pairs)):
+        severity, advice = "note", known
     files = [f"{pair.name} without {pair.label.removeprefix(f'{domain.root}/')}" for pair in missing]
     yield fault(name, severity, files, advice)
-    advice = "their images are missing or named otherwise; unpack the images again, or remove the labels"
-    yield fault("label-without-image", "fault", orphans, advice)
+    severity, advice = (
+        "fault",
+        "their images are missing or named otherwise; unpack the images again, or remove the labels",
+    )
+    if is_known_gap(domain, len(orphans), of=len(listing.pairs)):
+        severity, advice = "note", known
+    yield fault("label-without-image", severity, orphans, advice)
 
 
 def _check_pairs(domain: Domain, findings: Sequence[Finding], fault: MakeFault) -> Iterator[Fault]:

@@ -54,6 +54,7 @@ class Domain:
         classes: train ids that are scored.
         subsets: further (name, classes) that are reported.
         skip_unequal: leave out pairs whose image and label differ in size (known faults of the published files).
+        gaps: leave out so many images of a split without a label, and let so many labels have no image (likewise).
     """
 
     name: str
@@ -67,6 +68,7 @@ class Domain:
     classes: tuple[int, ...] = tuple(range(NUM_CLASSES))
     subsets: tuple[tuple[str, tuple[int, ...]], ...] = ()
     skip_unequal: bool = False
+    gaps: int = 0
 
     def paths(self, split: str, stem: str) -> tuple[str, str]:
         """Return where an image and its label lie in the first layout, relative to the root.
@@ -114,6 +116,7 @@ BUILTIN: dict[str, Domain] = {
             _bdd("bdd100k/images/10k/", "bdd100k/labels/sem_seg/masks/"),  # as the provider's archives have it
             _bdd("10k/", "bdd100k/labels/sem_seg/masks/"),
             _bdd("10k/", "sem_seg/masks/"),
+            gaps=6,
         ),
         _row(
             "gtav",

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from glob import iglob
+from itertools import product
 from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -157,13 +159,22 @@ def find_pairs(
         return [pair._replace(label="") for pair in pairs]
     if len(labelled) < len(pairs):
         existing = set(labelled)
-        first = next(pair for pair in pairs if pair not in existing)
-        hint = "add the label or remove the image" if existing else _hint(domain)
-        raise UserError(
-            f"{domain.name}/{split}: {len(pairs) - len(existing)} of {len(pairs)} images have no label, "
-            f"the first is {first.image} without {first.label}; {hint}"
-        )
+        bare = [pair for pair in pairs if pair not in existing]
+        count = f"{len(bare)} of {len(pairs)}"
+        if not is_known_gap(domain, len(bare), of=len(pairs)):
+            hint = "add the label or remove the image" if existing else _hint(domain)
+            raise UserError(
+                f"{domain.name}/{split}: {count} images have no label, "
+                f"the first is {bare[0].image} without {bare[0].label}; {hint}"
+            )
+        names = ", ".join(pair.name for pair in bare)
+        log.warning("%s/%s: %s images are skipped because they have no label: %s", domain.name, split, count, names)
     return _without_unequal(labelled, domain, split) if domain.skip_unequal else labelled
+
+
+def is_known_gap(domain: Domain, count: int, *, of: int) -> bool:
+    """Tell whether so many files without a partner are what the published files lack, and no more."""
+    return count <= domain.gaps and 100 * count <= of
 
 
 def no_images(domain: Domain, split: str) -> str:
@@ -178,7 +189,26 @@ def no_images(domain: Domain, split: str) -> str:
             f"`python -m scripts.prepare_data {domain.name} {domain.root}` makes the lists"
             + (", with the provider's read_mapping.zip in that folder" if domain.name == "gtav" else "")
         )
-    return f"no image matches {' or '.join(patterns)} in {domain.root}; {_hint(domain)}"
+    return (
+        f"no image matches {' or '.join(patterns)} in {domain.root}; {_further_down(domain, folders) or _hint(domain)}"
+    )
+
+
+def _further_down(domain: Domain, folders: Sequence[str]) -> str:
+    """Return what to do where the images lie one or two folders below those where they are expected, else ""."""
+    for above, layout, folder in product(("*/", "*/*/"), domain.layouts, folders):
+        pattern = layout.patterns(folder)[0]
+        image = next(iglob(above + pattern, root_dir=domain.root), None)
+        if image is None or "**" in pattern:
+            continue
+        parts = PurePosixPath(image).parts
+        below, image = "/".join(parts[: above.count("/")]), "/".join(parts[above.count("/") :])
+        if os.path.isfile(f"{domain.root}/{below}/{layout.label_path(image, folder)}"):
+            return f"they are in {domain.root}/{below}: give that folder as {domain.root_key}"
+        if layout.listed:
+            command = f"python -m scripts.prepare_data {domain.name} {domain.root} --out FOLDER"
+            return f"images are in {domain.root}/{below}, their labels elsewhere: `{command}` puts them in place"
+    return ""
 
 
 def _hint(domain: Domain) -> str:

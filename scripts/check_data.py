@@ -8,13 +8,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from datasets.checks import SAMPLE, DomainReport, check_domain
+from datasets.checks import SAMPLE, check_domain
 from datasets.domains import load_domains
+from datasets.faults import DomainReport
 from scripts import chosen_domains, data_config, data_parser
 from utils.errors import UserError, run_entry_point
 from utils.parallel import cores
 from utils.tables import format_table
 
+EXAMPLES = 3  # files that a fault names without --verbose
 HEADING = ["domain", "split", "images found as", "images", "labels", "published", "decoded", "faults"]
 
 
@@ -31,13 +33,13 @@ def _rows(report: DomainReport) -> list[list[str]]:
     return [[report.domain, split, *cells[split], ", ".join(names[split]) or "none"] for split in names]
 
 
-def _to_text(reports: Sequence[DomainReport], absent: Sequence[str]) -> str:
+def _to_text(reports: Sequence[DomainReport], absent: Sequence[str], *, examples: int | None) -> str:
     """Return the table, a paragraph for every fault, one for all counts, which the table shows already, and a sum."""
     faults = [fault for report in reports for fault in report.faults]
     paragraphs = [format_table([HEADING, *(row for report in reports for row in _rows(report))])]
     for fault in (fault for fault in faults if fault.name != "count"):
         kind = "note" if fault.severity == "note" else "fault"
-        files = [*fault.examples, *(["..."] if len(fault.examples) < fault.count else [])]
+        files = [*fault.examples[:examples], *(["..."] if len(fault.examples[:examples]) < fault.count else [])]
         lines = [f"{kind}: {fault.where}: {fault.name}, {fault.count:,}", *(f"    {text}" for text in files)]
         paragraphs.append("\n".join([*lines, f"  {fault.advice}"]))
     if counts := [f"{fault.where} {fault.count:,}" for fault in faults if fault.name == "count"]:
@@ -62,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--quick", action="store_true", help=f"decode only {SAMPLE} pairs of each split")
     parser.add_argument("--workers", type=int, default=-1, help="processes that decode, -1 for one per core")
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object and nothing else")
+    parser.add_argument("--json", action="store_true", help="print the result, all files by name, as one JSON object")
+    parser.add_argument("--verbose", action="store_true", help=f"name all files of a fault, not the first {EXAMPLES}")
     args = parser.parse_args(argv)
     if args.workers != -1 and args.workers < 1:
         raise UserError(f"--workers {args.workers}: must be a number of processes from 1, or -1 for one per core")
@@ -80,7 +83,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     reports = [check_domain(domain, quick=args.quick, workers=workers) for domain in domains]
     healthy = all(report.healthy for report in reports)
     content = {"healthy": healthy, "domains": [asdict(report) for report in reports], "absent": absent}
-    sys.stdout.write((json.dumps(content, indent=1) if args.json else _to_text(reports, absent)) + "\n")
+    text = json.dumps(content, indent=1) if args.json else ""
+    text = text or _to_text(reports, absent, examples=None if args.verbose else EXAMPLES)
+    sys.stdout.write(f"{text}\n")
     if not healthy:
         sys.exit(1)
 

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.domains import BUILTIN, PUBLISHED, Domain
-from datasets.splits import SPLIT_DATA, read_lists, split_of_stems
+from datasets.splits import SPLIT_DATA, is_known_gap, read_lists, split_of_stems
 from scripts.provided import File, kinds, list_files, place
 from utils import program_parser
 from utils.errors import UserError, did_you_mean, run_entry_point
@@ -129,14 +129,17 @@ def compare_with_lists(
         notes.append(f"{len(missing):,} names of the lists are in no source; the first is {missing[0]}")
 
 
-def need_labels(domain: Domain, jobs: Jobs, out: Path) -> None:
+def need_labels(domain: Domain, jobs: Jobs, out: Path, notes: list[str]) -> None:
+    """Refuse images without a label, but for the few that the published files lack, which are noted."""
     images = [job for job in jobs.values() if job[1].kind == "image" and (domain.name, job[0]) not in WITHOUT_LABELS]
     bare = []
     for split, file in images:  # a label may lie in the folder already, under the name of any layout
         image, folder = domain.paths(split, file.stem)[0], dict(domain.splits)[split][0]
         labels = {layout.label_path(image, folder) for layout in domain.layouts}
         bare += [] if any(label in jobs or (out / label).exists() for label in labels) else [file]
-    if bare:
+    if bare and is_known_gap(domain, len(bare), of=len(images)):
+        notes.append(f"{len(bare):,} images have no label, as published: {', '.join(map(str, bare))}")
+    elif bare:
         raise UserError(
             f"{domain.name}: {len(bare):,} of {len(images):,} images have no label in the sources, the first is "
             f"{bare[0]}; give the provider's labels too"
@@ -251,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         jobs = make_jobs(domain, files, split_of, notes)
         if split_of is not None:
             compare_with_lists(domain, jobs, split_of, out=out, lists=split_data, notes=notes)
-        need_labels(domain, jobs, out)
+        need_labels(domain, jobs, out, notes)
         todo = {target: (split, file) for target, (split, file) in jobs.items() if not _is_done(out / target, file)}
     for path, text in lists.items():
         lines.append(f"{'would write the list' if args.dry_run else 'list:'} {path}")

@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 
 from datasets import checks
-from datasets.checks import DomainReport, Fault, check_domain, quick_check
+from datasets.checks import check_domain, quick_check
 from datasets.codec import ENCODINGS
 from datasets.domains import BUILTIN, Domain
+from datasets.faults import DomainReport, Fault
 from datasets.scan import Finding, discriminative_classes, look, scan
-from datasets.splits import Pair
+from datasets.splits import Pair, find_pairs
 from scripts import check_data as check
 from tests.street_data import GTAV_PALETTE, blocks, mapillary_palette, paint, save, save_label, write_domain, write_pair
 from tests.test_domains import declare, domain_at
@@ -155,6 +156,56 @@ def test_missing_label(tmp_path: Path, quick: bool) -> None:
     first, second = found(examine(domain_at(tmp_path, "bdd100k"), quick=quick))
     assert first == fault and (second.where, second.count) == ("bdd100k/val", 2)
     assert "no label of this split is where it is expected" in second.advice
+
+
+@pytest.mark.parametrize(("images", "kind"), [(700, "note"), (500, "fatal")])  # 6 are a hundredth of 600
+def test_files_that_the_publisher_left_out_are_skipped_with_a_count(
+    tmp_path: Path, images: int, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path / "image.jpg", IMAGE)
+    save(tmp_path / "label.png", LABEL)
+    for folder in ("images/train", "labels/train"):
+        (tmp_path / folder).mkdir(parents=True)
+    for number in range(images):
+        (tmp_path / f"images/train/{number:05d}.jpg").symlink_to(tmp_path / "image.jpg")
+        (tmp_path / f"labels/train/{number + 6:05d}.png").symlink_to(tmp_path / "label.png")
+    domain = domain_at(tmp_path, "bdd100k")
+    bare, orphans = [fault for fault in examine(domain).faults if fault.name not in NORMAL | {"no-images"}]
+    assert (bare.name, orphans.name) == ("missing-label", "label-without-image")
+    assert bare.severity == kind and orphans.severity == ("note" if kind == "note" else "fault")
+    assert len(bare.examples) == len(orphans.examples) == bare.count == 6
+    if kind == "fatal":
+        with pytest.raises(UserError, match=f"6 of {images} images have no label"):
+            find_pairs(domain, "train")
+    else:
+        assert len(find_pairs(domain, "train")) == images - 6
+        assert f"6 of {images} images are skipped because they have no label: images/train/00000.jpg" in caplog.text
+        (tmp_path / "labels/train/00006.png").unlink()
+        with pytest.raises(UserError, match=f"7 of {images} images have no label"):
+            find_pairs(domain, "train")
+
+
+@pytest.mark.parametrize("name", ["gtav", "synthia", "cityscapes"])
+def test_images_below_the_folder_that_is_named_are_pointed_at(tmp_path: Path, name: str) -> None:
+    if name == "cityscapes":
+        write_domain(tmp_path / "unpacked/here", name)
+    else:
+        folder = "images" if name == "gtav" else "RGB"
+        save(tmp_path / f"unpacked/here/{folder}/0000000.png", IMAGE)
+        save_label(
+            tmp_path / f"unpacked/here/{folder.replace('images', 'labels').replace('RGB', 'GT/LABELS')}/0000000.png",
+            name,
+            LABEL,
+        )
+    with pytest.raises(UserError, match=f"they are in {tmp_path}/unpacked/here: give that folder as DATASET"):
+        find_pairs(domain_at(tmp_path, name), "train")
+    if name == "gtav":
+        (tmp_path / "labels").mkdir()
+        (tmp_path / "unpacked/here/labels").rename(tmp_path / "labels/labels")
+        with pytest.raises(
+            UserError, match=f"their labels elsewhere: `python -m scripts.prepare_data gtav {tmp_path} "
+        ):
+            find_pairs(domain_at(tmp_path, name), "train")
 
 
 def test_test_images_without_any_label_are_a_note(tmp_path: Path) -> None:
@@ -632,6 +683,11 @@ def test_many_examples_are_cut(two_sets: Path, capsys: pytest.CaptureFixture[str
     shutil.rmtree(two_sets / "camvid/trainannot")
     _, text, _ = run(capsys, "camvid", "--quick", "--workers", "1")
     assert "missing-label, 4\n" in text and text.count(" without trainannot/") == 3 and "    ...\n" in text
+    _, text, _ = run(capsys, "camvid", "--quick", "--workers", "1", "--verbose")
+    assert text.count(" without trainannot/") == 4 and "    ...\n" not in text
+    _, text, _ = run(capsys, "camvid", "--quick", "--workers", "1", "--json")
+    (fault,) = json.loads(text)["domains"][0]["faults"]
+    assert fault["examples"] == [f"train/{n:05d}.png without trainannot/{n:05d}.png" for n in range(4)]
 
 
 def test_a_named_set_must_be_there(two_sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
