@@ -159,10 +159,12 @@ def test_a_split_without_a_labelled_pixel_is_told(
         content: Any = score(weights / "last.pth", small_camvid, tmp_path / split, *more)
         sentences = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert len(sentences) == told
-        assert [row["findings"] for row in content["domains"]] == [[], sentences]
+        camvid, *rows = content["domains"]
+        assert camvid["findings"] == [] and [row["findings"] for row in rows] == [sentences, sentences]
+        assert [row["subset"] for row in rows] == ["", "11 classes"], "the source has no others"
         if told:
             assert re.match("cityscapes/test: no pixel of its labels has a class.*--split, .*predict.py", sentences[0])
-            assert content["domains"][1]["scores"]["mean_iou"] is None
+            assert rows[0]["scores"]["mean_iou"] is None
             assert "- cityscapes/test: no pixel" in (tmp_path / split / "scores.md").read_text()
 
 
