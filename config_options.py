@@ -170,6 +170,8 @@ class Optimisation(Section):
     MOMENTUM: float = option(0.9, "--momentum", "Momentum of SGD.", low=0, high=1, needs=("--optimizer sgd",))
     BATCH_SIZE: int = option(2, "--bs_mult", "Images per process and forward pass.", low=1)
     ACCUMULATE: int = option(1, "--accumulate", "Forward passes accumulated per optimiser step.", low=1)
+    NAN: Literal["stop", "skip"] = option("stop", "--nan",
+        "What to do at a loss that is not finite: stop the run, or skip the step, which waits for a GPU in every step.")
     CLIP_GRAD_NORM: float = option(0.0, "--clip_grad_norm",
         "Largest norm of the gradient of all weights; larger gradients are scaled down. 0: no limit.", low=0)
     EMA_DECAY: float = option(0.0, "--ema_decay",
@@ -227,6 +229,7 @@ class Run(Section):
     RESUME: str = option("", "--resume", "Resume from a checkpoint file, or auto: from the last one of this run.")
     OTHER_DATA: bool = option(False, "--other_data",
         "Resume although the images to train on are others than those of the checkpoint.")
+    REPLAY: str = option("", "--replay", "Repeat a step that was not finite, FILE.json of the run's nonfinite folder.")
     DATE: str = option("default", "--date", "First part of the run's folder name.")
     EXP: str = option("default", "--exp", "Second part of the run's folder name.")
     TB_TAG: str = option("", "--tb_tag", "Text added to the TensorBoard folder name.")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
 import config
 from config import Config
@@ -19,11 +21,13 @@ from datasets.loaders import (
     EvaluationLoader,
     TrainingLoader,
     build_evaluation_loader,
+    build_statistics_loader,
     build_training_loader,
     training_split,
 )
 from datasets.splits import Split, Splits
 from evaluation import Evaluator, build_evaluator
+from evaluation.evaluator import cudnn_benchmark_off
 from loss import Criterion, build_criterion
 from network import Method, Segmentor, build_network, resolve_jitter
 from network.backbones import Backbone
@@ -33,7 +37,7 @@ from network.weights import load_weights, upgrade_checkpoint
 from optimizer import apply_settings, build_average, build_optimizer, build_scheduler, describe_groups
 from transforms.appearance import Appearance
 from transforms.build import build_appearance
-from utils import checkpoint, distributed
+from utils import checkpoint, distributed, signals
 from utils.checkpoint import RunState
 from utils.errors import UserError
 from utils.runs import Start, check_continuation, check_lists
@@ -70,6 +74,15 @@ class Run(RunState):
         optim, progress = self.cfg.OPTIM, self.progress
         left = (optim.MAX_EPOCH - progress.epoch) * self.steps_per_epoch - progress.step_in_epoch
         return int(min(optim.MAX_ITER, progress.step + left) if optim.MAX_EPOCH else optim.MAX_ITER)
+
+
+def shortened(cfg: Config) -> Config:
+    """Return the config of --test_mode: a few steps, few images, every part of a run."""
+    plain = config.to_dict(cfg)
+    plain["OPTIM"].update(MAX_ITER=min(cfg.OPTIM.MAX_ITER, 4), RLX_OFF_ITER=min(cfg.OPTIM.RLX_OFF_ITER, 2))
+    plain["WHITENING"].update(COV_STAT_EPOCH=0, TRIALS=1, STAT_IMAGES=2)
+    plain["EVAL"]["LIMIT"] = 2
+    return config.from_dict(plain)
 
 
 def check_data(cfg: Config, splits: Splits) -> dict[str, list[str]]:
@@ -162,6 +175,15 @@ def whitened_splits(cfg: Config, method: Method, splits: Splits) -> list[Split]:
         )
     names = cfg.DATASET.COVSTAT or cfg.DATASET.TRAIN
     return [splits.open(name, training_split(cfg, name), need_labels=False) for name in names]
+
+
+def statistics_pairs(run: Run, split: Split, trial: int) -> Iterator[Tensor]:
+    """Yield the augmented view and the original (2, 3, H, W) of this process's share of the images."""
+    loader = build_statistics_loader(run.cfg, split, trial=trial, **distributed.share())
+    title = f"covariances of {split.domain.name}, trial {trial + 1}/{run.cfg.WHITENING.TRIALS}"
+    bar = tqdm(loader, desc=title, unit="image", leave=False, disable=not distributed.is_main())
+    for image, params in cudnn_benchmark_off(signals.stoppable(bar)):
+        yield run.appearance.pair(image.to(run.device), params)
 
 
 def restore(run: Run, start: Start) -> None:

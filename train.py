@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,17 +21,27 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 import config
-from config import Config
+import nonfinite
 from datasets.domains import load_domains
-from datasets.loaders import TrainingBatch, build_statistics_loader
-from datasets.splits import Split, Splits
+from datasets.loaders import TrainingBatch
+from datasets.splits import Splits
 from evaluation import Report
-from evaluation.evaluator import cudnn_benchmark_off
 from evaluation.features import plot_batch
 from evaluation.report import describe_weights, selection_scores
 from loss import collect_masks
 from optimizer import update_average
-from run import Run, build_run, check_data, evaluation_loaders, log_start, restore, trained_lists, whitened_splits
+from run import (
+    Run,
+    build_run,
+    check_data,
+    evaluation_loaders,
+    log_start,
+    restore,
+    shortened,
+    statistics_pairs,
+    trained_lists,
+    whitened_splits,
+)
 from transforms.appearance import edge_target
 from transforms.style_augmentation import adversarial_style
 from utils import distributed, logs, pictures, signals
@@ -59,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     group = distributed.process_group(device, cfg.RUN.DIST_URL, save_memory=SAVE_MEMORY, timeout=timeout)
     with signals.handled(), group:
         logs.setup_logging()
+        if cfg.RUN.REPLAY:
+            return nonfinite.replay(cfg, device=device, gradients=add_gradients)
         check_processes(cfg, REPOSITORY)
         splits, start = Splits(load_domains(cfg)), find_start(cfg)
         findings = check_data(cfg, splits)
@@ -67,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         restore(run, start)
         yaml = config.to_yaml(cfg)
         records = open_records(cfg, start, step=run.progress.step, config_yaml=yaml, repository=REPOSITORY)
-        records.saved_at = run.progress.step
+        records.saved_at, records.meter.keep = run.progress.step, partial(nonfinite.keep, run, records)
         last_words = logs.last_words(records.folder / "log.txt", save_memory=SAVE_MEMORY)
         with records.held, last_words, signals.deferred():
             log_start(run, start)
@@ -76,15 +88,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             except (Exception, Stopped):
                 save_whole(run, records)
                 raise
-
-
-def shortened(cfg: Config) -> Config:
-    """Return the config of --test_mode: a few steps, few images, every part of a run."""
-    plain = config.to_dict(cfg)
-    plain["OPTIM"].update(MAX_ITER=min(cfg.OPTIM.MAX_ITER, 4), RLX_OFF_ITER=min(cfg.OPTIM.RLX_OFF_ITER, 2))
-    plain["WHITENING"].update(COV_STAT_EPOCH=0, TRIALS=1, STAT_IMAGES=2)
-    plain["EVAL"]["LIMIT"] = 2
-    return config.from_dict(plain)
 
 
 def fit(run: Run, records: Records) -> None:
@@ -132,8 +135,25 @@ def train_epoch(run: Run, records: Records) -> None:
 
 def train_step(run: Run, meter: logs.LossMeter, micro_batches: Sequence[TrainingBatch]) -> Tensor | None:
     """Do one optimizer step on the sum of the micro-batches' mean gradients; return its norm where it is limited."""
-    optim, step, gradient_norm = run.cfg.OPTIM, run.progress.step, None
+    optim, gradient_norm = run.cfg.OPTIM, None
     run.optimizer.zero_grad(set_to_none=True)
+    if not nonfinite.add_step(run, meter, micro_batches, gradients=add_gradients):
+        run.scheduler.step()
+        return None
+    if optim.CLIP_GRAD_NORM:
+        run.scaler.unscale_(run.optimizer)
+        gradient_norm = clip_grad_norm_(run.network.parameters(), optim.CLIP_GRAD_NORM)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.scheduler.step()
+    if run.average is not None:
+        update_average(run.average, run.network, decay=optim.EMA_DECAY)
+    return gradient_norm
+
+
+def add_gradients(run: Run, micro_batches: Sequence[TrainingBatch]) -> nonfinite.Parts:
+    """Add the gradients of a step's micro-batches; return of each the loss terms, their weighted sum and the names."""
+    optim, step, losses = run.cfg.OPTIM, run.progress.step, []
     whitening, relax = run.criterion.whitening, not 0 <= optim.RLX_OFF_ITER <= step  # below 0: to the end
     whiten = whitening is not None
     if whitening is not None and whitening.selective:  # ISW waits for its masks
@@ -154,18 +174,8 @@ def train_step(run: Run, meter: logs.LossMeter, micro_batches: Sequence[Training
             styled = adversarial_style(inputs.detach(), inputs.grad / scale, step_size=ascent)
             _, styled_total = backward(styled, last=last)
             terms, total = {**terms, "advstyle": styled_total}, (total + styled_total) / 2
-        meter.add(step, terms, total, batch.names)
-    if run.device.type == "cpu":
-        meter.check_finite()
-    if optim.CLIP_GRAD_NORM:
-        run.scaler.unscale_(run.optimizer)
-        gradient_norm = clip_grad_norm_(run.network.parameters(), optim.CLIP_GRAD_NORM)
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
-    run.scheduler.step()
-    if run.average is not None:
-        update_average(run.average, run.network, decay=optim.EMA_DECAY)
-    return gradient_norm
+        losses.append((terms, total, batch.names))
+    return losses
 
 
 def add_gradient(
@@ -219,15 +229,6 @@ def update_masks(run: Run, records: Records) -> None:
         records.show([pictures.Picture("whitening/masks", "features/masks.png", image)], step)
 
 
-def statistics_pairs(run: Run, split: Split, trial: int) -> Iterator[Tensor]:
-    """Yield the augmented view and the original (2, 3, H, W) of this process's share of the images."""
-    loader = build_statistics_loader(run.cfg, split, trial=trial, **distributed.share())
-    title = f"covariances of {split.domain.name}, trial {trial + 1}/{run.cfg.WHITENING.TRIALS}"
-    bar = tqdm(loader, desc=title, unit="image", leave=False, disable=not distributed.is_main())
-    for image, params in cudnn_benchmark_off(signals.stoppable(bar)):
-        yield run.appearance.pair(image.to(run.device), params)
-
-
 def evaluate(run: Run, records: Records, *, all_images: bool = False, keep_best: bool = True) -> None:
     """Evaluate on sources and targets, keep the best (compared on one list of images), write tables and pictures."""
     distributed.broadcast_buffers(run.evaluated_network)
@@ -263,10 +264,11 @@ def log_step(run: Run, records: Records, gradient_norm: Tensor | None) -> None:
     scalars = {f"loss/{name}": value for name, value in terms.items()}
     scalars |= {} if gradient_norm is None else {"optim/grad_norm": float(gradient_norm)}
     scalars |= {"optim/lr": run.optimizer.param_groups[0]["lr"], "time/data_wait": waited}
+    scalars |= {"train/skipped_steps": float(records.meter.skipped)} if records.meter.skipped else {}
     records.writer.scalars(scalars, progress.step)
-    records.bar.set_postfix(loss=f"{terms['train_loss']:.3f}", epoch=progress.epoch)
+    records.bar.set_postfix(loss=f"{terms.get('train_loss', np.nan):.3f}", epoch=progress.epoch)
     place = f"epoch {progress.epoch}, step {progress.step}/{run.last_step}, lr {scalars['optim/lr']:.3g}"
-    text = ", ".join(f"{name} {value:.4f}" for name, value in terms.items())
+    text = ", ".join(f"{name} {value:.4f}" for name, value in terms.items()) or "every step left out"
     logger.info("%s: %s; %.0f%% of the time waiting for data", place, text, 100 * waited)
     if waited > SLOW_DATA and not records.told_of_slow_data:
         records.told_of_slow_data = True

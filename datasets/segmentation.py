@@ -84,12 +84,15 @@ class TrainingSet(Dataset[Sample]):
     def __post_init__(self) -> None:
         self.starts = [0, *accumulate(len(source.pairs) for source in self.sources)]
 
+    def pair(self, item: int) -> tuple[Pair, Encoding]:
+        """Return the pair with a number in the joined list of all sources, and the encoding of its label."""
+        index = bisect_right(self.starts, item) - 1
+        return self.sources[index].pairs[item - self.starts[index]], self.sources[index].encoding
+
     def __getitem__(self, pick: Pick) -> Sample:
         """Read, transform and hand over one sample; the same pick always gives the same sample."""
-        index = bisect_right(self.starts, pick.item) - 1
-        source = self.sources[index]
-        pair = source.pairs[pick.item - self.starts[index]]
-        image, label = read_pair(pair, encoding=source.encoding, cache=self.cache)
+        pair, encoding = self.pair(pick.item)
+        image, label = read_pair(pair, encoding=encoding, cache=self.cache)
         rng = sample_rng(self.seed, pick.stream)
         view = self.geometry(make_view(image, label, focus=pick.focus), rng)
         return Sample(to_tensor(view.image), to_tensor(view.label), self.sampler(rng), pair.name)

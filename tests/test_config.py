@@ -33,14 +33,14 @@ FLAGS = """
 --flip --fp16 --frame_cache --freeze_bn --gblur --grad_checkpoint --help --image_in --image_uniform_sampling
 --img_wt_loss --jitter --jointwtborder --label_smoothing --layer_decay --layout_confidence --local-rank --local_rank
 --log_interval --lora_rank --lr --lr_schedule --max_cu_epoch --max_epoch --max_iter --mean --method --mixstyle --model
---momentum --more_metrics --no_norm_decay --no_quick_check --no_syncbn --no_val_source --num_workers --ohem_min_kept
---ohem_thresh --optimizer --opts --other_data --out --output_stride --per_image --pictures --poly_exp --pre_size
---prediction_encoding --predictions --pretrained --quick_check --randaugment --randconv --randconv_repeats
---rein_tokens --relax_denom --repoly --rescale --resize_predictions --restore_optimizer --resume --rlx_off_iter
---rrotate --save_interval --scale_max --scale_min --scales --seed --sgd --snapshot --split --stat_images --std
---strict_bdr_cls --stride --syncbn --tb_path --tb_tag --test_mode --trials --tune --val_dataset --val_interval
---val_limit --val_source --version --visualize_feature --warmup_iters --warmup_ratio --weight_decay --window
---wt_bound --wt_layer --wt_reg_weight -wb
+--momentum --more_metrics --nan --no_norm_decay --no_quick_check --no_syncbn --no_val_source --num_workers
+--ohem_min_kept --ohem_thresh --optimizer --opts --other_data --out --output_stride --per_image --pictures --poly_exp
+--pre_size --prediction_encoding --predictions --pretrained --quick_check --randaugment --randconv --randconv_repeats
+--rein_tokens --relax_denom --replay --repoly --rescale --resize_predictions --restore_optimizer --resume
+--rlx_off_iter --rrotate --save_interval --scale_max --scale_min --scales --seed --sgd --snapshot --split
+--stat_images --std --strict_bdr_cls --stride --syncbn --tb_path --tb_tag --test_mode --trials --tune --val_dataset
+--val_interval --val_limit --val_source --version --visualize_feature --warmup_iters --warmup_ratio --weight_decay
+--window --wt_bound --wt_layer --wt_reg_weight -wb
 """.split()
 
 KEYS = {  # checkpoints and files of older versions hold them
@@ -64,7 +64,7 @@ KEYS = {  # checkpoints and files of older versions hold them
     """,
     "OPTIM": """
         ACCUMULATE BACKBONE_LR BATCH_SIZE CLIP_GRAD_NORM EMA_DECAY FP16 LAYER_DECAY LR LR_SCHEDULE MAX_EPOCH MAX_ITER
-        MOMENTUM NAME NO_NORM_DECAY POLY_EXP REPOLY RESCALE RLX_OFF_ITER WARMUP_ITERS WARMUP_RATIO WEIGHT_DECAY
+        MOMENTUM NAME NAN NO_NORM_DECAY POLY_EXP REPOLY RESCALE RLX_OFF_ITER WARMUP_ITERS WARMUP_RATIO WEIGHT_DECAY
     """,
     "EVAL": """
         ATTENTION_PIXELS AVERAGE BATCH_SIZE FLIP INTERVAL LIMIT MORE_METRICS OUT PER_IMAGE PICTURES
@@ -72,7 +72,7 @@ KEYS = {  # checkpoints and files of older versions hold them
     """,
     "RUN": """
         CKPT DATE DETERMINISTIC DEVICE DIST_TIMEOUT DIST_URL DUMP_AUGMENTATION EXP LOCAL_RANK LOG_INTERVAL OTHER_DATA
-        RESTORE_OPTIMIZER RESUME SAVE_INTERVAL SEED SNAPSHOT TB_PATH TB_TAG TEST_MODE
+        REPLAY RESTORE_OPTIMIZER RESUME SAVE_INTERVAL SEED SNAPSHOT TB_PATH TB_TAG TEST_MODE
     """,
 }
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -184,7 +184,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_strictly(module: nn.Module, state: dict[str, Any], *, path: str | Path) -> None:
-    """Load a state, or raise `UserError` with the first entries that are missing, unexpected or of another shape."""
+    """Load a state, or raise `UserError` with the first entries that are missing, unexpected or of another shape.
+
+    Nor may a value be nan or infinite: what such weights compute looks like a bad network.
+    """
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and not value.is_meta}
+    broken = [name for name, value in tensors.items() if not value.isfinite().all()]
+    if broken:
+        raise UserError(f"{path}: holds values that are nan or infinite, in {first_few(broken)}; take another file")
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
@@ -250,7 +257,8 @@ class RunState:
         self, path: Path, *, config: dict[str, Any], versions: dict[str, str], world_size: int, data: dict[str, Any]
     ) -> None:
         """Write a checkpoint named after its file; `UserError` at weights that are not finite: what was there stays."""
-        if not torch.stack([parameter.isfinite().all() for parameter in self.network.parameters()]).all():
+        values = self.network.state_dict().values()  # parameters, and batch-norm statistics
+        if not torch.stack([value.isfinite().all() for value in values]).all():
             raise UserError(
                 f"step {self.progress.step}: the weights are not finite; {path.name} stays as it was: lower --lr and "
                 "resume with --resume auto"

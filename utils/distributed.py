@@ -198,6 +198,14 @@ def all_reduce_min(value: int, device: torch.device) -> int:
     return int(tensor.item())
 
 
+def gather(value: Result) -> list[Result]:
+    """Return what every process gives (anything that pickles), in order, on all of them."""
+    results: list[Any] = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(results, value)
+    return results
+
+
 def from_main(make: Callable[[], Result]) -> Result:
     """Return on every process what rank 0 makes (anything that pickles); its `UserError` is raised on all of them."""
     results: list[Any] = [None]

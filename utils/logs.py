@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import metadata
@@ -127,7 +127,13 @@ def versions(repository: Path) -> dict[str, str]:
 
 
 class LossMeter:
-    """Loss terms since the last read or check; nothing here waits for the device until then."""
+    """Loss terms since the last read or check; nothing here waits for the device until then.
+
+    `keep` writes what repeats a step and returns the file; `skipped` steps were left out (--nan skip).
+    """
+
+    keep: Callable[[int], Path] | None = None
+    skipped = skipped_in_a_row = 0
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -159,9 +165,11 @@ class LossMeter:
                 raise SystemExit(2)
             step, terms, total, names = self._unchecked[first]
             values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
+            again = f" (--replay {self.keep(step)} repeats the step)" if self.keep else ""
             raise UserError(
                 f"step {step}: the loss is {total.item()} ({values}) on the files {', '.join(names)}; nothing was "
-                "saved since the last checkpoint: look at these files, or lower --lr and resume with --resume auto"
+                f"saved since the last checkpoint: look at these files{again}, or lower --lr and resume with "
+                "--resume auto"
             )
         self._unchecked.clear()
 
