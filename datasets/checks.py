@@ -23,6 +23,15 @@ log = logging.getLogger(__name__)
 MANY = 8  # labels that must all lack the discriminative classes before their absence says anything
 MOST = 0.5  # share of the labels that are ignored altogether, or of pairs of unequal size, which is a fault
 UNIQUE_NAMES = ("cityscapes", "bdd100k", "gtav", "synthia", "mapillary")  # one name in two splits is one frame
+IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+UNREAD = (
+    "images of another suffix (upper and lower case differ) beside those that are read; they are neither trained on "
+    "nor evaluated: rename or convert them"
+)
+TURNED = (
+    "an EXIF orientation, which is not applied: labels must be of the pixels as they are stored; turn the images, or "
+    "remove the tag where they fit"
+)
 DAMAGED = "damaged, cut off or not an image; unpack or download them again"
 
 ListSplit = Callable[[Domain, str], Listing | None]
@@ -51,6 +60,7 @@ def check_domain(
         faults += _check_partners(domain, reports[-1], listing, orphans, fault)
         faults += _check_pairs(domain, of_split, fault)
         faults += _check_values(domain, split, of_split, fault)
+        faults += [] if quick else [fault("not-read", "fault", unread_images(domain, listing), UNREAD)]
     faults += _check_duplicates(domain, listings, quick=quick)
     return DomainReport(domain.name, domain.root, quick, tuple(reports), tuple(row for row in faults if row.count))
 
@@ -146,6 +156,19 @@ def orphan_labels(domain: Domain, listing: Listing) -> list[str]:
     return [name for name in listing.labels if name not in known and all(part in name for part in parts)]
 
 
+def unread_images(domain: Domain, listing: Listing) -> list[str]:
+    """Return the images of other suffixes in the folders of a split's images; archives are not looked into."""
+    suffix = os.path.splitext(listing.layout.images)[1]
+    folders, labels = {os.path.dirname(pair.name) for pair in listing.pairs}, {*listing.labels}
+    paths = [f"{folder}/{name}" for folder in folders for name in _names(f"{domain.root}/{folder}")]
+    ends = {path: os.path.splitext(path)[1] for path in paths}
+    return sorted(path for path, end in ends.items() if end != suffix and end.lower() in IMAGES and path not in labels)
+
+
+def _names(folder: str) -> list[str]:
+    return os.listdir(folder) if os.path.isdir(folder) else []
+
+
 def _check_partners(
     domain: Domain, report: SplitReport, listing: Listing, orphans: Sequence[str], fault: MakeFault
 ) -> Iterator[Fault]:
@@ -179,7 +202,9 @@ def _check_partners(
 def _check_pairs(domain: Domain, findings: Sequence[Finding], fault: MakeFault) -> Iterator[Fault]:
     """Check each pair by itself: both files decode, have one size, and the label's values are of its encoding."""
     files = defaultdict[tuple[str, str], list[str]](list)  # name and advice -> files
-    for pair, image_size, image_error, label_size, label_error, cause, _, _, unknown in findings:
+    for pair, image_size, image_error, label_size, label_error, cause, _, _, unknown, turned in findings:
+        if turned:
+            files["exif-orientation", TURNED].append(pair.name)
         if image_error:
             files["undecodable-image", DAMAGED].append(f"{pair.name}: {image_error}")
         if label_error:
@@ -200,8 +225,8 @@ def _check_pairs(domain: Domain, findings: Sequence[Finding], fault: MakeFault) 
         if name == "unequal-size":
             fix = "the loaders leave these pairs out" if skipped else "unpack both again, or remove them"
             yield fault(name, "note" if skipped else "fatal", paths, f"{advice}; {fix}")
-        elif name == "unknown-colours":
-            yield fault("unexpected-values", "fault", paths, advice)
+        elif name in ("unknown-colours", "exif-orientation"):
+            yield fault(name.replace("unknown-colours", "unexpected-values"), "fault", paths, advice)
         else:
             yield fault(name, "fatal", paths, advice)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -15,6 +15,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from datasets import labels
 from datasets.files import open_file, read_bytes
 from datasets.labels import IGNORE, NUM_CLASSES
+from datasets.limits import decode_errors
 from utils.errors import UserError
 from utils.parallel import opencv
 
@@ -112,23 +113,6 @@ def _entry_table(encoding: Encoding) -> np.ndarray:
     return table
 
 
-@contextmanager
-def decode_errors(path: str) -> Iterator[None]:
-    """Turn what goes wrong with an image file into a `UserError` with its path."""
-    try:
-        yield
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        unknown = isinstance(error, UnidentifiedImageError) or not str(error)
-        reason = (
-            "its format is not known" if unknown else getattr(error, "strerror", None) or str(error).splitlines()[0]
-        )
-        raise UserError(f"{path}: this file cannot be decoded ({reason}); it is damaged or not an image") from error
-
-
 def image_size(path: str) -> tuple[int, int]:
     """Return (width, height) from a file's header, or raise `UserError`; a PNG's is read faster than Pillow does."""
     with decode_errors(path):
@@ -158,8 +142,10 @@ DECODERS: dict[str, Callable[[bytes], np.ndarray]] = {"pillow": _pillow, "opencv
 def read_image(path: str, *, decoder: str = "opencv") -> np.ndarray:
     """Return an image file as (H, W, 3) uint8 RGB, as it is stored: an EXIF orientation is not applied.
 
+    Nor is a colour profile; transparency is dropped, and of 16-bit colour the upper 8 bits are kept.
+
     Pillow reads what is not plain 8-bit RGB, and whatever the decoder gives up on, so that all decoders accept and
-    refuse the same files. What is no image, is damaged or has a channel beyond 8 bits raises `UserError`.
+    refuse the same files. What is no image, is damaged or is grey beyond 8 bits raises `UserError`.
     """
     with decode_errors(path):
         data = read_bytes(path)
@@ -185,11 +171,7 @@ def read_photo(path: str) -> np.ndarray:
     with decode_errors(path):
         data = read_bytes(path)
         image: Image.Image = Image.open(io.BytesIO(data))
-        turned = False
-        if image.format != "PNG" or b"eXIf" in data:  # looking for it, Pillow decodes a whole PNG
-            with suppress(Exception):  # of damaged EXIF data: the image itself may be sound
-                turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        if not turned and image.mode[0] != "I":
+        if not is_turned(image, data) and image.mode[0] != "I":
             return read_image(path)
         image = ImageOps.exif_transpose(image)
         if image.mode[0] == "I":  # 16 bits in Pillow's versions: I;16, I;16B or I
@@ -198,6 +180,14 @@ def read_photo(path: str) -> np.ndarray:
                 raise UserError(f"{path}: its grey values do not fit into 16 bits; convert it to 8 bits")
             return np.repeat((grey / 257).round().astype(np.uint8)[..., None], 3, axis=2)
         return np.asarray(image.convert("RGB"))
+
+
+def is_turned(image: Image.Image, data: bytes) -> bool:
+    """Tell whether the EXIF orientation of an image, with its file's content, says that it is not stored upright."""
+    if image.format != "PNG" or b"eXIf" in data:  # looking for it, Pillow decodes a whole PNG
+        with suppress(Exception):  # of damaged EXIF data: the image itself may be sound
+            return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    return False
 
 
 def decode_label(path: str, *, encoding: Encoding) -> np.ndarray:

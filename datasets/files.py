@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import lru_cache
 from typing import IO
 
+from datasets.limits import limit
 from utils.errors import UserError
 
 # RuntimeError: a password, a method not known
@@ -53,6 +54,12 @@ def open_member(archive: str, member: str) -> Iterator[IO[bytes]]:
                 raise FileNotFoundError(f"{archive}/{member}")
             if info.flag_bits & 1:
                 raise RuntimeError("it is encrypted")
+            if info.file_size > limit("DIIA_MAX_MEMBER_BYTES"):
+                raise UserError(
+                    f"{archive}/{member}: has {info.file_size:,} bytes unpacked, above the limit of "
+                    f"{limit('DIIA_MAX_MEMBER_BYTES'):,}; if the archive is sound, raise the environment variable "
+                    "DIIA_MAX_MEMBER_BYTES"
+                )
             file.seek(info.header_offset)
             local = file.read(30)  # signature .. lengths of the name and of the extra field, which come next
             if local[:4] != b"PK\3\4":
@@ -88,10 +95,16 @@ def members(archive: str) -> Mapping[str, zipfile.ZipInfo]:
     """Return the files of a zip archive by name, or raise `UserError` where it cannot be read."""
     try:
         status = os.stat(archive)
-        return _directory(archive, status.st_size, status.st_mtime_ns)
+        found = _directory(archive, status.st_size, status.st_mtime_ns)
     except (*_DAMAGED, OSError, ValueError) as error:
         hint = "download it again, or unpack it yourself (another kind, such as RAR) and give the folder"
         raise UserError(f"{archive}: is not a zip archive that can be read ({error}); {hint}") from error
+    if len(found) > limit("DIIA_MAX_MEMBERS"):
+        raise UserError(
+            f"{archive}: holds {len(found):,} files, above the limit of {limit('DIIA_MAX_MEMBERS'):,}; if it is sound, "
+            "raise the environment variable DIIA_MAX_MEMBERS"
+        )
+    return found
 
 
 @lru_cache(maxsize=64)

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, default_collate
 from config import Config
 from datasets.domains import CITYSCAPES_COARSE
 from datasets.frames import FrameCache
+from datasets.labels import CLASS_NAMES
 from datasets.sampling import EpochPlan, GlobalBatches, Pick, Source, source_centroids
 from datasets.segmentation import EvaluationSample, EvaluationSet, Sample, StatisticsSample, StatisticsSet, TrainingSet
 from datasets.splits import Split, Splits
@@ -122,11 +123,14 @@ def build_training_loader(cfg: Config, splits: Splits, *, jitter: str, rank: int
     sampler = build_appearance_sampler(cfg, jitter=jitter)
     dataset = TrainingSet(pools, geometry=build_geometry(cfg), sampler=sampler, seed=cfg.RUN.SEED, cache=cache)
     loader = _loader(dataset, cfg=cfg, collate=_collate, persistent=True, batch_sampler=batches)
+    seen = {int(index) for source in sources for index in np.unique(source.centroids[:, 1])}
+    absent = ", ".join(name for index, name in enumerate(CLASS_NAMES) if index not in seen)
     aimed = f"{(plan.order(0)[:, 1] >= 0).sum()} of {plan.length} samples of the first epoch aimed at a class"
     parts = [
         ", ".join(f"{name} {len(pool.pairs)}" for name, pool in zip(names, pools, strict=False)),
         *(f"{len(pool.pairs)} coarse frames for rare classes" for pool in pools[len(names) :]),
         f"class-uniform share {plan.fraction:g}, {aimed}" if plan.fraction else "plain sampling",
+        f"no label holds {absent}" if plan.fraction and absent else "",
         ("pooled" if data.IMAGE_UNIFORM_SAMPLING else "equal shares per domain") if len(names) > 1 else "",
         f"decoded frames in {data.FRAME_CACHE}" if cache else "",
         f"{batches.steps_per_epoch} steps of {batches.global_batch} per epoch",

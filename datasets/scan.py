@@ -10,15 +10,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
+from io import BytesIO
 from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from datasets.codec import ENCODINGS, Encoding, decode_errors, decode_label, read_ids, read_image
+from datasets.codec import ENCODINGS, Encoding, decode_label, is_turned, read_ids, read_image
 from datasets.files import open_file, read_bytes, stamp
 from datasets.labels import IGNORE, NUM_CLASSES
+from datasets.limits import decode_errors
 from datasets.splits import Pair
 from utils.errors import UserError, one_line
 from utils.parallel import parallel_map
@@ -40,7 +42,8 @@ class Finding(NamedTuple):
 
     `label_cause` is the likely cause of a label error, "" for a damaged file. `pixels` counts the label's pixels by
     train id, those that are ignored last. `raw_ids` are there for a label that may hold train ids in place of another
-    encoding's ids. `unknown_colours` counts colours that the encoding does not have.
+    encoding's ids. `unknown_colours` counts colours that the encoding does not have. `turned`: the image has an EXIF
+    orientation, which reading leaves out.
     """
 
     pair: Pair
@@ -52,6 +55,7 @@ class Finding(NamedTuple):
     pixels: tuple[int, ...] = ()
     raw_ids: tuple[int, ...] = ()
     unknown_colours: int = 0
+    turned: bool = False
 
 
 def scan(pairs: Sequence[Pair], *, encoding: Encoding, workers: int, processes: bool, title: str) -> list[Finding]:
@@ -69,7 +73,8 @@ def look(pair: Pair, *, encoding: Encoding) -> Finding:
     try:
         _verify(pair.image)
         height, width = read_image(pair.image).shape[:2]
-        finding = finding._replace(image_size=(width, height))
+        data = read_bytes(pair.image)
+        finding = finding._replace(image_size=(width, height), turned=is_turned(Image.open(BytesIO(data)), data))
     except Exception as error:  # a decoder may raise anything on a damaged file, and the check continues
         finding = finding._replace(image_error=_reason(error, pair.image))
     if not pair.label:

@@ -105,9 +105,11 @@ def list_files(source: Path, name: str, *, leave_out: Path | None) -> list[File]
         for info in members(str(path)).values():
             member = info.orig_filename
             reasons = [reason for part, reason in REFUSED.items() if re.search(part, member)]
-            if reasons or stat.S_ISLNK(info.external_attr >> 16):
-                reason = (*reasons, "is a symbolic link")[0]
-                raise UserError(f"{path}: refused, its member {member!r} {reason}; get the provider's own file")
+            kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where it was packed on Windows
+            reasons += ["is a symbolic link"] * (kind == stat.S_IFLNK)
+            reasons += ["is no regular file"] * (kind not in (0, stat.S_IFLNK, stat.S_IFREG))
+            if reasons:
+                raise UserError(f"{path}: refused, its member {member!r} {reasons[0]}; get the provider's own file")
             if about := needed(name, info.filename):
                 files.append(File(str(path), info.filename, info.file_size, *about))
     return files

@@ -185,6 +185,31 @@ def test_files_that_the_publisher_left_out_are_skipped_with_a_count(
             find_pairs(domain, "train")
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_an_image_that_is_to_be_turned_is_pointed_out(tmp_path: Path, suffix: str) -> None:
+    """Its label may have the same size and still be of the upright pixels."""
+    exif = Image.Exif()
+    for number, orientation in enumerate((1, 3, 0)):  # upright, upside down, none
+        exif[0x0112] = orientation
+        path = save(tmp_path / f"facades/images/{number}{suffix}", IMAGE)
+        Image.fromarray(IMAGE).save(path, exif=exif)
+        save(tmp_path / f"facades/labels/{number}.png", LABEL)
+    fields = {"images": f"images/*{suffix}", "label": f"{{images/: labels/, {suffix}: .png}}", "splits": "[val]"}
+    fault = only(examine(declare(tmp_path, **fields)["mine"]), "exif-orientation", "fault")
+    assert fault.examples == (f"images/1{suffix}",) and "stored" in fault.advice
+
+
+def test_images_of_another_suffix_are_counted(tmp_path: Path) -> None:
+    write_domain(tmp_path, "gtav")
+    folder = tmp_path / "images/train/folder"
+    (folder / "00001.png").rename(folder / "00001.PNG")
+    for name in ("x.jpg", "y.txt"):
+        shutil.copy(folder / "00002.png", folder / name)
+    faults = {fault.name: fault for fault in found(examine(domain_at(tmp_path, "gtav"), quick=False))}
+    assert faults["not-read"].examples == ("images/train/folder/00001.PNG", "images/train/folder/x.jpg")
+    assert faults["not-read"].severity == "fault" and set(faults) == {"not-read", "label-without-image"}
+
+
 @pytest.mark.parametrize("name", ["gtav", "synthia", "cityscapes"])
 def test_images_below_the_folder_that_is_named_are_pointed_at(tmp_path: Path, name: str) -> None:
     if name == "cityscapes":

@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from datasets import codec
 from datasets.codec import DECODERS, ENCODINGS, Encoding, decode_label, read_image, write_label
@@ -308,6 +308,29 @@ def test_decoders_leave_the_unusual_to_pillow(tmp_path: Path, decoder: str, kind
     else:
         (image.convert(modes[kind]) if kind in modes else image).save(path, **options)
     np.testing.assert_array_equal(read_image(str(path), decoder=decoder), np.asarray(Image.open(path).convert("RGB")))
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_colour_profile_is_not_applied(tmp_path: Path, decoder: str) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    for suffix in ("png", "jpg"):
+        Image.fromarray(PHOTO).save(tmp_path / f"plain.{suffix}")
+        Image.fromarray(PHOTO).save(tmp_path / f"tagged.{suffix}", icc_profile=profile)
+        assert Image.open(tmp_path / f"tagged.{suffix}").info["icc_profile"] == profile
+        plain, tagged = (
+            read_image(str(tmp_path / f"{name}.{suffix}"), decoder=decoder) for name in ("plain", "tagged")
+        )
+        np.testing.assert_array_equal(plain, tagged)
+        np.testing.assert_array_equal(
+            codec.read_photo(str(tmp_path / f"tagged.{suffix}")), read_image(str(tmp_path / f"plain.{suffix}"))
+        )
+
+
+def test_of_16_bit_colour_the_upper_bits_are_kept(tmp_path: Path) -> None:
+    deep = np.random.default_rng(0).integers(0, 1 << 16, (8, 12, 3)).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "deep.png"), deep[..., ::-1])
+    for read in (read_image, codec.read_photo):
+        np.testing.assert_array_equal(read(str(tmp_path / "deep.png")), deep >> 8)
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

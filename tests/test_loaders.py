@@ -22,7 +22,7 @@ from datasets.loaders import (
 )
 from datasets.segmentation import StatisticsSample
 from datasets.splits import Split, Splits
-from tests.street_data import ROOTS, blocks, make_cfg, paint, save, write_domain
+from tests.street_data import ROOTS, blocks, make_cfg, paint, save, write_domain, write_pair
 from transforms.appearance import AppearanceParams
 from utils.errors import UserError, one_line
 
@@ -61,6 +61,15 @@ def join(parts: list[TrainingBatch]) -> TrainingBatch:
     images, labels = (torch.cat(tensors) for tensors in zip(*(part[:2] for part in parts), strict=True))
     params = AppearanceParams(*(torch.cat(values) for values in zip(*(part.params for part in parts), strict=True)))
     return TrainingBatch(images, labels, params, [name for part in parts for name in part.names])
+
+
+def test_classes_that_no_label_holds_are_named(tmp_path: Path) -> None:
+    for number in range(2):
+        write_pair(tmp_path, "gtav", "train", number, blocks(number, (64, 64), classes=[*range(16), 18]))
+    for share, words in ((0.5, "; no label holds train, motorcycle; "), (0.0, "")):
+        cfg = make_cfg(tmp_path, TRAIN=["gtav"], GTAV_DIR=str(tmp_path), BATCH_SIZE=1, CLASS_UNIFORM_PCT=share)
+        text = train_on(cfg).text
+        assert words in text if words else "no label" not in text
 
 
 @pytest.mark.parametrize("name", list(ROOTS))

@@ -350,6 +350,7 @@ def test_a_target_that_appears_meanwhile(tmp_path: Path, monkeypatch: pytest.Mon
         ("training\\images\\a.jpg", "has a backslash"),
         ("leftImg8bit/train/../x_leftImg8bit.png", "leads out of the target folder"),
         ("training/images/link.jpg", "is a symbolic link"),
+        ("training/images/device.jpg", "is no regular file"),
     ],
 )
 def test_members_that_leave_the_target_are_refused_by_name(tmp_path: Path, member: str, reason: str) -> None:
@@ -357,6 +358,8 @@ def test_members_that_leave_the_target_are_refused_by_name(tmp_path: Path, membe
     archive, info = pack(folder, tmp_path / "a.zip"), zipfile.ZipInfo(member)
     if "link" in reason:
         info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    elif "regular" in reason:
+        info.external_attr = (stat.S_IFCHR | 0o777) << 16
     with zipfile.ZipFile(archive, "a") as file:
         file.writestr(info, "/etc/passwd")
     assert f"{archive}: refused, its member {member!r} {reason}" in refused("mapillary", [archive], tmp_path / "out")
