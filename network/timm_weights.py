@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -44,6 +45,9 @@ def timm_weights(create: Callable[..., nn.Module], *, name: str, origin: str, **
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300].rstrip(".")
         if reason.startswith("Error(s) in loading state_dict"):
             reason = checkpoint.misfits(error, path=origin)
+        if "deserializing" in reason:  # safetensors' word for a file that is damaged, which it does not name
+            cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
+            way_out = f"remove the damaged copy of {name} below {cache} and try again, or {way_out}"
         raise UserError(f"{origin}: timm cannot load weights of {name} ({reason}); {way_out}") from error
     kept = {id(value) for value in model.state_dict(keep_vars=True).values()}
     missing, unexpected = list[str](), list[str]()

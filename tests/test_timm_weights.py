@@ -70,6 +70,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.asked.append(f"{self.command} {self.path}")
+        if self.path.startswith("/moved"):  # as a sign-in page does
+            self.send_response(302)
+            self.send_header("Location", "/page.html")
+            self.end_headers()
+            return
         path = self.folder / self.path.strip("/").replace("/resolve/main/", "/")
         data = path.read_bytes() if path.is_file() else b""
         self.send_response(200 if data else 404)
@@ -80,7 +85,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.send_header("X-Repo-Commit", 40 * "0")
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(data)
+            self.wfile.write(data[: len(data) // 2] if self.path.startswith("/cut") else data)
 
     do_HEAD = do_GET  # noqa: N815
 
@@ -138,6 +143,8 @@ def test_timms_hub_in_a_fresh_process(hub: tuple[str, type[Hub]], tmp_path: Path
     for name, words in zip(names[1:], ("404", "header", "header"), strict=True):
         assert said[name].startswith(f"--pretrained timm: timm cannot load weights of {name} (") and words in said[name]
         assert said[name].endswith(f"give the weights of {name} by --pretrained FILE, or use --pretrained none")
+        damaged = f"remove the damaged copy of {name} below {tmp_path}/home and try again" in said[name]
+        assert damaged == (words == "header")
 
 
 def test_torchvisions_server(hub: tuple[str, type[Hub]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +163,45 @@ def test_torchvisions_server(hub: tuple[str, type[Hub]], tmp_path: Path, monkeyp
             with pytest.raises(UserError, match=f"{name} could not be downloaded .*{words}.*--pretrained FILE"):
                 load_pretrained(network, "auto")
     load_pretrained(network, "auto")
+    assert all(torch.equal(value, theirs[key]) for key, value in network.backbone.state_dict().items())
+
+
+def test_a_download_that_is_not_whole_leaves_nothing_and_a_damaged_copy_is_replaced(
+    hub: tuple[str, type[Hub]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    address, handler = hub
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    handler.folder.mkdir()
+    theirs = reference.small_network("base").backbone.state_dict()
+    whole = Path(save(handler.folder / "file", theirs)).read_bytes()
+    digits = hashlib.sha256(whole).hexdigest()[:8]
+    for name in ("cut", "good"):
+        (handler.folder / f"{name}-{digits}.pth").write_bytes(whole)
+    (handler.folder / "page.html").write_text("<html>Please sign in</html>")
+    network, cache = reference.small_network("base"), tmp_path / "home/hub/checkpoints"
+
+    def load(name: str) -> None:
+        monkeypatch.setattr(pretrained, "_weights_url", lambda _: f"{address}/{name}-{digits}.pth")
+        load_pretrained(network, "torchvision")
+
+    for name in ("cut", "moved"):
+        with pytest.raises(UserError, match=f"{name}-{digits}.pth could not be downloaded .*--pretrained FILE"):
+            load(name)
+        assert not list(cache.iterdir()), "nothing under the final name, nothing half written"
+    load("good")
+    asked = len(handler.asked)
+    load("good")
+    assert len(handler.asked) == asked, "out of the cache"
+    for damage in (whole[:-100], whole[:500] + b"?" + whole[501:], b"<html>Please sign in</html>", b""):
+        (cache / f"good-{digits}.pth").write_bytes(damage)
+        caplog.clear()
+        load("good")
+        assert f"good-{digits}.pth: its checksum is not that of its name; it is downloaded again" in caplog.text
+        assert (cache / f"good-{digits}.pth").read_bytes() == whole
+    (cache / f"good-{digits}.pth").write_bytes(b"")
+    (handler.folder / f"good-{digits}.pth").unlink()
+    with pytest.raises(UserError, match=f"good-{digits}.pth could not be downloaded .*404"):
+        load("good")
     assert all(torch.equal(value, theirs[key]) for key, value in network.backbone.state_dict().items())
 
 
