@@ -6,8 +6,10 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,14 +169,16 @@ class Report:
     def to_markdown(self) -> str:
         chosen = [self.summary_table(), self.class_table(), *self.more_tables()]
         tables = [format_table(table, "markdown") for table in chosen]
-        lines = "".join(f"- {line}\n" for line in [*self.protocol_lines(), *self.findings()])
-        return "\n\n".join([*tables, f"Weights: {self.weights_line()}.", lines])
+        lines = "".join(f"- {escape(line, quote=False)}\n" for line in [*self.protocol_lines(), *self.findings()])
+        return "\n\n".join([*tables, f"Weights: {escape(self.weights_line(), quote=False)}.", lines])
 
     def to_csv(self) -> str:
         """Return one line per domain, class subset and metric; values are fractions."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         weights = {key: self.weights.get(key, "") for key in ("checkpoint", "step", "seed")}
+        # the kind comes out of the file: no spreadsheet may take it for a formula
+        weights["checkpoint"] = re.sub(r"^(?=[=+@\t\r-])", "'", str(weights["checkpoint"]))
         protocol = ["split", "list", "images", "transform", "scales", "classes", *weights]
         writer.writerow(["domain", "subset", "source", "metric", "value", *protocol])
         for row in self.rows:

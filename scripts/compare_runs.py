@@ -161,7 +161,7 @@ def image_interval(places: Places, pairs: Sequence[tuple[str, int]], *, method: 
 @cache
 def resampled_scores(place: Place, *, column: str) -> np.ndarray[Any, Any]:
     """Return the mean IoU of each of RESAMPLES draws with replacement of all images; a column has its own draws."""
-    with np.load(place.file) as content:
+    with np.load(place.file, allow_pickle=False) as content:
         counts = content[f"{place.domain}/confusion"].astype(np.float64)  # (N,C,C)
     number, classes = len(counts), [CLASS_NAMES.index(name) for name in place.classes]
     draws = np.random.default_rng(zlib.crc32(column.encode())).multinomial(number, [1 / number] * number, RESAMPLES)

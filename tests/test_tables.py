@@ -27,6 +27,7 @@ def test_markdown_html_and_latex() -> None:
     rule = [cell.strip() for cell in markdown[1].strip("|").split("|")]
     assert rule[0].startswith(":-") and rule[1].startswith("-") and rule[1].endswith(":")
     assert all(line.count("|") == 3 for line in markdown)
-    assert "&lt;b&gt;" in format_table(TABLE, "html")
+    assert "&lt;b&gt;" in format_table(TABLE, "html") and "&lt;b>" in format_table(TABLE, "markdown")
+    assert r"a\|b" in format_table([["x"], ["a|b"]], "markdown")
     latex = format_table(TABLE, "latex")
     assert all(word in latex for word in (r"\begin{tabular}{lr}", r"\toprule", r"\midrule", r"value\_\%"))

@@ -15,5 +15,7 @@ def format_table(table: Sequence[Sequence[str]], style: Style = "text") -> str:
     """Lay out a table, heading first: the first column left, the others right, every cell as it is written."""
     heading, *rows = table
     align = ["left", *["right"] * (len(heading) - 1)]
+    if style == "markdown":  # names of files and runs are text, whatever they look like
+        rows = [[cell.replace("<", "&lt;").replace("|", "\\|") for cell in row] for row in rows]
     text = tabulate(rows, heading, tablefmt=_FORMATS[style], colalign=align, disable_numparse=True)
     return "\n".join(line.rstrip() for line in text.splitlines())
