@@ -27,7 +27,7 @@ from run import Run, build_run, trained_lists
 from utils import checkpoint, distributed
 from utils.checkpoint import Progress
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import tolerated, write_text
 from utils.logs import LossMeter, write_line
 from utils.options import build_tree, flatten
 from utils.runs import Records, Start, check_lists
@@ -113,7 +113,8 @@ def keep(run: Run, records: Records, step: int) -> Path:
             batches.append({"rank": rank, "samples": samples})
     content = {"step": step, "epoch": progress.epoch, "step_in_epoch": start, "batches": batches}
     lists = trained_lists(run)
-    write_text(file, json.dumps({**content, "data": lists, "config": cfg}, indent=1) + "\n")
+    with tolerated("what repeats a step"):  # a full disk must not hide why the step was kept
+        write_text(file, json.dumps({**content, "data": lists, "config": cfg}, indent=1) + "\n")
     if step == progress.step and not list(file.parent.glob("*.pth")):
         with suppress(UserError):  # weights that are broken already, or a full disk: the file says enough
             weights, processes = file.with_suffix(".pth"), distributed.world_size()
