@@ -93,8 +93,9 @@ def reports_on(path: Path, *, weights: Mapping[str, Any]) -> list[Report]:
 
 def _row(content: dict[str, Any]) -> DomainScore:
     """Return a row of a report from its JSON, in which a number that does not exist is null."""
-    numbers = {name: _number(value) for name, value in content["scores"].items() if name != "iou"}
     iou = {name: _number(value) for name, value in content["scores"]["iou"].items()}
+    numbers: dict[str, Any] = {name: _number(value) for name, value in content["scores"].items() if name != "iou"}
+    numbers.setdefault("classes_in_mean", sum(map(math.isfinite, iou.values())))  # older files do not say
     more = {name: _number(value) for name, value in content.get("more", {}).items()}
     scores, protocol = Scores(iou=iou, **numbers), Protocol(**content["protocol"])
     return DomainScore(**content | {"scores": scores, "protocol": protocol, "more": more})

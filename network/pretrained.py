@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch

@@ -21,7 +21,7 @@ import inference
 import train
 import valid
 from datasets.labels import CLASS_NAMES, PALETTE
-from network import build_network
+from network import Segmentor, build_network
 from scripts import export
 from tests.runs import train_arguments
 from tests.test_docs import ROOT, blocks
@@ -221,8 +221,9 @@ def test_half_precision_of_weights_and_pt2(folder: Path, tmp_path: Path) -> None
         assert 0.99 < report["equal_labels"] <= 1 and 1e-6 < report["largest_logit_difference"] < 0.05
     state, written = network.state_dict(), checkpoint.read(tmp_path / "last.safetensors")["network"]
     assert all(torch.equal(value, state[name].half()) for name, value in written.items() if state[name].dim() > 1)
-    network = inference.load(tmp_path / "last_hub", device="cpu").network
-    assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
+    loaded = inference.load(tmp_path / "last_hub", device="cpu").network
+    assert isinstance(loaded, Segmentor)
+    assert all(parameter.dtype == torch.float32 for parameter in loaded.parameters())
     content = checkpoint.read(folder / "base.pth")
     content["network"]["head.classify.weight"][0] = 1e5
     torch.save(content, tmp_path / "large.pth")
@@ -251,6 +252,7 @@ def test_published_weights_give_the_same_maps(
     cfg = config.parse(["--snapshot", str(out), *words], program="valid")
     again, saved = inference.load_network(cfg, checkpoint.read(out))
     ours = inference.load(tmp_path / "last.pth", device="cpu")
+    assert isinstance(ours.network, Segmentor)
     state = ours.network.state_dict()
     assert again.state_dict().keys() == state.keys() and build_normalisation(saved) == ours.normalise
     wanted = {
