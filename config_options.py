@@ -209,6 +209,9 @@ class Evaluation(Section):
     ATTENTION_PIXELS: list[int] = shared([], "--attention_pixels",
         "Pixels (x y x y ...) whose attention is plotted; default: centres of the largest classes.",
         lengths=(0, 24), low=0, needs=("--visualize_feature",))
+    CORRUPT: list[str] = option([], "--corrupt",
+        "Evaluate corrupted images too: NAME:SEVERITY ..., e.g. fog:3, NAME for severities 1 to 5, all for the 15 "
+        "corruptions of Hendrycks and Dietterich.", programs=("valid",))
     OUT: str = option("", "--out", "Folder for the tables and pictures of valid.py.", programs=("valid",))
     PREDICTIONS: str = option("", "--predictions",
         "Folder of PNG files to evaluate instead of weights: DIR/DOMAIN or DIR, files named after the images.",

@@ -31,6 +31,7 @@ from evaluation.report import describe_weights
 from loss import build_criterion
 from loss.whitening import Whitening
 from network import Segmentor
+from transforms.corruptions import parse_corruptions
 from utils import checkpoint, distributed, logs, pictures, signals
 from utils.errors import UserError, run_entry_point
 from utils.files import new_folder
@@ -70,6 +71,7 @@ def evaluate(cfg: Config, device: torch.device) -> Report:
         raise UserError("nothing to evaluate: give a weight file, --model FILE.onnx or --predictions DIR")
     if not cfg.DATASET.VAL:
         raise UserError("no domain to evaluate on: give --val_dataset NAME ...")
+    looks = None, *parse_corruptions(cfg.EVAL.CORRUPT)  # of every image: as it is, and corrupted
     candidate = open_network(cfg, device) if needs_network(cfg) else open_other(cfg, device)
     splits = Splits(load_domains(cfg))
     opened = [splits.open(name, cfg.DATASET.SPLIT) for name in dict.fromkeys(cfg.DATASET.VAL)]
@@ -77,12 +79,17 @@ def evaluate(cfg: Config, device: torch.device) -> Report:
     if cfg.DATASET.QUICK_CHECK:
         needed = [(split.domain.name, split.name) for split in opened]
         findings = distributed.from_main(partial(refuse_or_warn, splits, needed, evaluated=""))
-    loaders = [build_evaluation_loader(cfg, split, limit=cfg.EVAL.LIMIT, **distributed.share()) for split in opened]
-    models = [candidate.model or open_predictions(cfg, loader.split) for loader in loaders]
+    loaders = [
+        build_evaluation_loader(cfg, split, corruption=look, limit=cfg.EVAL.LIMIT, **distributed.share())
+        for split in opened
+        for look in looks
+    ]
+    groups = [loaders] if candidate.model else [[loader] for loader in loaders]
+    models = [candidate.model or open_predictions(cfg, group[0].split) for group in groups]
     report, folder, sheets = Report(candidate.weights, [], {}), result_folder(cfg), list[Picture]()
     with new_folder(folder):  # where nothing can be written, nothing is evaluated
-        for model, loader in zip(models, loaders, strict=True):
-            rows, plots, per_image = candidate.evaluator(model, [loader], sources=candidate.sources, findings=findings)
+        for model, group in zip(models, groups, strict=True):
+            rows, plots, per_image = candidate.evaluator(model, group, sources=candidate.sources, findings=findings)
             report.rows.extend(rows)
             report.per_image.update(per_image)
             sheets += plots
@@ -99,7 +106,7 @@ def needs_network(cfg: Config) -> bool:
             f"--predictions {settings.PREDICTIONS} and {cfg.RUN.SNAPSHOT} are two things to evaluate; give one of them"
         )
     of_networks = {"--eval_protocol": settings.PROTOCOL != "full", "--scales": settings.SCALES, "--flip": settings.FLIP}
-    of_networks |= {"--fp16": cfg.OPTIM.FP16, "--visualize_feature": settings.VISUALIZE}
+    of_networks |= {"--fp16": cfg.OPTIM.FP16, "--visualize_feature": settings.VISUALIZE, "--corrupt": settings.CORRUPT}
     given = ", ".join(flag for flag, value in of_networks.items() if value)
     if settings.PREDICTIONS and given:
         raise UserError(f"{given}: is for what computes predictions, those of --predictions are there; leave it out")

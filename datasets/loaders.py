@@ -25,6 +25,7 @@ from datasets.segmentation import EvaluationSample, EvaluationSet, Sample, Stati
 from datasets.splits import Split, Splits
 from transforms.appearance import AppearanceParams
 from transforms.build import build_appearance_sampler, build_geometry, statistics_sampler
+from transforms.corruptions import Corruption
 from transforms.geometry import CentreSquare, NativeSize
 from utils.distributed import check_same
 from utils.errors import UserError
@@ -190,27 +191,38 @@ def frame_cache(cfg: Config) -> FrameCache | None:
 
 @dataclass(eq=False)
 class EvaluationLoader:
-    """One process's share of the images of a whole split, one at a time; `protocol` says how they are scored."""
+    """One process's share of the images of a whole split, one at a time; `protocol` says how they are scored.
+
+    `corruption` is "" or "NAME:SEVERITY".
+    """
 
     loader: DataLoader[EvaluationSample]
     split: Split
     protocol: str
+    corruption: str = ""
+
+    @property
+    def name(self) -> str:
+        """The domain, with the corruption where there is one: "cityscapes fog:3"."""
+        return f"{self.split.domain.name} {self.corruption}".rstrip()
 
     def __iter__(self) -> Iterator[EvaluationSample]:
         return iter(self.loader)
 
 
 def build_evaluation_loader(
-    cfg: Config, split: Split, *, rank: int, world_size: int, limit: int = 0
+    cfg: Config, split: Split, *, rank: int, world_size: int, limit: int = 0, corruption: Corruption | None = None
 ) -> EvaluationLoader:
     """Return the loader of a split, or of `limit` > 0 of its images; process `rank` gets every world_size-th."""
     split = split.subset(limit)
     centred = cfg.EVAL.PROTOCOL == "robustnet" and split.domain.name == "mapillary"
     protocol = CentreSquare() if centred else NativeSize()
     share = range(rank, len(split.pairs), world_size)
-    dataset = EvaluationSet(split, protocol=protocol)
+    dataset = EvaluationSet(split, protocol=protocol, corruption=corruption)
     loader = _loader(dataset, cfg=cfg, collate=itemgetter(0), batch_size=1, sampler=share)
-    return EvaluationLoader(loader, split, protocol.text)
+    if corruption is None:
+        return EvaluationLoader(loader, split, protocol.text)
+    return EvaluationLoader(loader, split, f"{corruption.text}, {protocol.text}", str(corruption))
 
 
 def build_statistics_loader(

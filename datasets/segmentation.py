@@ -18,6 +18,7 @@ from datasets.frames import FrameCache, decode
 from datasets.sampling import Pick, sample_rng
 from datasets.splits import Pair, Split
 from transforms.appearance import AppearanceParams, AppearanceSampler
+from transforms.corruptions import Corruption
 from transforms.geometry import Geometry, Protocol, make_view
 from utils.errors import UserError
 from utils.parallel import opencv
@@ -100,17 +101,21 @@ class TrainingSet(Dataset[Sample]):
 
 @dataclass(eq=False)
 class EvaluationSet(Dataset[EvaluationSample]):
-    """Whole images with labels, brought to the form that the protocol scores."""
+    """Whole images with labels, corrupted if so wanted, then brought to the form that the protocol scores."""
 
     source: Split
     protocol: Protocol
+    corruption: Corruption | None = None
 
     def __len__(self) -> int:
         return len(self.source.pairs)
 
     def __getitem__(self, index: int) -> EvaluationSample:
         pair = self.source.pairs[index]
-        view = self.protocol(make_view(*read_pair(pair, encoding=self.source.encoding)))
+        image, label = read_pair(pair, encoding=self.source.encoding)
+        if self.corruption is not None:
+            image = self.corruption(image, name=pair.name)
+        view = self.protocol(make_view(image, label))
         return EvaluationSample(to_tensor(view.image), to_tensor(view.label), pair.name)
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from datasets.domains import BUILTIN, Domain
+from datasets.domains import BUILTIN
 from datasets.labels import CLASS_NAMES, IGNORE, NUM_CLASSES, PALETTE
 from datasets.loaders import EvaluationLoader
 from datasets.segmentation import EvaluationSample
@@ -91,22 +91,22 @@ class Evaluator:
         trained = [domains[name] for name in sources] if domains.keys() >= {*sources} else []
         for loader in loaders:
             domain, result = loader.split.domain, self.evaluate(model, loader)
-            seen = loader.protocol + self.inference.resizing + getattr(model, "note", "")  # what is special of a model
-            how = {"transform": seen, "scales": self.inference.views}
+            how = {"scales": self.inference.views, "corruption": loader.corruption}
+            how["transform"] = loader.protocol + self.inference.resizing + getattr(model, "note", "")
             known, is_source = list(findings.get(domain.name, ())), domain.name in sources
             if not result.confusion.any():
                 known.append(NOTHING_LABELLED.format(split=f"{domain.name}/{loader.split.name}"))
                 logger.warning(known[-1])
             scores = domain_scores(result, loader.split, is_source=is_source, findings=known, sources=trained, **how)
             rows += scores
-            plots += self._plot(domain, result.frames)
+            plots += self._plot(loader, result.frames)
             if result.images is not None:
                 names = [pair.name for pair in loader.split.pairs]
-                per_image[domain.name] = ImageCounts(names, merge_classes(result.images, domain.merge))
+                per_image[loader.name] = ImageCounts(names, merge_classes(result.images, domain.merge))
             if result.more is not None and not isinstance(model, Labeller) and distributed.is_main():
-                title = f"{domain.name}: {scores[0].protocol}"
+                title = f"{loader.name}: {scores[0].protocol}"
                 sheet = plot_reliability(result.more.confidences, classes=domain.classes, title=title)
-                plots.append(Picture(f"{domain.name}/reliability", f"{domain.name}_reliability.png", sheet))
+                plots.append(Picture(f"{loader.name}/reliability", f"{_file_name(loader)}_reliability.png", sheet))
         return rows, plots, per_image
 
     @torch.inference_mode()
@@ -117,7 +117,7 @@ class Evaluator:
 
         A network is put in evaluation mode and back. Without logits there is no loss and no calibration.
         """
-        num_images, name, rank = len(loader.split.pairs), loader.split.domain.name, distributed.rank()
+        num_images, name, rank = len(loader.split.pairs), loader.name, distributed.rank()
         size = num_images if self.per_image else 1, num_classes, num_classes
         counts = torch.zeros(size, dtype=torch.int64, device=self.device)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss over pixels, labelled pixels, images
@@ -180,16 +180,16 @@ class Evaluator:
             logits = self.inference(model.predict, self.normalise(images))
         return argmax_classes(logits), logits
 
-    def _plot(self, domain: Domain, frames: Sequence[Frame]) -> Iterator[Picture]:
+    def _plot(self, loader: EvaluationLoader, frames: Sequence[Frame]) -> Iterator[Picture]:
         if not frames:
             return
-        merged = merge_table(domain.merge)  # what counts as one class is shown as one
+        merged = merge_table(loader.split.domain.merge)  # what counts as one class is shown as one
         frames = [(image, merged[truth], merged[prediction]) for image, truth, prediction in frames]
         sheet = comparison(frames, palette=PALETTE, class_names=CLASS_NAMES)
-        yield Picture(f"{domain.name}/predictions", f"{domain.name}.png", sheet)
+        yield Picture(f"{loader.name}/predictions", f"{_file_name(loader)}.png", sheet)
         if self.plotter is not None:
             for number, frame in enumerate(cudnn_benchmark_off(frames), 1):
-                name = f"{domain.name}_{number}"
+                name = f"{_file_name(loader)}_{number}"
                 for kind, picture in self.plotter(*frame, merged=merged).items():
                     yield Picture(f"{name}/{kind}", f"features/{name}_{kind}.png", picture)
 
@@ -202,6 +202,10 @@ def evaluation_mode(model: object, items: Iterable[T]) -> Iterator[T]:
     yield from items
     for module, training in modules.items():
         module.train(training)
+
+
+def _file_name(loader: EvaluationLoader) -> str:
+    return loader.name.replace(" ", "_").replace(":", "_")
 
 
 def cudnn_benchmark_off(items: Iterable[T]) -> Iterator[T]:

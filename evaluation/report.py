@@ -19,13 +19,14 @@ from config import Config
 from datasets.domains import Domain, shared_subsets
 from datasets.labels import CLASS_NAMES
 from datasets.splits import Split
+from evaluation.corruptions import corruption_table, robustness
 from evaluation.metrics import Scores, merge_classes, nan_mean, score
 from evaluation.more_metrics import TITLES, MoreCounts
 from network import Segmentor
 from transforms.build import build_normalisation
 from utils.files import write, write_text
 from utils.pictures import Array
-from utils.tables import format_table
+from utils.tables import format_table, percent
 
 PER_IMAGE_FILE = "per_image.npz"  # beside scores.json: DOMAIN/names and DOMAIN/confusion
 Frame = tuple[Array, Array, Array]  # image (h,w,3), truth (h,w), prediction (h,w), uint8
@@ -83,6 +84,7 @@ class DomainScore:
     loss: float
     protocol: Protocol
     confusion: list[list[int]]
+    corruption: str = ""  # "NAME:SEVERITY" where the images were corrupted
     more: dict[str, float] = field(default_factory=dict)  # of --more_metrics
     findings: list[str] = field(default_factory=list)  # what is wrong with the data, one sentence each
 
@@ -99,9 +101,10 @@ class DomainScore:
 
     @property
     def title(self) -> str:
-        """Column heading: the domain, with the subset where it is not the main score, and whether it is a source."""
+        """Heading: the domain and the corruption, the subset where it is not the main score, and if it is a source."""
         notes = [note for note in (self.subset, "source" if self.is_source else "") if note]
-        return f"{self.domain} ({', '.join(notes)})" if notes else self.domain
+        name = f"{self.domain} {self.corruption}".rstrip()
+        return f"{name} ({', '.join(notes)})" if notes else name
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,13 @@ class Report:
 
     @property
     def targets(self) -> list[DomainScore]:
-        """The main scores of the domains that were not trained on."""
-        return [row for row in self.rows if not row.subset and not row.is_source]
+        """The main scores of the domains that were not trained on, of their clean images."""
+        return [row for row in self.clean if not row.subset and not row.is_source]
+
+    @property
+    def clean(self) -> list[DomainScore]:
+        """The scores of images that were not corrupted."""
+        return [row for row in self.rows if not row.corruption]
 
     @property
     def mean_over_targets(self) -> float:
@@ -137,20 +145,23 @@ class Report:
 
     def class_table(self) -> list[list[str]]:
         """Return heading and one line per class with its IoU in percent for every domain; blank = not counted."""
-        names = dict.fromkeys(name for row in self.rows for name in row.scores.iou)
-        ious = {name: [row.scores.iou.get(name) for row in self.rows] for name in names}
-        ious["mean"] = [row.scores.mean_iou for row in self.rows]
+        names = dict.fromkeys(name for row in self.clean for name in row.scores.iou)
+        ious = {name: [row.scores.iou.get(name) for row in self.clean] for name in names}
+        ious["mean"] = [row.scores.mean_iou for row in self.clean]
         cells = {name: ["" if value is None else percent(value) for value in values] for name, values in ious.items()}
-        return [["class", *(row.title for row in self.rows)], *([name, *line] for name, line in cells.items())]
+        return [["class", *(row.title for row in self.clean)], *([name, *line] for name, line in cells.items())]
 
     def more_tables(self) -> list[list[list[str]]]:
-        """Return the table of --more_metrics, heading and one line per domain; none where they were not evaluated."""
+        """Return the tables of --corrupt and --more_metrics, of those that were evaluated."""
+        tables = [corruption_table(found)] if (found := robustness(self.rows)) else []
         lines = [[row.title, *(percent(row.more[name]) for name in TITLES)] for row in self.rows if row.more]
-        return [[["domain, in %", *TITLES.values()], *lines]] if lines else []
+        return [*tables, [["domain, in %", *TITLES.values()], *lines]] if lines else tables
 
     def protocol_lines(self) -> list[str]:
-        """Return one sentence per domain on how its number was taken."""
-        return [f"{row.title}: {row.protocol}" for row in self.rows]
+        """Return one sentence per domain on how its number was taken, and one on all corrupted images."""
+        lines = [f"{row.title}: {row.protocol}" for row in self.clean]
+        corrupted = [row.protocol.transform for row in self.rows if row.corruption]
+        return [*lines, f"with a corruption: likewise, for instance {corrupted[0]}"] if corrupted else lines
 
     def findings(self) -> list[str]:
         """Return what is wrong with the data of any domain, one sentence each."""
@@ -180,15 +191,15 @@ class Report:
         # the kind comes out of the file: no spreadsheet may take it for a formula
         weights["checkpoint"] = re.sub(r"^(?=[=+@\t\r-])", "'", str(weights["checkpoint"]))
         protocol = ["split", "list", "images", "transform", "scales", "classes", *weights]
-        writer.writerow(["domain", "subset", "source", "metric", "value", *protocol])
+        writer.writerow(["domain", "corruption", "subset", "source", "metric", "value", *protocol])
         for row in self.rows:
             metrics = {**asdict(row.scores), "loss": row.loss, **row.more}
             metrics |= {f"iou/{name}": value for name, value in metrics.pop("iou").items()}
             for metric, value in metrics.items():
-                domain = [row.domain, row.subset, "yes" if row.is_source else "no"]
+                domain = [row.domain, row.corruption, row.subset, "yes" if row.is_source else "no"]
                 writer.writerow([*domain, metric, _csv(value), *astuple(row.protocol), *weights.values()])
         mean = _csv(self.mean_over_targets)
-        writer.writerow(["mean over targets", "", "no", "mean_iou", mean, *[""] * 6, *weights.values()])
+        writer.writerow(["mean over targets", "", "", "no", "mean_iou", mean, *[""] * 6, *weights.values()])
         return buffer.getvalue()
 
     def to_json(self) -> str:
@@ -196,6 +207,7 @@ class Report:
         content = {
             "weights": self.weights,
             "mean_over_targets": self.mean_over_targets,
+            "robustness": {title: row._asdict() for title, row in robustness(self.rows).items()},
             "domains": [asdict(row) for row in self.rows],
         }
         return json.dumps(_finite(content), indent=1) + "\n"
@@ -253,6 +265,7 @@ def domain_scores(
     is_source: bool,
     transform: str,
     scales: str = "1",
+    corruption: str = "",
     findings: Sequence[str] = (),
     sources: Sequence[Domain] = (),
     class_names: Sequence[str] = CLASS_NAMES,
@@ -282,6 +295,7 @@ def domain_scores(
                 classes=f"{len(classes)}{' merged' if domain.merge else ''}",
             ),
             confusion=confusion.tolist(),
+            corruption=corruption,
             more=evaluation.more.scores(classes) if evaluation.more else {},
             findings=list(findings),
         )
@@ -308,8 +322,3 @@ def _finite(value: Any) -> Any:
 
 def _csv(value: float) -> str:
     return "" if math.isnan(value) else repr(value)
-
-
-def percent(value: float) -> str:
-    """Format a fraction as a percentage; `-` where there is none."""
-    return "-" if math.isnan(value) else f"{100 * value:.2f}"

@@ -95,7 +95,7 @@ def _rows(file: Path, *, checkpoint: str) -> list[tuple[str, int, str, bool, str
             column = f"{row['domain']}{split}{' (source)' if is_source else ''}"
             images = f"list {protocol['list_hash']}, {protocol['transform']}, scales {protocol['scales']}"
             value = row["scores"]["mean_iou"]
-            if not row["subset"]:  # a published file does not know its seed
+            if not row["subset"] and not row.get("corruption"):  # a published file does not know its seed
                 place = Place(file.with_name(PER_IMAGE_FILE), row["domain"], tuple(row["scores"].get("iou", ())))
                 rows.append((about["method"], about.get("seed") or 0, column, not is_source, images, value, place))
         return rows

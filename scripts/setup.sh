@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv and installs requirements.txt and requirements-dev.txt into it, again only when one of them has changed.
+# Makes .venv and installs requirements.txt, requirements-dev.txt and, without its dependencies, what --corrupt needs
+# (requirements-corruptions.txt) into it, again only when one of them has changed.
 # Usage: ./scripts/setup.sh, or `source` it from a script: then $python is the Python to use.
 # DIIA_PYTHON names a Python that already has everything; nothing is installed then. DIIA_OLDEST=1 makes .venv-oldest
 # instead: the oldest Python that is there, every requirement at its lower bound. pip's own variables (PIP_INDEX_URL,
@@ -35,18 +36,21 @@ diia_setup() (
       exit 2
     fi
   fi
-  if ! cat requirements.txt requirements-dev.txt | cmp -s - "$stamp"; then
+  files=(requirements.txt requirements-dev.txt requirements-corruptions.txt)
+  if ! cat "${files[@]}" | cmp -s - "$stamp"; then
     echo "setup: installing into $venv (a few minutes, only when the requirements change) ..." >&2
-    options=(-r requirements.txt -r requirements-dev.txt)
+    options=()
     if [[ $venv == .venv-oldest ]]; then
-      sed 's/>=/==/' requirements.txt requirements-dev.txt >"$venv/lower-bounds.txt"
+      sed 's/>=/==/' "${files[@]}" >"$venv/lower-bounds.txt"
       options+=(-c "$venv/lower-bounds.txt")
     fi
-    if ! "$venv/bin/python" -m pip install -qq "${options[@]}" >&2; then
+    pip=("$venv/bin/python" -m pip install -qq "${options[@]}")
+    if ! "${pip[@]}" -r requirements.txt -r requirements-dev.txt >&2 ||
+      ! "${pip[@]}" --no-deps -r requirements-corruptions.txt >&2; then
       echo "error: pip could not install the requirements (its reason stands above); fix it and start again" >&2
       exit 2
     fi
-    cat requirements.txt requirements-dev.txt >"$stamp" || exit 2
+    cat "${files[@]}" >"$stamp" || exit 2
   fi
 )
 

@@ -43,6 +43,18 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_corrupted_images_are_left_out(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compare.main([str(runs)])
+    expected = capsys.readouterr().out
+    for path in runs.rglob("scores.json"):
+        content = json.loads(path.read_text())
+        rows = [{**row, "corruption": "fog:3", "scores": {"mean_iou": 0.01}} for row in content["domains"]]
+        content["domains"] = [{**row, "corruption": ""} for row in content["domains"]] + rows
+        path.write_text(json.dumps(content))
+    compare.main([str(runs)])
+    assert capsys.readouterr().out == expected
+
+
 def test_means_spreads_and_paired_differences(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     compare.main([str(runs), "--out", str(runs / "new" / "table.md")])
     text = capsys.readouterr().out

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLAGS = """
 --accumulate --advstyle --arch --attention_pixels --average --backbone --backbone_lr --batch_weighting --bblur
 --bs_mult --bs_mult_val --cache --cache_dir --centroid_cache --city_mode --ckpt --class_uniform_pct
---class_uniform_tile --clip_grad_norm --cls_wt_loss --clusters --coarse_boost_classes --color_aug --config
+--class_uniform_tile --clip_grad_norm --cls_wt_loss --clusters --coarse_boost_classes --color_aug --config --corrupt
 --cov_stat_epoch --covstat_val_dataset --crop_nopad --crop_size --dataset --date --deterministic --device
 --dist_timeout --dist_url --domains --dump_augmentation_images --dynamic --ema_decay --eval_protocol --exp --fda
 --flip --fp16 --frame_cache --freeze_bn --gblur --grad_checkpoint --help --image_in --image_uniform_sampling
@@ -67,7 +67,7 @@ KEYS = {  # checkpoints and files of older versions hold them
         MOMENTUM NAME NAN NO_NORM_DECAY POLY_EXP REPOLY RESCALE RLX_OFF_ITER WARMUP_ITERS WARMUP_RATIO WEIGHT_DECAY
     """,
     "EVAL": """
-        ATTENTION_PIXELS AVERAGE BATCH_SIZE FLIP INTERVAL LIMIT MORE_METRICS OUT PER_IMAGE PICTURES
+        ATTENTION_PIXELS AVERAGE BATCH_SIZE CORRUPT FLIP INTERVAL LIMIT MORE_METRICS OUT PER_IMAGE PICTURES
         PREDICTIONS PREDICTION_ENCODING PROTOCOL RESIZE_PREDICTIONS SCALES SOURCE STRIDE VISUALIZE WINDOW
     """,
     "RUN": """

@@ -37,6 +37,7 @@ LAZY = {
     "cv2",
     "gradio",
     "huggingface_hub",
+    "imagecorruptions",
     "kmeans1d",
     "matplotlib",
     "onnx",
@@ -49,7 +50,13 @@ LAZY = {
     "thop",
     "timm",
 }  # imported where they are used
-DISTRIBUTION = {"cv2": "opencv-python-headless", "PIL": "Pillow", "skimage": "scikit-image", "yaml": "PyYAML"}
+DISTRIBUTION = {
+    "cv2": "opencv-python-headless",
+    "imagecorruptions": "imagecorruptions-imaug",
+    "PIL": "Pillow",
+    "skimage": "scikit-image",
+    "yaml": "PyYAML",
+}
 FILES = sorted(
     path
     for part in sorted(OWN)
@@ -140,7 +147,8 @@ def test_every_option_has_a_reader_and_every_reader_an_option() -> None:
 
 
 def test_third_party_packages_are_required_with_lower_bounds() -> None:
-    wanted = requirements("requirements.txt") | requirements("requirements-app.txt")
+    optional = requirements("requirements-app.txt") | requirements("requirements-corruptions.txt")
+    wanted = requirements("requirements.txt") | optional
     files = [*FILES, *(ROOT / "benchmarks").glob("*.py")]
     used = {name.partition(".")[0] for path in files for name in imports(path)} - set(sys.stdlib_module_names)
     used = {DISTRIBUTION.get(name, name) for name in used - OWN - {"benchmarks"}}

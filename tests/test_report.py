@@ -121,6 +121,7 @@ def test_a_target_is_scored_over_the_classes_of_its_source_too() -> None:
 TREE = {
     "weights": {"file": "str", "checkpoint": "str", "seed": "int"},
     "mean_over_targets": "float",
+    "robustness": {},
     "domains": [
         {
             "domain": "str",
@@ -144,6 +145,7 @@ TREE = {
                 "classes": "str",
             },
             "confusion": [["int"]],
+            "corruption": "str",
             "more": {},
             "findings": ["str"],
         }
@@ -175,7 +177,7 @@ def test_more_metrics_are_followed_and_stand_in_every_table() -> None:
     for text in (found.to_text(), found.to_markdown()):
         assert re.search(r"town\W.* 25\.00 .* 12\.50 .* 25\.00 .* -", text)
     assert json.loads(found.to_json())["domains"][0]["more"] == {**more, "error_fpr95": None}
-    assert "town,,no,ece,0.125,val,abc123" in found.to_csv()
+    assert "town,,,no,ece,0.125,val,abc123" in found.to_csv()
 
 
 def test_what_is_wrong_with_the_data_stands_beside_the_numbers() -> None:

@@ -7,12 +7,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import config
 import train
 import valid
+from datasets import splits
+from datasets.domains import Domain
 from evaluation.more_metrics import TITLES
 from tests.runs import launch, run_folder, train_arguments
 from tests.street_data import ROOTS, blocks, save, write_pair
@@ -188,6 +191,39 @@ def test_published_weights_score_by_name_rules(
     with pytest.raises(UserError, match="does not fit"):
         wrong = "0 0 0 0 0 0 0" if configuration == "r50_isw" else "0 0 2 2 2 0 0"
         score(tmp_path / "published.pth", small_camvid, tmp_path / "out", "--wt_layer", *wrong.split())
+
+
+def test_corrupted_images_stand_beside_the_clean_ones(
+    weights: Path, small_camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed, find_pairs = list[str](), splits.find_pairs
+
+    def count(domain: Domain, split: str, **options: Any) -> Any:
+        listed.append(f"{domain.name}/{split}")
+        return find_pairs(domain, split, **options)
+
+    monkeypatch.setattr(splits, "find_pairs", count)
+    clean: Any = score(weights / "last.pth", small_camvid, tmp_path / "clean", "--per_image")
+    flags = ("--corrupt", "fog:3", "gaussian_noise:1", "fog:1", "--per_image")
+    content: Any = score(weights / "last.pth", small_camvid, tmp_path / "out", *flags)
+    assert listed == ["camvid/val"] * 2  # once per run
+    rows = {row["corruption"]: row for row in content["domains"]}
+    assert list(rows) == ["", "fog:3", "gaussian_noise:1", "fog:1"] and rows[""] == clean["domains"][0]
+    assert content["mean_over_targets"] == clean["mean_over_targets"] and clean["robustness"] == {}
+    assert {row["domain"] for row in rows.values()} == {"camvid"} and all(row["is_source"] for row in rows.values())
+    assert len({json.dumps(row["confusion"]) for row in rows.values()}) == 4
+    assert re.match(
+        r"corrupted by fog:3 \(imagecorruptions-imaug \S+\), native", rows["fog:3"]["protocol"]["transform"]
+    )
+    iou = {look: row["scores"]["mean_iou"] for look, row in rows.items()}
+    (found,) = content["robustness"].values()
+    mean = ((iou["fog:3"] + iou["fog:1"]) / 2 + iou["gaussian_noise:1"]) / 2
+    assert (found["mean"], found["degradation"]) == pytest.approx((mean, 1 - mean / iou[""]))
+    assert (tmp_path / "out" / "camvid_fog_3.png").exists() and (tmp_path / "out" / "camvid.png").exists()
+    assert "camvid,fog:3,,yes,mean_iou," in (tmp_path / "out" / "scores.csv").read_text()
+    assert "camvid fog:3 (source)" in (tmp_path / "out" / "scores.md").read_text()
+    with np.load(tmp_path / "out" / "per_image.npz") as counts:
+        np.testing.assert_array_equal(counts["camvid fog:3/confusion"].sum(axis=0), rows["fog:3"]["confusion"])
 
 
 def test_missing_weights_are_one_line_and_exit_code_2(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -44,7 +44,12 @@ def world_size() -> int:
     return dist.get_world_size() if is_initialized() else 1
 
 
-def share() -> dict[str, int]:
+class Share(TypedDict):
+    rank: int
+    world_size: int
+
+
+def share() -> Share:
     """Return the arguments that say which share of the work this process has."""
     return {"rank": rank(), "world_size": world_size()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -19,3 +20,8 @@ def format_table(table: Sequence[Sequence[str]], style: Style = "text") -> str:
         rows = [[cell.replace("<", "&lt;").replace("|", "\\|") for cell in row] for row in rows]
     text = tabulate(rows, heading, tablefmt=_FORMATS[style], colalign=align, disable_numparse=True)
     return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def percent(value: float) -> str:
+    """Format a fraction as a percentage; `-` where there is none."""
+    return "-" if math.isnan(value) else f"{100 * value:.2f}"
