@@ -35,6 +35,9 @@ __C.DATASET.BDD_DIR = "./data/bdd-100k"
 __C.DATASET.SYNTHIA_DIR = "./data/synthia"
 __C.DATASET.CAMVID_DIR = "./data/camvid"
 __C.DATASET.KITTI_DIR = "./data/kitti"
+__C.DATASET.ACDC_DIR = "./data/acdc"
+__C.DATASET.IDD_DIR = "./data/idd"
+__C.DATASET.DARKZURICH_DIR = "./data/dark_zurich"
 
 KEYS = options.declared(Config)
 cfg.update(options.build_tree({key: row.default for key, row in KEYS.items()} | dict(options.flatten(cfg))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,11 +74,12 @@ class Domain:
     def paths(self, split: str, stem: str) -> tuple[str, str]:
         """Return where an image and its label lie in the first layout, relative to the root.
 
-        The parts of `stem` fill its wildcards: "01/00001" of gtav, "aachen/aachen_000000_000019" of Cityscapes. More or
-        fewer parts raise `ValueError`.
+        The parts of `stem` fill its wildcards: "01/00001" of gtav, "aachen/aachen_000000_000019" of Cityscapes; of a
+        set of letters the first is taken. More or fewer parts raise `ValueError`.
         """
         layout, folder = self.layouts[0], dict(self.splits)[split][0]
         pattern, parts = layout.images.replace("{split}", folder), stem.split("/")
+        pattern = re.sub(r"\[(.)[^]]*]", r"\1", pattern)
         if pattern.count("*") != len(parts):
             raise ValueError(f"{self.name}: {stem!r} does not fill {layout.images}")
         image = pattern.replace("*", "{}").format(*parts)
@@ -85,10 +87,13 @@ class Domain:
 
 
 def _row(name: str, encoding: str, *layouts: Layout, splits: str = "train val test", **fields: Any) -> Domain:
-    """Return the row of a built-in domain; a split is followed by "=" and its folders' names where they are others."""
+    """Return the row of a built-in domain; a split is followed by "=" and its folders' names where they are others.
+
+    What follows "_" in the name is a part of the data set, which has no folder of its own.
+    """
     parts = (part.partition("=") for part in splits.split())
     folders = tuple((split, tuple((names or split).split(","))) for split, _, names in parts)
-    key = f"DATASET.{'BDD' if name == 'bdd100k' else name.upper()}_DIR"
+    key = f"DATASET.{'BDD' if name == 'bdd100k' else name.partition('_')[0].upper()}_DIR"
     return Domain(name, "", key, layouts, ENCODINGS[encoding], folders, **fields)
 
 
@@ -100,6 +105,20 @@ def _city(images: str, labels: str, kind: str = "gtFine") -> Layout:
 def _bdd(images: str, labels: str, suffix: str = ".png") -> Layout:
     return Layout(f"{images}{{split}}/*.jpg", ((images, labels), (".jpg", suffix)))
 
+
+def _acdc(name: str, condition: str) -> Domain:
+    ends = ("_rgb_anon.png", "_gt_labelTrainIds.png")
+    archives = (("", ""), ("rgb_anon_trainvaltest/", "gt_trainval/"))  # side by side, or each in a folder of its own
+    layouts = [
+        Layout(f"{images}rgb_anon/{condition}/{{split}}/*/*{ends[0]}", ((f"{images}rgb_anon/", f"{labels}gt/"), ends))
+        for images, labels in archives
+    ]
+    return _row(name, "train_ids", *layouts)
+
+
+# IDD's part I is PNG, part II JPEG; both may lie in one folder.
+_IDD_IMAGES, _IDD_LABELS = "_leftImg8bit.[pj][np]g", "_gtFine_labelcsTrainIds.png"
+_DARK_ZURICH = (("rgb_anon/", "gt/"), ("_rgb_anon.png", "_gt_labelTrainIds.png"))
 
 BUILTIN: dict[str, Domain] = {
     row.name: row
@@ -161,6 +180,28 @@ BUILTIN: dict[str, Domain] = {
             Layout("{split}/image_2/*_10.png", (("{split}/image_2/", "{split}/semantic/"),)),
             splits="train=training val=training test=testing",  # it has no other labelled frames
         ),
+        _acdc("acdc", "*"),
+        *(_acdc(f"acdc_{condition}", condition) for condition in ("fog", "night", "rain", "snow")),
+        _row(
+            "idd",
+            "train_ids",  # as AutoNUE's createLabels.py writes them with --id-type csTrainId
+            Layout(
+                f"leftImg8bit/{{split}}/*/*{_IDD_IMAGES}",
+                (
+                    ("leftImg8bit/", "gtFine/"),
+                    *((f"_leftImg8bit.{end}", _IDD_LABELS) for end in ("png", "jpg")),
+                    (_IDD_IMAGES, _IDD_LABELS),  # of the glob itself
+                ),
+            ),
+            subsets=(("18", (*range(16), 17, 18)),),  # hardly any train occurs
+        ),
+        _row(
+            "darkzurich",
+            "train_ids",
+            Layout("rgb_anon/{split}/night/*/*_rgb_anon.png", _DARK_ZURICH),
+            Layout("Dark_Zurich_{split}_anon/rgb_anon/{split}/night/*/*_rgb_anon.png", _DARK_ZURICH),
+            splits="val test",  # its training frames have no labels
+        ),
     )
 }
 # Cityscapes' coarsely labelled frames; they only add centroids of rare classes to the fine ones.
@@ -179,6 +220,13 @@ PUBLISHED: dict[str, dict[str, tuple[int, ...]]] = {  # images of each split; se
     "bdd100k": {"train": (7_000,), "val": (1_000,), "test": (2_000,)},
     "mapillary": {"train": (18_000,), "val": (2_000,), "test": (5_000,)},
     "kitti": {"train": (200,), "val": (200,), "test": (200,)},  # train and val are the same
+    "acdc": {"train": (1_600,), "val": (406,), "test": (2_000,)},
+    **{
+        f"acdc_{condition}": {"train": (400,), "val": (106 if condition == "night" else 100,), "test": (500,)}
+        for condition in ("fog", "night", "rain", "snow")
+    },
+    "idd": {"train": (14_027, 6_993), "val": (2_036, 981), "test": (4_038, 2_029)},  # both parts, or part I alone
+    "darkzurich": {"val": (50,), "test": (151,)},
 }
 
 

@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.workers != -1 and args.workers < 1:
         raise UserError(f"--workers {args.workers}: must be a number of processes from 1, or -1 for one per core")
     cfg, absent = data_config(args), []
-    domains = chosen_domains(cfg, args.names) if args.names else list(load_domains(cfg).values())
+    domains = list({row.root_key: row for row in reversed(load_domains(cfg).values())}.values())[::-1]  # no parts
+    domains = chosen_domains(cfg, args.names) if args.names else domains
     if not args.names:
         absent = [f"{row.name} ({row.root or row.root_key})" for row in domains if not os.path.isdir(row.root)]
         domains = [domain for domain in domains if os.path.isdir(domain.root)]

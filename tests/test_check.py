@@ -20,7 +20,17 @@ from datasets.faults import DomainReport, Fault
 from datasets.scan import Finding, discriminative_classes, look, scan
 from datasets.splits import Pair, find_pairs
 from scripts import check_data as check
-from tests.street_data import GTAV_PALETTE, blocks, mapillary_palette, paint, save, save_label, write_domain, write_pair
+from tests.street_data import (
+    GTAV_PALETTE,
+    TRAINABLE,
+    blocks,
+    mapillary_palette,
+    paint,
+    save,
+    save_label,
+    write_domain,
+    write_pair,
+)
 from tests.test_domains import declare, domain_at
 from utils.errors import UserError, run_entry_point
 
@@ -56,7 +66,7 @@ def train_labels(root: Path, pattern: str) -> list[Path]:
 
 
 @pytest.mark.parametrize("quick", [True, False])
-@pytest.mark.parametrize("name", list(BUILTIN))
+@pytest.mark.parametrize("name", TRAINABLE)
 def test_a_healthy_set_has_no_faults(tmp_path: Path, name: str, quick: bool) -> None:
     write_domain(tmp_path, name)
     report = examine(domain_at(tmp_path, name), quick=quick)
@@ -69,6 +79,21 @@ def test_a_healthy_set_has_no_faults(tmp_path: Path, name: str, quick: bool) -> 
     assert len(list(tmp_path.glob(train.image_pattern))) == 4
     assert len(list(tmp_path.glob(train.label_pattern))) == 4
     assert sum(train.shares.values()) == pytest.approx(1) and list(train.shares)[-1] == "ignored"
+
+
+def test_test_frames_of_dark_zurich_without_labels_are_fine(tmp_path: Path) -> None:
+    write_domain(tmp_path, "darkzurich")
+    save(tmp_path / "rgb_anon/test/night/GOPR0364/GOPR0364_frame_000001_rgb_anon.png", IMAGE)
+    report = examine(domain_at(tmp_path, "darkzurich"))
+    assert [(row.split, row.images, row.labels) for row in report.splits] == [("val", 2, 2), ("test", 1, 0)]
+    assert only(report, "no-labels", "note").count == 1
+
+
+def test_parts_of_a_data_set_are_checked_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_domain(tmp_path, "acdc")
+    for names, checked in (([], ["acdc"]), (["acdc_fog"], ["acdc_fog"])):
+        check.main([*names, "--quick", "--json", "--opts", f"DATASET.ACDC_DIR={tmp_path}"])
+        assert [row["domain"] for row in json.loads(capsys.readouterr().out)["domains"]] == checked
 
 
 def test_the_layout_that_is_there_is_named(tmp_path: Path) -> None:

@@ -45,9 +45,9 @@ FLAGS = """
 
 KEYS = {  # checkpoints and files of older versions hold them
     "DATASET": """
-        BDD_DIR CAMVID_DIR CENTROID_CACHE CITYSCAPES_DIR CITY_MODE CLASS_UNIFORM_PCT CLASS_UNIFORM_TILE
-        COARSE_BOOST_CLASSES COVSTAT DOMAINS_FILE FRAME_CACHE GTAV_DIR IMAGE_UNIFORM_SAMPLING KITTI_DIR MAPILLARY_DIR
-        MAX_CU_EPOCH NUM_WORKERS QUICK_CHECK SPLIT SYNTHIA_DIR TRAIN VAL
+        ACDC_DIR BDD_DIR CAMVID_DIR CENTROID_CACHE CITYSCAPES_DIR CITY_MODE CLASS_UNIFORM_PCT CLASS_UNIFORM_TILE
+        COARSE_BOOST_CLASSES COVSTAT DARKZURICH_DIR DOMAINS_FILE FRAME_CACHE GTAV_DIR IDD_DIR IMAGE_UNIFORM_SAMPLING
+        KITTI_DIR MAPILLARY_DIR MAX_CU_EPOCH NUM_WORKERS QUICK_CHECK SPLIT SYNTHIA_DIR TRAIN VAL
     """,
     "NETWORK": """
         ARCH BACKBONE FREEZE_BN GRAD_CHECKPOINT LORA_RANK METHOD OUTPUT_STRIDE PRETRAINED
@@ -449,7 +449,7 @@ def load_edited(tmp_path: Path, old: str, new: str) -> Any:
 
 def test_the_paths_stand_near_the_top_and_editing_them_works(tmp_path: Path) -> None:
     lines = (ROOT / "config.py").read_text().splitlines()
-    for name in ("CITYSCAPES", "MAPILLARY", "GTAV", "BDD", "SYNTHIA", "CAMVID", "KITTI"):
+    for name in ("CITYSCAPES", "MAPILLARY", "GTAV", "BDD", "SYNTHIA", "CAMVID", "KITTI", "ACDC", "IDD", "DARKZURICH"):
         (number,) = (i for i, line in enumerate(lines) if re.match(rf'__C\.DATASET\.{name}_DIR = "', line))
         assert number < 50
     old = '__C.DATASET.GTAV_DIR = "./data/GTAV"'

@@ -13,19 +13,20 @@ import pytest
 from datasets.codec import decode_label
 from datasets.custom_domains import read_domains
 from datasets.domains import BUILTIN, Domain, get_domain, load_domains
+from datasets.labels import CLASS_NAMES
 from datasets.splits import find_pairs, list_hash
-from tests.street_data import ROOTS, blocks, make_cfg, paint, save, write_domain
+from tests.street_data import TRAINABLE, blocks, make_cfg, paint, save, save_label, write_domain
 from utils.errors import UserError
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "docs" / "domains.example.yaml"
 
 
 def domain_at(root: Path, name: str) -> Domain:
-    cfg = make_cfg(root, **{ROOTS[name]: str(root)})
+    cfg = make_cfg(root, **{BUILTIN[name].root_key.partition(".")[2]: str(root)})
     return get_domain(load_domains(cfg), name)
 
 
-@pytest.mark.parametrize("name", list(BUILTIN))
+@pytest.mark.parametrize("name", TRAINABLE)
 def test_published_layout_and_encoding(tmp_path: Path, name: str) -> None:
     labels = write_domain(tmp_path, name)
     domain = domain_at(tmp_path, name)
@@ -50,8 +51,8 @@ def test_written_paths_are_those_that_are_found(tmp_path: Path, name: str) -> No
         assert fnmatch(image, domain.layouts[0].images.replace("{split}", folders[0]))
         (pair,) = find_pairs(domain, split)
         assert pair == (f"{tmp_path}/{image}", f"{tmp_path}/{label}", image)
-        with pytest.raises(ValueError, match=f"{name}: 'a/b/c' does not fill"):
-            domain.paths(split, "a/b/c")
+        with pytest.raises(ValueError, match=f"{name}: 'a/b/c/d' does not fill"):
+            domain.paths(split, "a/b/c/d")
 
 
 def test_paths_of_published_names() -> None:
@@ -62,10 +63,55 @@ def test_paths_of_published_names() -> None:
     assert BUILTIN["bdd100k"].paths("test", "abc-def") == ("images/test/abc-def.jpg", "labels/test/abc-def.png")
     assert BUILTIN["synthia"].paths("val", "0000007") == ("RGB/val/0000007.png", "GT/LABELS/val/0000007.png")
     assert BUILTIN["mapillary"].paths("val", "x") == ("validation/images/x.jpg", "validation/labels/x.png")
+    assert BUILTIN["acdc"].paths("val", "night/GOPR0376/GOPR0376_frame_000149") == (
+        "rgb_anon/night/val/GOPR0376/GOPR0376_frame_000149_rgb_anon.png",
+        "gt/night/val/GOPR0376/GOPR0376_frame_000149_gt_labelTrainIds.png",
+    )
+    assert BUILTIN["darkzurich"].paths("val", "GOPR0356/GOPR0356_frame_000321") == (
+        "rgb_anon/val/night/GOPR0356/GOPR0356_frame_000321_rgb_anon.png",
+        "gt/val/night/GOPR0356/GOPR0356_frame_000321_gt_labelTrainIds.png",
+    )
+    assert BUILTIN["idd"].paths("train", "119/frame0029") == (
+        "leftImg8bit/train/119/frame0029_leftImg8bit.png",
+        "gtFine/train/119/frame0029_gtFine_labelcsTrainIds.png",
+    )
     assert BUILTIN["kitti"].paths("val", "000000") == (
         "training/image_2/000000_10.png",
         "training/semantic/000000_10.png",
     )
+
+
+def test_a_condition_of_acdc_is_a_part_of_it(tmp_path: Path) -> None:
+    written = dict[str, list[str]]()
+    for number, condition in enumerate(("fog", "night", "rain", "snow")):
+        for frame in range(number + 1):
+            name = f"{condition}/val/GOPR000{number}/GOPR000{number}_frame_{frame:06d}"
+            save(tmp_path / f"rgb_anon/{name}_rgb_anon.png", paint(blocks(frame)))
+            save_label(tmp_path / f"gt/{name}_gt_labelTrainIds.png", "acdc", blocks(frame))
+            save(tmp_path / f"gt/{name}_gt_labelIds.png", blocks(frame))
+            written.setdefault(condition, []).append(f"rgb_anon/{name}_rgb_anon.png")
+        ref = f"rgb_anon/{condition}/val_ref/GOPR000{number}/GOPR000{number}_frame_000000_rgb_ref_anon.png"
+        save(tmp_path / ref, paint(blocks(9)))
+    for condition, names in written.items():
+        assert [pair.name for pair in find_pairs(domain_at(tmp_path, f"acdc_{condition}"), "val")] == names
+    whole = find_pairs(domain_at(tmp_path, "acdc"), "val")
+    assert [pair.name for pair in whole] == [name for names in written.values() for name in names]
+
+
+def test_both_parts_of_idd_are_read_from_one_folder(tmp_path: Path) -> None:
+    label = blocks(0, classes=[0, 9, 18])
+    for name in ("119/frame0001_leftImg8bit.png", "520/0000_leftImg8bit.jpg"):
+        save(tmp_path / "leftImg8bit/val" / name, paint(label))
+        path = tmp_path / "gtFine/val" / f"{name.partition('_')[0]}_gtFine_labelcsTrainIds.png"
+        save_label(path, "idd", label)
+        save(path.with_name(path.name.replace("csTrainIds", "level3Ids")), label)
+    domain = domain_at(tmp_path, "idd")
+    pairs = find_pairs(domain, "val")
+    assert [Path(pair.image).suffix for pair in pairs] == [".png", ".jpg"]
+    for pair in pairs:
+        np.testing.assert_array_equal(decode_label(pair.label, encoding=domain.encoding), label)
+    ((subset, classes),) = domain.subsets
+    assert subset == "18" and set(range(19)) - set(classes) == {CLASS_NAMES.index("train")}
 
 
 OTHER_LAYOUTS = {
@@ -88,6 +134,12 @@ OTHER_LAYOUTS = {
         ("RGB/train/1.png", "GT/LABELS/train/1.png"),
     ],
     "mapillary": [("training/images/x.jpg", "training/v1.2/labels/x.png")],
+    "acdc": [
+        (
+            "rgb_anon_trainvaltest/rgb_anon/snow/train/GOPR0122/GOPR0122_frame_000161_rgb_anon.png",
+            "gt_trainval/gt/snow/train/GOPR0122/GOPR0122_frame_000161_gt_labelTrainIds.png",
+        )
+    ],
     "camvid": [("train/1.jpg", "trainannot/1.png"), ("train/train_1.png", "trainannot/train_1.png")],
 }
 
@@ -98,6 +150,16 @@ def test_other_layouts(tmp_path: Path, name: str, layout: tuple[str, str]) -> No
         save(tmp_path / path, blocks(0))
     (pair,) = find_pairs(domain_at(tmp_path, name), "train")
     assert (pair.image, pair.label) == (f"{tmp_path}/{layout[0]}", f"{tmp_path}/{layout[1]}")
+
+
+def test_dark_zurich_in_the_folder_of_its_archive(tmp_path: Path) -> None:
+    name = "Dark_Zurich_val_anon/{}/val/night/GOPR0356/GOPR0356_frame_000321_{}.png"
+    for path in (name.format("rgb_anon", "rgb_anon"), name.format("gt", "gt_labelTrainIds")):
+        save(tmp_path / path, blocks(0))
+    (pair,) = find_pairs(domain_at(tmp_path, "darkzurich"), "val")
+    assert pair.label == f"{tmp_path}/{name.format('gt', 'gt_labelTrainIds')}"
+    with pytest.raises(UserError, match="darkzurich: has no split 'train'; it has val, test"):
+        find_pairs(domain_at(tmp_path, "darkzurich"), "train")
 
 
 @pytest.mark.parametrize(("name", "split", "folder"), [("gtav", "val", "valid"), ("gtav", "val", "val")])
@@ -139,13 +201,13 @@ def test_misspelt_domain() -> None:
 
 @pytest.mark.parametrize("name", list(BUILTIN))
 def test_missing_folders_name_the_setting(tmp_path: Path, name: str) -> None:
-    key = f"DATASET.{ROOTS[name]}"
+    key = BUILTIN[name].root_key
     with pytest.raises(UserError, match=f"{name}: {key} is empty; set {key} in config.py or with --opts {key}=FOLDER"):
-        find_pairs(BUILTIN[name], "train")
+        find_pairs(BUILTIN[name], "val")
     with pytest.raises(UserError, match=f"the folder {tmp_path}/nothing does not exist; set {key}"):
-        find_pairs(domain_at(tmp_path / "nothing", name), "train")
-    with pytest.raises(UserError, match=f"{name}/train: no image matches .* in {tmp_path}; set {key}") as caught:
-        find_pairs(domain_at(tmp_path, name), "train")
+        find_pairs(domain_at(tmp_path / "nothing", name), "val")
+    with pytest.raises(UserError, match=f"{name}/val: no image matches .* in {tmp_path}; set {key}") as caught:
+        find_pairs(domain_at(tmp_path, name), "val")
     assert "\n" not in str(caught.value)
 
 
