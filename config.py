@@ -101,6 +101,11 @@ def to_yaml(tree: Mapping[str, Any]) -> str:
     return yaml.safe_dump(to_dict(tree), sort_keys=False, default_flow_style=None, width=120)
 
 
+def changed(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return by dotted key the values of a configuration that are not the defaults of its options."""
+    return {key: value for key, value in options.flatten(tree) if value != KEYS[key].default}
+
+
 def make_parser(*, program: str) -> argparse.ArgumentParser:
     description, own = PROGRAMS[program]
     rows = {key: replace(row, default=own.get(key, row.default)) for key, row in KEYS.items()}

@@ -207,6 +207,9 @@ class Evaluation(Section):
         "Evaluate boundary IoU and F-score, calibration error and how well confidence tells errors; takes time.")
     PER_IMAGE: bool = shared(False, "--per_image",
         "Keep each image's confusion matrix, per_image.npz beside scores.json, for compare_runs' intervals.")
+    REPORT: bool = option(False, "--report",
+        "Write report.html, one page with scores, frames, confusion and settings; train.py always does at its end.",
+        programs=("valid",))
     VISUALIZE: bool = shared(False, "--visualize_feature",
         "Plot covariances, whitening masks, edge maps, coarse layouts and attention of the images of --pictures.")
     ATTENTION_PIXELS: list[int] = shared([], "--attention_pixels",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,8 +27,11 @@ from datasets.loaders import (
     training_split,
 )
 from datasets.splits import Split, Splits
-from evaluation import Evaluator, build_evaluator
+from evaluation import Evaluator, Report, build_evaluator
 from evaluation.evaluator import cudnn_benchmark_off
+from evaluation.examples import examples_of
+from evaluation.page import About, make_page, whitening_masks
+from evaluation.report import ImageCounts
 from loss import Criterion, build_criterion
 from network import Method, Segmentor, build_network, resolve_jitter
 from network.backbones import Backbone
@@ -40,6 +44,7 @@ from transforms.build import build_appearance
 from utils import checkpoint, distributed, signals
 from utils.checkpoint import RunState
 from utils.errors import UserError
+from utils.pictures import Picture
 from utils.runs import Start, check_continuation, check_lists
 
 logger = logging.getLogger("train")
@@ -217,6 +222,21 @@ def evaluation_loaders(cfg: Config, splits: Splits, *, all_images: bool = False)
 
 def evaluated_domains(cfg: Config) -> list[str]:
     return [*(cfg.DATASET.TRAIN if cfg.EVAL.SOURCE else []), *cfg.DATASET.VAL]
+
+
+def report_page(
+    run: Run,
+    folder: Path,
+    report: Report,
+    *,
+    loaders: Sequence[EvaluationLoader],
+    counts: Mapping[str, ImageCounts],
+    plots: Sequence[Picture],
+) -> str:
+    """Return the page of the run in a folder, as it stands (evaluation.page), from the counts of every image."""
+    examples = examples_of(run.evaluator, run.evaluated_network, loaders, counts)
+    masks = whitening_masks(run.criterion.whitening, run.network.style_names)
+    return make_page(report, About(folder, config.changed(run.cfg)), examples=examples, masks=masks, plots=plots)
 
 
 def log_start(run: Run, start: Start) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,8 +26,9 @@ from datasets.domains import load_domains
 from datasets.loaders import TrainingBatch
 from datasets.splits import Splits
 from evaluation import Report
+from evaluation.description import describe_weights
 from evaluation.features import plot_batch
-from evaluation.report import describe_weights, selection_scores
+from evaluation.report import selection_scores
 from loss import collect_masks
 from optimizer import update_average
 from run import (
@@ -36,6 +37,7 @@ from run import (
     check_data,
     evaluation_loaders,
     log_start,
+    report_page,
     restore,
     shortened,
     statistics_pairs,
@@ -234,15 +236,18 @@ def evaluate(run: Run, records: Records, *, all_images: bool = False, keep_best:
     distributed.broadcast_buffers(run.evaluated_network)
     cfg, progress, sources = run.cfg, run.progress, run.cfg.DATASET.TRAIN
     loaders = evaluation_loaders(cfg, run.splits, all_images=all_images)
-    rows, plots, per_image = run.evaluator(run.evaluated_network, loaders, sources=sources, findings=run.findings)
-    for row in rows:
-        if not row.subset:
-            records.writer.scalars(row.scalars(), progress.step)
+    evaluator = replace(run.evaluator, per_image=cfg.EVAL.PER_IMAGE or progress.step == run.last_step)
+    rows, plots, per_image = evaluator(run.evaluated_network, loaders, sources=sources, findings=run.findings)
+    for row in (row for row in rows if not row.subset):
+        records.writer.scalars(row.scalars(), progress.step)
     records.show(plots, progress.step)
     records.evaluated_at = progress.step
-    weights = {"file": str(records.folder / "last.pth"), "checkpoint": "last"}
-    weights |= describe_weights(run.network, cfg, progress=asdict(progress), averaged=run.average is not None)
-    report = Report(weights, rows, per_image)
+    weights = describe_weights(run.network, cfg, progress=asdict(progress), averaged=run.average is not None)
+    weights = {"file": str(records.folder / "last.pth"), "checkpoint": "last", **weights}
+    report = Report(weights, rows, per_image if cfg.EVAL.PER_IMAGE else {})
+    if progress.step == run.last_step:
+        page = report_page(run, records.folder, report, loaders=loaders, counts=per_image, plots=plots)
+        report = replace(report, page=page)
     if distributed.is_main():
         with tolerated("the table of scores"):
             report.write(records.folder / "scores")

@@ -8,10 +8,13 @@ python valid.py --predictions DIR --val_dataset cityscapes
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -24,10 +27,12 @@ from datasets.domains import load_domains
 from datasets.loaders import build_evaluation_loader
 from datasets.splits import Splits
 from evaluation import Evaluator, Report, build_evaluator
+from evaluation.description import describe_weights
 from evaluation.evaluator import Labeller, Predictor
+from evaluation.examples import Example, examples_of
 from evaluation.graphs import is_graph, open_graph
+from evaluation.page import About, Mask, make_page, whitening_masks
 from evaluation.predictions import open_predictions
-from evaluation.report import describe_weights
 from loss import build_criterion
 from loss.whitening import Whitening
 from network import Segmentor
@@ -38,6 +43,7 @@ from utils.files import new_folder
 from utils.hub import beside
 from utils.pictures import Picture
 
+REPOSITORY = Path(__file__).resolve().parent
 logger = logging.getLogger("valid")
 
 
@@ -63,6 +69,12 @@ class Candidate(NamedTuple):
     weights: dict[str, Any]
     evaluator: Evaluator
     sources: Sequence[str] = ()  # where it is known
+    settings: Mapping[str, Any] = MappingProxyType({})  # of the training, those that are no defaults
+    masks: Sequence[Mask] = ()
+
+    def about(self, cfg: Config) -> About:
+        folder = Path(cfg.RUN.SNAPSHOT or cfg.EVAL.PREDICTIONS).parent
+        return About(folder, self.settings, shlex.join(sys.argv), logs.versions(REPOSITORY))
 
 
 def evaluate(cfg: Config, device: torch.device) -> Report:
@@ -86,15 +98,21 @@ def evaluate(cfg: Config, device: torch.device) -> Report:
     ]
     groups = [loaders] if candidate.model else [[loader] for loader in loaders]
     models = [candidate.model or open_predictions(cfg, group[0].split) for group in groups]
-    report, folder, sheets = Report(candidate.weights, [], {}), result_folder(cfg), list[Picture]()
+    report, folder, sheets = Report(candidate.weights, []), result_folder(cfg), list[Picture]()
+    examples = list[list[Example]]()
     with new_folder(folder):  # where nothing can be written, nothing is evaluated
         for model, group in zip(models, groups, strict=True):
             rows, plots, per_image = candidate.evaluator(model, group, sources=candidate.sources, findings=findings)
             report.rows.extend(rows)
-            report.per_image.update(per_image)
+            report.per_image.update(per_image if cfg.EVAL.PER_IMAGE else {})
             sheets += plots
+            if cfg.EVAL.REPORT:
+                examples += examples_of(candidate.evaluator, model, group, per_image)
         for _, file, image in sheets:
             pictures.save_png(image, folder / file)
+    if cfg.EVAL.REPORT:
+        page = make_page(report, candidate.about(cfg), examples=examples, masks=candidate.masks, plots=sheets)
+        report = replace(report, page=page)
     return report
 
 
@@ -118,10 +136,13 @@ def open_network(cfg: Config, device: torch.device) -> Candidate:
     network, saved, weights = load_network(cfg, content)
     network.to(device)
     logger.info("built %s", weights["network"])
-    whitening = load_whitening(saved, network, content, path=cfg.RUN.SNAPSHOT) if cfg.EVAL.VISUALIZE else None
+    shown = cfg.EVAL.VISUALIZE or cfg.EVAL.REPORT
+    whitening = load_whitening(saved, network, content, path=cfg.RUN.SNAPSHOT) if shown else None
     evaluator = build_evaluator(cfg, network, recipe=saved, whitening=whitening, device=device)
     sources = saved.DATASET.TRAIN if "source" in weights else ()  # published files do not say what they were trained on
-    return Candidate(network, weights, evaluator, sources)
+    settings = config.changed(saved) if "source" in weights else {}
+    masks = whitening_masks(whitening, network.style_names)
+    return Candidate(network, weights, evaluator, sources, settings, masks)
 
 
 def open_other(cfg: Config, device: torch.device) -> Candidate:

@@ -27,7 +27,7 @@ from transforms.appearance import AppearanceParams
 from transforms.build import build_appearance_sampler, build_geometry, statistics_sampler
 from transforms.corruptions import Corruption
 from transforms.geometry import CentreSquare, NativeSize
-from utils.distributed import check_same
+from utils.distributed import check_same, is_main
 from utils.errors import UserError
 from utils.parallel import cores, leave_to_parent
 
@@ -208,6 +208,13 @@ class EvaluationLoader:
 
     def __iter__(self) -> Iterator[EvaluationSample]:
         return iter(self.loader)
+
+    def only(self, items: Sequence[int]) -> EvaluationLoader:
+        """Return a loader of these images of the whole split; the first process gets them all, the others none."""
+        split = replace(self.split, pairs=tuple(self.split.pairs[item] for item in items))
+        share = list(items) if is_main() else []
+        loader = DataLoader(self.loader.dataset, batch_size=1, sampler=share, collate_fn=itemgetter(0))
+        return replace(self, loader=loader, split=split)
 
 
 def build_evaluation_loader(

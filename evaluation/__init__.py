@@ -45,6 +45,6 @@ def build_evaluator(
         inference=build_inference(cfg),
         num_pictures=cfg.EVAL.PICTURES,
         more_metrics=cfg.EVAL.MORE_METRICS,
-        per_image=cfg.EVAL.PER_IMAGE,
+        per_image=cfg.EVAL.PER_IMAGE or cfg.EVAL.REPORT,
         plotter=plotter,
     )

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from html import escape
 from pathlib import Path
@@ -15,20 +15,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from config import Config
 from datasets.domains import Domain, shared_subsets
 from datasets.labels import CLASS_NAMES
 from datasets.splits import Split
 from evaluation.corruptions import corruption_table, robustness
 from evaluation.metrics import Scores, merge_classes, nan_mean, score
 from evaluation.more_metrics import TITLES, MoreCounts
-from network import Segmentor
-from transforms.build import build_normalisation
 from utils.files import write, write_text
 from utils.pictures import Array
 from utils.tables import format_table, percent
 
 PER_IMAGE_FILE = "per_image.npz"  # beside scores.json: DOMAIN/names and DOMAIN/confusion
+PAGE_FILE = "report.html"
 Frame = tuple[Array, Array, Array]  # image (h,w,3), truth (h,w), prediction (h,w), uint8
 
 
@@ -114,6 +112,7 @@ class Report:
     weights: dict[str, Any]  # file, which checkpoint, step, epoch, seed, network
     rows: list[DomainScore]
     per_image: dict[str, ImageCounts] = field(default_factory=dict)  # of --per_image, by domain
+    page: str = ""  # as HTML (evaluation.page)
 
     @property
     def targets(self) -> list[DomainScore]:
@@ -220,6 +219,10 @@ class Report:
             write(folder / PER_IMAGE_FILE, self._save_per_image)
         else:  # one of an earlier evaluation
             (folder / PER_IMAGE_FILE).unlink(missing_ok=True)
+        if self.page:
+            write_text(folder / PAGE_FILE, self.page)
+        else:
+            (folder / PAGE_FILE).unlink(missing_ok=True)
 
     def _save_per_image(self, path: Path) -> None:
         arrays = {
@@ -227,35 +230,6 @@ class Report:
         }
         with path.open("wb") as file:
             np.savez_compressed(file, **arrays)
-
-
-def method_name(network: Segmentor, cfg: Config) -> str:
-    """Return the method of a run with its style augmentation, as scripts/ablation.sh takes it: base+mixstyle=0.5."""
-    augment = cfg.AUGMENT
-    added = {
-        "mixstyle": augment.MIXSTYLE,
-        "advstyle": augment.ADVSTYLE,
-        "fda": augment.FDA,
-        "randaugment": augment.RANDAUGMENT,
-        "randconv": augment.RANDCONV,
-        "randconv_repeats": augment.RANDCONV_REPEATS if augment.RANDCONV_REPEATS > 1 else 0,
-        "label_smoothing": cfg.LOSS.LABEL_SMOOTHING,
-    }
-    return "+".join([network.method.label, *(f"{name}={value:g}" for name, value in added.items() if value)])
-
-
-def describe_weights(network: Segmentor, cfg: Config, *, progress: Mapping[str, int], averaged: bool) -> dict[str, Any]:
-    """Return what the report says of weights that were trained with a config."""
-    return {
-        "step": progress["step"],
-        "epoch": progress["epoch"],
-        "ema": cfg.OPTIM.EMA_DECAY if averaged else None,
-        "seed": cfg.RUN.SEED,
-        "source": " ".join(cfg.DATASET.TRAIN),
-        "method": method_name(network, cfg),
-        "network": network.describe(),
-        "normalisation": str(build_normalisation(cfg)),
-    }
 
 
 def domain_scores(

@@ -6,10 +6,15 @@ It reads the `scores.json` files of train.py and valid.py, wherever they lie bel
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import re
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -18,19 +23,22 @@ import numpy as np
 
 from datasets.labels import CLASS_NAMES
 from evaluation.metrics import score
+from evaluation.page import template
 from evaluation.report import PER_IMAGE_FILE
 from utils import program_parser
 from utils.errors import UserError, did_you_mean, run_entry_point
 from utils.files import write_text
 from utils.logs import write_line
-from utils.tables import Style, format_table
+from utils.tables import format_table
 
 UNSEEN = "mean over targets"
-STYLES: dict[str, Style] = {".md": "markdown", ".html": "html", ".tex": "latex"}
-NOTE = """Mean IoU in %, mean ± deviation over seeds. Differences in points, paired by seed and target; p: Wilcoxon's
-signed-rank test, two-sided. Pairs of one seed share their weights, so they are not independent and p is too small."""
-INTERVAL_NOTE = """95 % over images: percentile bootstrap of the mean difference, 1,000 draws of each target's images,
-the same for both methods and all seeds. It holds for these weights: what another seed would change is not in it."""
+SUFFIXES = (".md", ".html", ".csv", ".tex")
+LEVEL = 0.05
+NOTE = "Mean IoU in %, mean ± deviation over seeds."
+DIFFERENCE_NOTE = """Bold: the best mean of a column; †: p < 0.05. Differences in points, paired by seed. p: paired
+t-test over seeds, two-sided, not corrected for several comparisons; - below two seeds or without spread."""
+INTERVAL_NOTE = """95 % over images, of a mean in brackets: percentile bootstrap, 1,000 draws of each domain's images,
+the same for all methods and seeds. It holds for these weights: what another seed would change is not in it."""
 RESAMPLES = 1000
 Scores = dict[str, dict[str, dict[int, float]]]  # method -> column (a domain and split) -> seed -> mean IoU, a fraction
 
@@ -103,59 +111,143 @@ def _rows(file: Path, *, checkpoint: str) -> list[tuple[str, int, str, bool, str
         raise UserError(f"{file}: not a score file of train.py or valid.py ({error!r}); leave it out") from error
 
 
-def mean_table(scores: Scores, columns: Mapping[str, bool]) -> list[list[str]]:
-    """Return heading and one line per method: seeds, then mean and sample deviation of the mean IoU in percent.
+class Mean(NamedTuple):
+    """Values of one method in one column, or differences from another's, one per seed, as fractions."""
 
-    The mean over several targets has the seeds that have every target.
-    """
-    targets = [column for column, is_target in columns.items() if is_target]
-    table = [["method", "seeds", *columns, *([UNSEEN] if len(targets) > 1 else [])]]
-    for method, row in scores.items():
-        cells = [list(row.get(column, {}).values()) for column in columns]
-        if len(targets) > 1:
-            seeds = set.intersection(*(set(row.get(target, {})) for target in targets))
-            cells.append([fmean(row[target][seed] for target in targets) for seed in sorted(seeds)])
-        table.append([method, str(max(map(len, cells))), *map(_mean, cells)])
-    return table
+    values: list[float]
+    interval: tuple[float, float] | None  # 95 % over images
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def text(self, *, sign: str = "") -> str:
+        """Return mean and sample deviation in percent; `-` without a value."""
+        if not self.values:
+            return "-"
+        deviation = "" if self.deviation is None else f" ± {100 * self.deviation:.2f}"
+        return f"{100 * fmean(self.values):{sign}.2f}{deviation}"
+
+    @property
+    def deviation(self) -> float | None:
+        return stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def p(self) -> float | None:
+        """Of the two-sided paired t-test over seeds; None below two seeds and where all differences are equal."""
+        from scipy.stats import ttest_1samp
+
+        if len(self.values) < 2 or np.ptp(self.values) < 1e-9:
+            return None
+        return float(ttest_1samp(self.values, 0).pvalue)
 
 
-def _mean(values: Sequence[float], *, sign: str = "") -> str:
-    if not values:
-        return "-"
-    deviation = f" ± {100 * stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{100 * fmean(values):{sign}.2f}{deviation}"
+@dataclass(frozen=True)
+class Comparison:
+    """Scores of several methods: of each column, and of the mean over targets where there are several."""
 
+    scores: Scores
+    columns: Mapping[str, bool]  # whether each is a target
+    places: Places
+    against: str  # method; "" where there is one alone
 
-def difference_table(scores: Scores, columns: Sequence[str], places: Places, *, against: str) -> list[list[str]]:
-    """Return heading and one line per other method: its difference from `against`, paired by seed and column.
+    @property
+    def targets(self) -> list[str]:
+        return [column for column, is_target in self.columns.items() if is_target]
 
-    The intervals over images are a last column where a line has them.
-    """
-    from scipy.stats import wilcoxon
+    @property
+    def shown(self) -> list[str]:
+        return [*self.columns, *([UNSEEN] if len(self.targets) > 1 else [])]
 
-    table = [[f"difference from {against}", "pairs", "mean", "better in", "p", "95 % over images"]]
-    for method in [name for name in scores if name != against]:
-        found, other = scores[method], scores[against]
-        pairs = [
-            (column, seed) for column in columns for seed in found.get(column, {}) if seed in other.get(column, {})
+    @property
+    def others(self) -> list[str]:
+        return [method for method in self.scores if method != self.against] if self.against else []
+
+    @property
+    def compared(self) -> list[str]:
+        """The columns of which differences are taken: the targets, without any all columns."""
+        return [column for column in self.shown if not self.targets or column == UNSEEN or self.columns[column]]
+
+    def mean(self, method: str, column: str, *, against: str = "") -> Mean:
+        """Return the values of a method, or its differences from another, of the seeds that have the whole column."""
+        methods, parts = [method, *filter(None, [against])], self.targets if column == UNSEEN else [column]
+        seeds = sorted(set.intersection(*(set(self.scores[m].get(part, {})) for m in methods for part in parts)))
+        values = [[fmean(self.scores[m][part][seed] for part in parts) for m in methods] for seed in seeds]
+        keys = [[(m, part, seed) for m in methods] for part in parts for seed in seeds]
+        return Mean([row[0] - sum(row[1:]) for row in values], image_interval(self.places, keys))
+
+    def mean_table(self) -> list[list[str]]:
+        """Return heading and one line per method: seeds, then each column; the best in bold, as Markdown has it."""
+        rows = {method: [self.mean(method, column) for column in self.shown] for method in self.scores}
+        best = [
+            max((fmean(m.values) for m in column if m.values), default=0) for column in zip(*rows.values(), strict=True)
         ]
-        differences = [found[column][seed] - other[column][seed] for column, seed in pairs]
-        better, p = sum(value > 0 for value in differences), "-"
-        if any(differences):
-            p = f"{value:.3f}" if (value := wilcoxon(differences).pvalue) >= 0.001 else "< 0.001"
-        interval = image_interval(places, pairs, method=method, against=against)
-        table.append([method, str(len(differences)), _mean(differences, sign="+"), str(better), p, interval])
-    return table if any(row[-1] for row in table[1:]) else [row[:-1] for row in table]
+        table = [["method", "seeds", *self.shown]]
+        for method, means in rows.items():
+            cells = [method, str(max(len(mean.values) for mean in means))]
+            for column, mean, top in zip(self.shown, means, best, strict=True):
+                mark, interval = "", ""
+                if method in self.others and column in self.compared:
+                    p = self.mean(method, column, against=self.against).p
+                    mark = "†" if p is not None and p < LEVEL else ""
+                if mean.interval:
+                    interval = " [{:.2f}, {:.2f}]".format(*(100 * end for end in mean.interval))
+                bold = "**" if len(rows) > 1 and mean.values and fmean(mean.values) == top else ""
+                cells.append(f"{bold}{mean}{mark}{bold}{interval}")
+            table.append(cells)
+        return table
+
+    def difference_table(self) -> list[list[str]]:
+        """Return heading and a line per other method and column; intervals over images where a line has them."""
+        table = [[f"difference from {self.against}", "on", "seeds", "mean", "better in", "p", "95 % over images"]]
+        for method in self.others:
+            for column in self.compared:
+                mean = self.mean(method, column, against=self.against)
+                p = "-" if mean.p is None else f"{mean.p:.3f}" if mean.p >= 0.001 else "< 0.001"
+                better = sum(value > 0 for value in mean.values)
+                interval = "{:+.2f} to {:+.2f}".format(*(100 * end for end in mean.interval)) if mean.interval else ""
+                cells = [str(len(mean.values)), mean.text(sign="+"), str(better), p, interval]
+                table.append([method, column, *cells])
+        return table if any(row[-1] for row in table[1:]) else [row[:-1] for row in table]
+
+    def to_csv(self) -> str:
+        """Return a line per method and column, values as fractions; differences are empty for `against` itself."""
+        buffer = io.StringIO()
+        names = ["seeds", "mean", "deviation", "image_low", "image_high"]
+        heading = ["method", "on", "target", *names, "against", *(f"difference_{name}" for name in names), "p"]
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(heading)
+        for method, column in product(self.scores, self.shown):
+            cells = [
+                method,
+                column,
+                "yes" if self.columns.get(column, True) else "no",
+                *_numbers(self.mean(method, column)),
+            ]
+            if method in self.others and column in self.compared:
+                difference = self.mean(method, column, against=self.against)
+                cells += [self.against, *_numbers(difference), difference.p]
+            writer.writerow([*cells, *[""] * (len(heading) - len(cells))])
+        return buffer.getvalue()
 
 
-def image_interval(places: Places, pairs: Sequence[tuple[str, int]], *, method: str, against: str) -> str:
-    """Return the 95 % interval of the mean difference over resampled images; empty where a pair lacks their counts."""
-    keys = [[(name, *pair) for name in (method, against)] for pair in pairs]
+def _numbers(mean: Mean) -> list[float | None]:
+    value = fmean(mean.values) if mean.values else None
+    return [len(mean.values), value, mean.deviation, *(mean.interval or (None, None))]
+
+
+def image_interval(places: Places, keys: Sequence[Sequence[tuple[str, str, int]]]) -> tuple[float, float] | None:
+    """Return the 95 % interval over resampled images of a mean over cells, or of a mean difference of pairs of them.
+
+    None where a cell lacks the counts of its images. `keys` has per cell its method, column and seed, alone or paired.
+    """
     if not keys or not all(key in places for pair in keys for key in pair):
-        return ""
-    values = [[resampled_scores(places[key], column=key[1]) for key in pair] for pair in keys]  # (pairs,2,RESAMPLES)
-    low, high = np.percentile(np.subtract(*np.mean(values, axis=0)), (2.5, 97.5))
-    return f"{100 * low:+.2f} to {100 * high:+.2f}"
+        return None
+    values = [
+        [resampled_scores(places[key], column=key[1]) for key in pair] for pair in keys
+    ]  # (cells,1 or 2,RESAMPLES)
+    means = np.mean(values, axis=0)
+    low, high = np.percentile(means[0] - means[1:].sum(axis=0), (2.5, 97.5))
+    return float(low), float(high)
 
 
 @cache
@@ -174,27 +266,40 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("paths", nargs="+", type=Path, metavar="FOLDER", help="run folders, or scores.json files")
     parser.add_argument("--against", default="", metavar="METHOD", help="what differences are taken from [the first]")
     parser.add_argument("--checkpoint", default="last", metavar="NAME", help="last, best_source or best_TARGET")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the tables too: FILE.md, FILE.html or FILE.tex")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the tables too: FILE.md, .html, .csv or .tex")
     args = parser.parse_args(argv)
-    if args.out is not None and args.out.suffix not in STYLES:
-        raise UserError(f"--out {args.out}: must end with {', '.join(STYLES)}; name another file")
+    if args.out is not None and args.out.suffix not in SUFFIXES:
+        raise UserError(f"--out {args.out}: must end with {', '.join(SUFFIXES)}; name another file")
     scores, columns, places = read_scores(args.paths, checkpoint=args.checkpoint)
-    tables, methods, note = [mean_table(scores, columns)], list(scores), NOTE
+    methods = list(scores)
     if len(methods) == 1 and args.against:
         raise UserError(f"--against {args.against}: there is one method only, {methods[0]}")
     if args.against not in ("", *methods):
         raise UserError(
             f"--against {args.against}: not among {', '.join(methods)}{did_you_mean(args.against, methods)}"
         )
-    if len(methods) > 1:
-        targets = [column for column, is_target in columns.items() if is_target]
-        against = args.against or methods[0]
-        tables.append(difference_table(scores, targets or list(columns), places, against=against))
-        note += f"\n{INTERVAL_NOTE}" if len(tables[1][0]) > 5 else ""
+    found = Comparison(scores, columns, places, (args.against or methods[0]) if len(methods) > 1 else "")
+    tables = [found.mean_table(), *([found.difference_table()] if found.others else [])]
+    note = "\n".join([NOTE, *([DIFFERENCE_NOTE] if found.others else []), *([INTERVAL_NOTE] if places else [])])
     if args.out is not None:
-        parts = [format_table(table, STYLES[args.out.suffix]) for table in tables]
-        write_text(args.out, "\n\n".join([*parts, note]) + "\n")
-    write_line("\n\n".join([*map(format_table, tables), note]))
+        write_text(args.out, render(found, tables, note, suffix=args.out.suffix))
+    plain = [[[cell.replace("**", "") for cell in line] for line in table] for table in tables]
+    write_line("\n\n".join([*map(format_table, plain), note]))
+
+
+def render(found: Comparison, tables: Sequence[Sequence[Sequence[str]]], note: str, *, suffix: str) -> str:
+    """Return the content of a file of a suffix among SUFFIXES."""
+    if suffix == ".csv":
+        return found.to_csv()
+    if suffix == ".html":
+        return str(template("comparison.html.j2").render(tables=tables, note=note, methods=list(found.scores)))
+    if suffix == ".md":
+        return "\n\n".join([*(format_table(table, "markdown") for table in tables), note]) + "\n"
+    text = (
+        "\n\n".join(format_table(table, "latex") for table in tables).replace("±", r"$\pm$").replace("†", r"$^\dagger$")
+    )
+    comments = "".join(f"% {line}\n" for line in [r"needs \usepackage{booktabs}", *note.splitlines()])
+    return comments + re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text) + "\n"
 
 
 if __name__ == "__main__":

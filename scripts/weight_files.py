@@ -15,8 +15,8 @@ import torch
 import config
 from config import Config
 from datasets.labels import CLASS_NAMES, PALETTE
+from evaluation.description import describe_weights
 from evaluation.model_card import model_card, reports_on
-from evaluation.report import describe_weights
 from network import Segmentor
 from network.weights import published_arch, published_state
 from transforms.build import build_normalisation

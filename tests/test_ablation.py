@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import config
-from evaluation.report import method_name
+from evaluation.description import method_name
 from network.methods import METHODS
 from utils.errors import UserError
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -62,19 +64,63 @@ def test_means_spreads_and_paired_differences(runs: Path, capsys: pytest.Capture
     heading = text.splitlines()[0]
     assert heading.split()[:2] == ["method", "seeds"] and "own test (source)" in heading and "night" in heading
     assert lines["base"].split("  ")[-1].strip() == "25.00 ± 10.00"  # (0.15 + 0.25 + 0.35) / 3
-    difference = text.split("difference from base")[1].splitlines()[2].split()
-    # +6 +4 +1 on far, +8 +6 +3 on night: mean 4.67, deviation 2.50; six positive ones have p = 2 / 2^6
-    assert difference == ["diia", "6", "+4.67", "±", "2.50", "6", "0.031"]
+    found = [re.split(r"  +", line) for line in text.split("difference from base")[1].splitlines() if "diia" in line]
+    # of three differences d, t = mean / (deviation / sqrt 3), and with two degrees of freedom p = 1 - t / sqrt(t^2 + 2)
+    for line, d in zip(found, ([6, 4, 1], [8, 6, 3], [7, 5, 2]), strict=True):
+        t = np.mean(d) / (np.std(d, ddof=1) / math.sqrt(3))
+        mean = f"{np.mean(d):+.2f} ± {np.std(d, ddof=1):.2f}"
+        assert line[2:] == ["3", mean, "3", f"{1 - t / math.sqrt(t * t + 2):.3f}"]
+    assert [line[1] for line in found] == ["far", "night", "mean over targets"]
     written = (runs / "new" / "table.md").read_text()
     cells = [[cell.strip() for cell in line.split("|")] for line in written.splitlines()]
-    assert ["", "diia", "3", "60.00 ± 0.00"] in [row[:4] for row in cells] and "Wilcoxon" in written
+    assert ["", "diia", "3", "**60.00 ± 0.00**"] in [row[:4] for row in cells] and "t-test" in written
+    assert "**" not in text
 
 
-@pytest.mark.parametrize(("suffix", "words"), [(".tex", r"\toprule"), (".html", "<thead>"), (".md", "|:---")])
-def test_tables_for_papers_and_pages(runs: Path, suffix: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "words", "best"),
+    [
+        (".tex", r"\toprule", r"\textbf{29.67 $\pm$ 7.51"),
+        (".html", "<thead>", "<b>29.67 ± 7.51"),
+        (".md", "|:---", "**29.67 ± 7.51"),
+    ],
+)
+def test_tables_for_papers_and_pages(runs: Path, suffix: str, words: str, best: str) -> None:
+    write_scores(runs, "<b>_x", 0, own=0.1, far=0.1, night=0.1)
     compare.main([str(runs), "--out", str(runs / f"table{suffix}")])
     text = (runs / f"table{suffix}").read_text()
-    assert text.count(words) == 2 and "25.00 ± 10.00" in text
+    assert text.count(words) == 2 and best in text
+    assert {".tex": r"\ensuremath{<}b\ensuremath{>}\_x", ".html": "&lt;b&gt;_x", ".md": "<b>_x"}[suffix] in text
+    if suffix == ".tex":  # what is no table is a comment
+        tables = re.sub(r"\\begin\{tabular\}.*?\\end\{tabular\}", "", text, flags=re.S)
+        assert all(line.startswith("%") for line in tables.splitlines() if line)
+        assert "±" not in "".join(line for line in text.splitlines() if not line.startswith("%"))
+
+
+def test_a_table_for_programs(runs: Path) -> None:
+    compare.main([str(runs), "--out", str(runs / "table.csv")])
+    lines = {
+        (line["method"], line["on"]): line for line in csv.DictReader((runs / "table.csv").read_text().splitlines())
+    }
+    found = lines["diia", "mean over targets"]
+    assert float(found["mean"]) == pytest.approx((0.22 + 0.30 + 0.37) / 3) and found["target"] == "yes"
+    assert float(found["difference_mean"]) == pytest.approx(0.14 / 3) and found["against"] == "base"
+    t = np.mean([7, 5, 2]) / (np.std([7, 5, 2], ddof=1) / math.sqrt(3))
+    assert float(found["p"]) == pytest.approx(1 - t / math.sqrt(t * t + 2))
+    assert lines["base", "far"]["p"] == lines["base", "far"]["image_low"] == lines["diia", "own (source)"]["p"] == ""
+    assert lines["base", "own test (source)"]["mean"] == "" and lines["base", "own test (source)"]["target"] == "no"
+
+
+def test_significance_is_marked_at_five_percent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, (clear, vague) in enumerate([(0.051, 0.09), (0.050, 0.01), (0.052, 0.02)]):
+        for method, gain in (("base", 0.0), ("clear", clear), ("vague", vague), ("equal", 0.01)):
+            write_scores(tmp_path, method, seed, far=0.3 + 0.01 * seed + gain)
+    compare.main([str(tmp_path), "--against", "base"])
+    means, differences = capsys.readouterr().out.split("difference from base")
+    marked = {line.split()[0] for line in means.splitlines() if "†" in line}
+    assert marked == {"clear"}
+    p = {line.split()[0]: line.split()[-1] for line in differences.splitlines() if " far " in line}
+    assert float(p["clear"]) < 0.05 < float(p["vague"]) and p["equal"] == "-", "equal differences have no spread"
 
 
 def test_another_kind_of_checkpoint(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,7 +138,8 @@ def test_one_seed_has_no_spread_and_a_missing_number_is_a_dash(
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["base", "1", "50.00", "25.00", "35.00", "30.00"] in rows
     assert ["isw", "1", "50.00", "25.00", "-", "-"] in rows
-    assert ["isw", "1", "+0.00", "0", "-"] in rows
+    assert ["isw", "far", "1", "+0.00", "0", "-"] in rows
+    assert ["isw", "night", "0", "-", "0", "-"] in rows
 
 
 def test_what_cannot_be_compared_is_said(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -103,7 +150,7 @@ def test_what_cannot_be_compared_is_said(runs: Path, tmp_path_factory: pytest.Te
         ([str(runs / "none")], "no scores.json there"),
         ([str(runs), "--checkpoint", "best_far"], "--checkpoint best_far: none of the 9 score files"),
         ([str(runs), "--against", "dia"], "did you mean 'diia'"),
-        ([str(runs), "--out", "table.doc"], "--out table.doc: must end with .md, .html, .tex"),
+        ([str(runs), "--out", "table.doc"], "--out table.doc: must end with .md, .html, .csv, .tex"),
         ([str(again), "--against", "diia"], "there is one method only, base"),
         ([str(write_scores(other / "empty", "is", 0, far=None))], "far has no labelled pixel"),
     ):
@@ -163,4 +210,8 @@ def test_intervals_over_images_are_those_of_a_paired_bootstrap(
     expected = np.percentile(differences, (2.5, 97.5))
     assert (low, high) == pytest.approx(expected, abs=0.05 * (expected[1] - expected[0]))
     assert 0 < low < high < 6 and "percentile bootstrap" in text
+    (shown,) = re.findall(r"^base .*\[(\d+\.\d+), (\d+\.\d+)\]", text, re.M)
+    means = [100 * np.mean([mean_iou(hits[draw]) for hits in base]) for draw in draws]
+    expected = np.percentile(means, (2.5, 97.5))
+    assert tuple(map(float, shown)) == pytest.approx(expected, abs=0.1 * (expected[1] - expected[0]))
     assert "to" not in lines["ibn"].split()

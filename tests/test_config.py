@@ -36,7 +36,7 @@ FLAGS = """
 --momentum --more_metrics --nan --no_norm_decay --no_quick_check --no_syncbn --no_val_source --num_workers
 --ohem_min_kept --ohem_thresh --optimizer --opts --other_data --out --output_stride --per_image --pictures --poly_exp
 --pre_size --prediction_encoding --predictions --pretrained --quick_check --randaugment --randconv --randconv_repeats
---rein_tokens --relax_denom --replay --repoly --rescale --resize_predictions --restore_optimizer --resume
+--rein_tokens --relax_denom --replay --repoly --report --rescale --resize_predictions --restore_optimizer --resume
 --rlx_off_iter --rrotate --save_interval --scale_max --scale_min --scales --seed --sgd --snapshot --split
 --stat_images --std --strict_bdr_cls --stride --syncbn --tb_path --tb_tag --test_mode --trials --tune --val_dataset
 --val_interval --val_limit --val_source --version --visualize_feature --warmup_iters --warmup_ratio --weight_decay
@@ -68,7 +68,7 @@ KEYS = {  # checkpoints and files of older versions hold them
     """,
     "EVAL": """
         ATTENTION_PIXELS AVERAGE BATCH_SIZE CORRUPT FLIP INTERVAL LIMIT MORE_METRICS OUT PER_IMAGE PICTURES
-        PREDICTIONS PREDICTION_ENCODING PROTOCOL RESIZE_PREDICTIONS SCALES SOURCE STRIDE VISUALIZE WINDOW
+        PREDICTIONS PREDICTION_ENCODING PROTOCOL REPORT RESIZE_PREDICTIONS SCALES SOURCE STRIDE VISUALIZE WINDOW
     """,
     "RUN": """
         CKPT DATE DETERMINISTIC DEVICE DIST_TIMEOUT DIST_URL DUMP_AUGMENTATION EXP LOCAL_RANK LOG_INTERVAL OTHER_DATA

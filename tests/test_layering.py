@@ -38,6 +38,7 @@ LAZY = {
     "gradio",
     "huggingface_hub",
     "imagecorruptions",
+    "jinja2",
     "kmeans1d",
     "matplotlib",
     "onnx",

@@ -78,7 +78,7 @@ def test_one_two_and_three_processes_count_the_same(
         out = tmp_path / str(processes)
         arguments = ["--snapshot", weights, "--val_dataset", "camvid", "--out", str(out), "--device", "cpu"]
         arguments += ["--num_workers", "0", "--opts", f"DATASET.CAMVID_DIR={full_camvid}"]
-        launch("valid.py", [*arguments, "--flip", "--more_metrics", "--per_image"], processes=processes)
+        launch("valid.py", [*arguments, "--flip", "--more_metrics", "--per_image", "--report"], processes=processes)
         content = json.loads((out / "scores.json").read_text())
         with np.load(out / "per_image.npz") as images:
             names, counts = images["camvid/names"].tolist(), images["camvid/confusion"]

@@ -252,3 +252,14 @@ def test_counts_of_single_images_are_kept_where_asked_for(weights: Path, small_c
     for flags, kept in ((["--per_image"], True), ([], False)):  # those of an earlier evaluation do not stay
         score(weights / "last.pth", small_camvid, tmp_path, *flags)
         assert (tmp_path / "per_image.npz").exists() == kept
+
+
+def test_a_page_is_written_where_asked_for(weights: Path, small_camvid: Path, tmp_path: Path) -> None:
+    for flags, written in ((["--report", "--more_metrics"], True), ([], False)):
+        score(weights / "last.pth", small_camvid, tmp_path, *flags)
+        assert (tmp_path / "report.html").exists() == written
+        assert not (tmp_path / "per_image.npz").exists()
+        if written:
+            text = (tmp_path / "report.html").read_text()
+    for words in ("reliability diagram", "train_loss", "val/", "NETWORK.METHOD", "Evaluation</h3>", "Training</h3>"):
+        assert words in text

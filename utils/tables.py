@@ -1,4 +1,4 @@
-"""Tables as text, Markdown, HTML and LaTeX."""
+"""Tables as text, Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Literal
 
 from tabulate import tabulate
 
-Style = Literal["text", "markdown", "html", "latex"]
-_FORMATS: dict[Style, str] = {"text": "simple", "markdown": "pipe", "html": "html", "latex": "latex_booktabs"}
+Style = Literal["text", "markdown", "latex"]
+_FORMATS: dict[Style, str] = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
 
 
 def format_table(table: Sequence[Sequence[str]], style: Style = "text") -> str:

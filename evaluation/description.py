@@ -1,0 +1,39 @@
+"""What reports, exported files and model cards say of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from config import Config
+from network import Segmentor
+from transforms.build import build_normalisation
+
+
+def method_name(network: Segmentor, cfg: Config) -> str:
+    """Return the method of a run with its style augmentation, as scripts/ablation.sh takes it: base+mixstyle=0.5."""
+    augment = cfg.AUGMENT
+    added = {
+        "mixstyle": augment.MIXSTYLE,
+        "advstyle": augment.ADVSTYLE,
+        "fda": augment.FDA,
+        "randaugment": augment.RANDAUGMENT,
+        "randconv": augment.RANDCONV,
+        "randconv_repeats": augment.RANDCONV_REPEATS if augment.RANDCONV_REPEATS > 1 else 0,
+        "label_smoothing": cfg.LOSS.LABEL_SMOOTHING,
+    }
+    return "+".join([network.method.label, *(f"{name}={value:g}" for name, value in added.items() if value)])
+
+
+def describe_weights(network: Segmentor, cfg: Config, *, progress: Mapping[str, int], averaged: bool) -> dict[str, Any]:
+    """Return what the report says of weights that were trained with a config."""
+    return {
+        "step": progress["step"],
+        "epoch": progress["epoch"],
+        "ema": cfg.OPTIM.EMA_DECAY if averaged else None,
+        "seed": cfg.RUN.SEED,
+        "source": " ".join(cfg.DATASET.TRAIN),
+        "method": method_name(network, cfg),
+        "network": network.describe(),
+        "normalisation": str(build_normalisation(cfg)),
+    }
