@@ -7,6 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import partial
 from itertools import chain, islice
 
@@ -162,7 +163,8 @@ def unread_images(domain: Domain, listing: Listing) -> list[str]:
     folders, labels = {os.path.dirname(pair.name) for pair in listing.pairs}, {*listing.labels}
     paths = [f"{folder}/{name}" for folder in folders for name in _names(f"{domain.root}/{folder}")]
     ends = {path: os.path.splitext(path)[1] for path in paths}
-    return sorted(path for path, end in ends.items() if end != suffix and end.lower() in IMAGES and path not in labels)
+    others = [path for path, end in ends.items() if end.lower() in IMAGES and not fnmatchcase(end, suffix)]
+    return sorted({*others} - labels)
 
 
 def _names(folder: str) -> list[str]:

@@ -228,7 +228,7 @@ def _graph_errors(path: str, what: str) -> Iterator[None]:
     except ImportError as error:
         raise UserError(f"{path}: {error}; pip install onnxruntime") from error
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]  # some name whole signatures
         raise UserError(f"{path}: {what} ({reason}); it is damaged, or made for other images") from error
 
 

@@ -27,6 +27,8 @@ class Threshold(nn.Module):
 class Frames:
     """Images of three sizes with their labels."""
 
+    name, corruption = "frames", ""
+
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
         self.samples = []

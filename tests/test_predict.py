@@ -152,7 +152,7 @@ def test_nothing_is_overwritten_unless_asked_for(weights: Path, images: Path, tm
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("{folder} {images}", "there is no such weight file"),
+        ("{folder} {images}", "a folder without config.json and model.safetensors is none of weights"),
         ("{images}/notes.txt {images}", "not a readable weight file"),
         ("{weights} {images}/notes.txt", r"notes\.txt: neither an image nor a video by its suffix"),
         ("{weights} {folder}", "no image or video there"),

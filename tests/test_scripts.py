@@ -269,7 +269,9 @@ def page_commands(page: Path) -> list[str]:
     text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"^```(?:bash|sh|shell|console)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.strip().removeprefix("$ ") for line in lines if line.strip() and not line.strip().startswith("#")]
+    return [
+        line.strip().removeprefix("$ ") for line in lines if line.strip() and not line.strip().startswith(("#", "pip "))
+    ]
 
 
 def split_line(line: str) -> list[tuple[dict[str, str], list[str]]]:
