@@ -212,20 +212,22 @@ class Comparison:
     def to_csv(self) -> str:
         """Return a line per method and column, values as fractions; differences are empty for `against` itself."""
         buffer = io.StringIO()
-        names = ["seeds", "mean", "deviation", "image_low", "image_high"]
-        heading = ["method", "on", "target", *names, "against", *(f"difference_{name}" for name in names), "p"]
+        numbers = ["seeds", "mean", "deviation", "image_low", "image_high"]
+        # they come out of files: no spreadsheet may take one for a formula
+        names = {method: re.sub(r"^(?=[=+@\t\r-])", "'", method) for method in self.scores}
+        heading = ["method", "on", "target", *numbers, "against", *(f"difference_{name}" for name in numbers), "p"]
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(heading)
         for method, column in product(self.scores, self.shown):
             cells = [
-                method,
+                names[method],
                 column,
                 "yes" if self.columns.get(column, True) else "no",
                 *_numbers(self.mean(method, column)),
             ]
             if method in self.others and column in self.compared:
                 difference = self.mean(method, column, against=self.against)
-                cells += [self.against, *_numbers(difference), difference.p]
+                cells += [names[self.against], *_numbers(difference), difference.p]
             writer.writerow([*cells, *[""] * (len(heading) - len(cells))])
         return buffer.getvalue()
 

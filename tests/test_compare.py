@@ -90,7 +90,7 @@ def test_tables_for_papers_and_pages(runs: Path, suffix: str, words: str, best: 
     compare.main([str(runs), "--out", str(runs / f"table{suffix}")])
     text = (runs / f"table{suffix}").read_text()
     assert text.count(words) == 2 and best in text
-    assert {".tex": r"\ensuremath{<}b\ensuremath{>}\_x", ".html": "&lt;b&gt;_x", ".md": "<b>_x"}[suffix] in text
+    assert {".tex": r"\ensuremath{<}b\ensuremath{>}\_x", ".html": "&lt;b&gt;_x", ".md": "&lt;b>_x"}[suffix] in text
     if suffix == ".tex":  # what is no table is a comment
         tables = re.sub(r"\\begin\{tabular\}.*?\\end\{tabular\}", "", text, flags=re.S)
         assert all(line.startswith("%") for line in tables.splitlines() if line)
@@ -98,7 +98,8 @@ def test_tables_for_papers_and_pages(runs: Path, suffix: str, words: str, best: 
 
 
 def test_a_table_for_programs(runs: Path) -> None:
-    compare.main([str(runs), "--out", str(runs / "table.csv")])
+    write_scores(runs, "=1+1", 0, own=0.1, far=0.1, night=0.1)
+    compare.main([str(runs), "--against", "base", "--out", str(runs / "table.csv")])
     lines = {
         (line["method"], line["on"]): line for line in csv.DictReader((runs / "table.csv").read_text().splitlines())
     }
@@ -107,6 +108,7 @@ def test_a_table_for_programs(runs: Path) -> None:
     assert float(found["difference_mean"]) == pytest.approx(0.14 / 3) and found["against"] == "base"
     t = np.mean([7, 5, 2]) / (np.std([7, 5, 2], ddof=1) / math.sqrt(3))
     assert float(found["p"]) == pytest.approx(1 - t / math.sqrt(t * t + 2))
+    assert ("'=1+1", "far") in lines, "no formula"
     assert lines["base", "far"]["p"] == lines["base", "far"]["image_low"] == lines["diia", "own (source)"]["p"] == ""
     assert lines["base", "own test (source)"]["mean"] == "" and lines["base", "own test (source)"]["target"] == "no"
 
