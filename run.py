@@ -44,6 +44,7 @@ from transforms.build import build_appearance
 from utils import checkpoint, distributed, signals
 from utils.checkpoint import RunState
 from utils.errors import UserError
+from utils.files import tolerated
 from utils.pictures import Picture
 from utils.runs import Start, check_continuation, check_lists
 
@@ -233,10 +234,15 @@ def report_page(
     counts: Mapping[str, ImageCounts],
     plots: Sequence[Picture],
 ) -> str:
-    """Return the page of the run in a folder, as it stands (evaluation.page), from the counts of every image."""
+    """Return the page of the run in a folder, as it stands (evaluation.page), from the counts of every image.
+
+    Every process takes part. It is "" where a file of the run cannot be read.
+    """
     examples = examples_of(run.evaluator, run.evaluated_network, loaders, counts)
     masks = whitening_masks(run.criterion.whitening, run.network.style_names)
-    return make_page(report, About(folder, config.changed(run.cfg)), examples=examples, masks=masks, plots=plots)
+    with tolerated("the page of the report"):
+        return make_page(report, About(folder, config.changed(run.cfg)), examples=examples, masks=masks, plots=plots)
+    return ""
 
 
 def log_start(run: Run, start: Start) -> None:

@@ -259,7 +259,10 @@ def test_predictions_in_files_get_the_numbers_of_the_weights(weights: Path, city
         assert row["protocol"]["transform"] == f"native size, every pixel, predictions read as {kind}"
         assert row["protocol"]["list_hash"] == own["domains"][0]["protocol"]["list_hash"]
         assert row["loss"] is None and row["more"]["ece"] is None and row["more"]["boundary_f_1"] > 0
-    truth = score(city, tmp_path / "scores", "--predictions", city / "gtFine_trainvaltest" / "gtFine" / "val")
+    labels = city / "gtFine_trainvaltest" / "gtFine" / "val"
+    truth = score(city, tmp_path / "scores", "--predictions", labels, "--report")
+    page = (tmp_path / "scores" / "report.html").read_text()
+    assert "mean IoU 100.00 %, accuracy 100.00 %" in page and "nan" not in re.sub(r'base64,[^"]+', "", page)
     assert truth["domains"][0]["scores"]["accuracy"] == 1  # its pixels without a class are not labelled either
 
 
