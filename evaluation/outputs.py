@@ -12,7 +12,7 @@ from PIL import Image
 from datasets.codec import ENCODINGS
 from datasets.labels import PALETTE
 from evaluation.predictions import frame_name
-from utils.pictures import Array, colorize, overlay
+from utils.pictures import Array, colorize, overlay, stretched
 
 
 def _by_class(labels: Array) -> Image.Image:
@@ -45,7 +45,7 @@ KINDS = {
     ),
     "side_by_side": Kind("labels", _side_by_side),
     "confidence": Kind("confidence", lambda _image, share, _: Image.fromarray((255 * share).round().astype(np.uint8))),
-    "edge": Kind("edge", lambda _image, edge, _: Image.fromarray(edge.round().clip(0, 255).astype(np.uint8))),
+    "edge": Kind("edge", lambda _image, edge, _: Image.fromarray(stretched(edge))),
     "layout": Kind("layout", lambda _image, layout, _: _by_class(layout)),
 }
 _CONFIDENCE_16 = Kind("confidence", lambda _image, share, _: Image.fromarray((65535 * share).round().astype(np.uint16)))

@@ -24,7 +24,7 @@ from evaluation.report import DomainScore, Report, percent
 from loss.whitening import Whitening
 from utils import distributed
 from utils.logs import read_history
-from utils.pictures import Array, Picture, error_map, new_figure
+from utils.pictures import Array, Picture, error_map, new_figure, stretched
 
 WIDTH, QUALITY = 512, 80  # of pictures, in pixels; of JPEG
 BLUE = (60, 120, 216, 255)  # to be seen on white and on black
@@ -196,9 +196,7 @@ def example_cells(example: Example) -> dict[str, Any]:
     if example.layout is not None:
         panels.append(("coarse layout", label_uri(example.layout)))
     if example.edge is not None:
-        low, high = np.percentile(example.edge, (0.5, 99.5))
-        scaled = np.clip((example.edge - low) * (255 / max(high - low, 1e-6)), 0, 255)
-        panels.append(("edge map", photo_uri(scaled.astype(np.uint8))))
+        panels.append(("edge map", photo_uri(stretched(example.edge))))
     scores = f"mean IoU {percent(example.scores.mean_iou)} %, accuracy {percent(example.scores.accuracy)} %"
     return {"rank": example.rank, "name": example.name, "scores": scores, "panels": panels}
 

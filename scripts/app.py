@@ -12,12 +12,12 @@ from datasets.labels import CLASS_NAMES, PALETTE
 from inference import Model, load
 from utils import program_parser
 from utils.errors import UserError, run_entry_point
-from utils.pictures import Array, colorize
+from utils.pictures import Array, colorize, stretched
 
 TITLES = {"confidence": "Confidence", "edge": "DIIA's edge map", "layout": "DIIA's coarse layout"}
 SHOWN: dict[str, Callable[[Array], Array]] = {  # maps of a model -> pictures, uint8
     "confidence": lambda share: (255 * share).round().astype(np.uint8),
-    "edge": lambda edge: edge.round().clip(0, 255).astype(np.uint8),
+    "edge": stretched,
     "layout": lambda layout: colorize(layout, palette=PALETTE),
 }
 

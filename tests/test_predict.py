@@ -96,7 +96,8 @@ def test_every_kind_is_what_its_name_says(tmp_path: Path) -> None:
     np.testing.assert_array_equal(picture["side_by_side"][:, :48], street)
     np.testing.assert_array_equal(picture["side_by_side"][:, 48:], PALETTE[labels])
     assert np.abs(picture["confidence"] / 255 - maps["confidence"]).max() <= 0.5 / 255 + 1e-6
-    np.testing.assert_array_equal(picture["edge"], np.clip(np.round(maps["edge"]), 0, 255))
+    low, high = np.quantile(maps["edge"], (0.005, 0.995))
+    np.testing.assert_allclose(picture["edge"], np.interp(maps["edge"], (low, high), (0, 255)), atol=0.51)
     sure = maps["layout"] != 255
     np.testing.assert_array_equal(picture["layout"][sure], PALETTE[maps["layout"][sure]])
     assert sure.any() and not sure.all() and not picture["layout"][~sure].any()

@@ -56,6 +56,13 @@ def overlay(image: Array, label: Array, *, palette: Array, alpha: float = 0.5) -
     return mixed
 
 
+def stretched(values: Array) -> Array:
+    """Return values (H, W) as grey (H, W) uint8, black and white at their 0.5th and 99.5th percentile."""
+    low, high = np.percentile(values, (0.5, 99.5))
+    grey: Array = np.clip((values - low) * (255 / max(high - low, 1e-6)), 0, 255).round().astype(np.uint8)
+    return grey
+
+
 def error_map(image: Array, truth: Array, prediction: Array, *, ignore: int = 255) -> Array:
     """Return (H, W, 3) uint8: right pixels as a dark grey image, wrong ones red, ignored ones black."""
     grey = np.asarray(image, np.float32) @ np.array((0.299, 0.587, 0.114), np.float32)  # (H, W)
