@@ -62,3 +62,17 @@ def test_numbers_that_json_lacks_are_left_out_of_the_history(tmp_path: Path) -> 
     board.scalars({"camvid/val_loss": math.nan, "optim/grad_norm": math.inf, "camvid/acc": 0.5}, 3)
     board.close()
     assert (tmp_path / "history.jsonl").read_text() == '{"step": 3, "camvid/acc": 0.5}\n'
+
+
+def test_an_evaluation_that_a_resume_repeats_has_one_line(tmp_path: Path) -> None:
+    history = tmp_path / "history.jsonl"
+    history.write_text(
+        '{"step": 3, "camvid/acc": 0.5}\n{"step": 3, "loss/fused": 1.0}\n{"step": 4, "loss/fused": 2.0}\n'
+    )
+    board = MetricWriter(tmp_path / "tb", history, first_step=3)
+    for values, step in (({"camvid/acc": 0.5}, 3), ({"camvid/val_loss": 0.1}, 3), ({"camvid/acc": 0.75}, 4)):
+        board.scalars(values, step)
+    board.close()
+    assert [sorted(line)[0] for line in read_history(history)] == ["camvid/acc", "loss/fused", "camvid/val_loss"] + [
+        "camvid/acc"
+    ]

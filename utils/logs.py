@@ -196,7 +196,7 @@ class MetricWriter:
         """Open both files; what an earlier try wrote after step `first_step` is hidden or dropped."""
         from tensorboardX import SummaryWriter
 
-        self._history, write = history, distributed.is_main()
+        self._history, self._first_step, write = history, first_step, distributed.is_main()
         place: dict[str, Any] = {"logdir": str(event_folder), "purge_step": first_step + 1}
         self._writer: Any = SummaryWriter(**place, write_to_disk=False)
         self._waiting = ""  # lines that could not be written yet
@@ -210,15 +210,17 @@ class MetricWriter:
         self.close = self._writer.close  # flushes too
         if write:
             kept = [line for line in read_history(history) if line["step"] <= first_step]
+            # An evaluation after the last checkpoint is done again, and gives the same numbers.
+            self._there = [{*line} for line in kept if line["step"] == first_step]
             write_text(history, "".join(json.dumps(line) + "\n" for line in kept))
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Write numbers by tag, as they are after `step` steps; JSON has no nan and no infinity: they are left out."""
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, step)
-        if distributed.is_main():
-            finite = {tag: value for tag, value in values.items() if math.isfinite(value)}
-            self._waiting += json.dumps({"step": step, **finite}) + "\n"
+        line = {"step": step, **{tag: value for tag, value in values.items() if math.isfinite(value)}}
+        if distributed.is_main() and not (step == self._first_step and {*line} in self._there):
+            self._waiting += json.dumps(line) + "\n"
             with tolerated(str(self._history)):
                 with self._history.open("a", encoding="utf-8") as file:
                     file.write(self._waiting)
