@@ -1,4 +1,4 @@
-"""The script that trains DIIA's part table."""
+"""The scripts that train DIIA's part table and the studies of generalisation."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import config
+from datasets.domains import load_domains
 from evaluation.description import method_name
 from network.methods import METHODS
 from utils.errors import UserError
@@ -29,15 +30,15 @@ fi
 """
 
 
-def call(folder: Path, *flags: str, **variables: str) -> list[list[str]]:
-    """Run the script and return the commands that it starts."""
+def call(folder: Path, *flags: str, script: str = "ablation.sh", **variables: str) -> list[list[str]]:
+    """Run a script and return the commands that it starts."""
     stub, calls = folder / "python", folder / "calls"
     stub.write_text(STUB)
     stub.chmod(0o755)
     calls.unlink(missing_ok=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PET_", "DIIA_"))}
     env = {**kept, "DIIA_PYTHON": str(stub), "CALLS": str(calls), "ABLATION_DIR": str(folder / "runs"), **variables}
-    subprocess.run([str(ROOT / "scripts" / "ablation.sh"), *flags], env=env, check=True, timeout=60)
+    subprocess.run([str(ROOT / "scripts" / script), *flags], env=env, check=True, timeout=60)
     return [line.split() for line in calls.read_text().splitlines()]
 
 
@@ -84,3 +85,56 @@ def test_it_trains_every_part_by_default(tmp_path: Path) -> None:
     *trainings, _ = call(tmp_path)
     methods = [words[words.index("--method") + 1] for words in trainings]
     assert {"base", "ibn", "isw", *(name for name in METHODS if name.startswith("diia"))} == set(methods)
+
+
+STUDIES = {
+    "real": ("camvid", ["camvid_dusk", "labelmefacade"]),
+    "drawn-real": ("gtav", ["camvid", "camvid_dusk", "labelmefacade"]),
+    "drawn": ("gtav", ["cityscapes", "bdd100k", "synthia", "mapillary"]),
+}
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_trains_from_real_weights_on_one_recipe(study: str, tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").touch()
+    data = {name: str(tmp_path / name.lower()) for name in ("CAMVID", "LABELMEFACADE", "DEMO_WORLD")}
+    for folder in data.values():
+        Path(folder).mkdir()
+    variables = {"STUDY_DIR": str(tmp_path / "study"), "WEIGHTS": str(tmp_path / "weights.safetensors"), **data}
+    *trainings, compared = call(
+        tmp_path, study, "--fp16", script="study.sh", METHODS="base isw", SEEDS="1 2", **variables
+    )
+    parsed = [config.parse(words[1:], program="train") for words in trainings]
+    assert [(cfg.NETWORK.METHOD, cfg.RUN.SEED) for cfg in parsed] == [("base", 1), ("base", 2), ("isw", 1), ("isw", 2)]
+    for cfg in parsed:
+        assert (cfg.DATASET.TRAIN, cfg.DATASET.VAL) == ([STUDIES[study][0]], STUDIES[study][1])
+        assert (cfg.NETWORK.PRETRAINED, cfg.OPTIM.BACKBONE_LR) == (variables["WEIGHTS"], 0.1)
+        assert cfg.EVAL.PER_IMAGE and cfg.OPTIM.FP16 and cfg.RUN.RESUME == "auto"
+        domains = load_domains(cfg)
+        roots = {name: domains[name].root for name in (*cfg.DATASET.TRAIN, *cfg.DATASET.VAL)}
+        assert all(root.startswith(str(tmp_path)) and root != str(tmp_path) for root in roots.values()), roots
+    assert compared[:2] == ["-m", "scripts.compare_runs"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "name a study: real, drawn-real or drawn"),
+        (["real"], "WEIGHTS='' is no file; ./scripts/real_weights.sh writes mobilenet_v2.safetensors"),
+        (["drawn", "WEIGHTS=/dev/null"], "WEIGHTS='/dev/null' is no file"),
+        (["real", "WEIGHTS=README.md"], "CAMVID='' is no folder; the study real reads its data there"),
+        (["drawn", "WEIGHTS=README.md"], "DEMO_WORLD='' is no folder"),
+    ],
+)
+def test_what_a_study_needs_is_a_sentence(words: list[str], sentence: str) -> None:
+    variables = dict(word.split("=") for word in words[1:])
+    done = subprocess.run(
+        [str(ROOT / "scripts" / "study.sh"), *words[:1]],
+        env={"PATH": os.environ["PATH"], **variables},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {sentence}") and done.stderr.count("\n") == 1
