@@ -8,6 +8,7 @@ compares weights, masks, scores and history with those of the run that nobody ki
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -51,9 +52,18 @@ def finish(run: subprocess.Popen[str], *, within: float) -> bool:
         run.wait(within)
         return True
     except subprocess.TimeoutExpired:
-        os.killpg(run.pid, signal.SIGKILL)
+        kill_tree(run.pid)
         run.wait()
         return False
+
+
+def kill_tree(root: int) -> None:
+    """Kill a process and all below it, those in groups of their own, as torchrun's workers are, too."""
+    below = subprocess.run(["pgrep", "-P", str(root)], capture_output=True, text=True, check=False).stdout.split()
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(root, signal.SIGKILL)
+    for child in below:
+        kill_tree(int(child))
 
 
 def results(out: Path) -> dict[str, Any]:
