@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from datasets.labels import CLASS_NAMES, PALETTE
+from evaluation.outputs import KINDS
 from inference import Model, load
 from utils import program_parser
 from utils.errors import UserError, run_entry_point
-from utils.pictures import Array, colorize, stretched
+from utils.pictures import Array
 
-TITLES = {"confidence": "Confidence", "edge": "DIIA's edge map", "layout": "DIIA's coarse layout"}
-SHOWN: dict[str, Callable[[Array], Array]] = {  # maps of a model -> pictures, uint8
-    "confidence": lambda share: (255 * share).round().astype(np.uint8),
-    "edge": stretched,
-    "layout": lambda layout: colorize(layout, palette=PALETTE),
-}
+TITLES = {"confidence": "Confidence", "edge": "DIIA's edge map", "layout": "DIIA's coarse layout"}  # maps, drawn alike
 
 
 def build_page(model: Model, *, title: str) -> Any:
     """Return the page (gradio.Blocks): an image in; classes laid over it, confidence and what else the model gives."""
     import gradio
 
-    names = [name for name in model.map_names if name in SHOWN]
+    names = [name for name in model.map_names if name in TITLES]
     colours = {name: "#{:02x}{:02x}{:02x}".format(*colour) for name, colour in zip(CLASS_NAMES, PALETTE, strict=True)}
 
     def segment(image: Array | None) -> list[Any]:
@@ -38,7 +34,7 @@ def build_page(model: Model, *, title: str) -> Any:
             raise gradio.Error(str(error)) from error
         labels, shares = maps["labels"], np.bincount(maps["labels"].ravel(), minlength=len(CLASS_NAMES))
         regions = [(labels == number, CLASS_NAMES[number]) for number in np.argsort(-shares) if shares[number]]
-        return [(image, regions), *(SHOWN[name](maps[name]) for name in names)]
+        return [(image, regions), *(KINDS[name].draw(image, maps[name], 1) for name in names)]
 
     with gradio.Blocks(title=title) as page:
         gradio.Markdown(f"{model.network.describe()}. Images stay on this machine.")
