@@ -102,8 +102,9 @@ def to_yaml(tree: Mapping[str, Any]) -> str:
 
 
 def changed(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return by dotted key the values of a configuration that are not the defaults of its options."""
-    return {key: value for key, value in options.flatten(tree) if value != KEYS[key].default}
+    """Return by dotted key the values of a configuration that are not those of one to which nothing was given."""
+    default = dict(options.flatten(from_dict({})))
+    return {key: value for key, value in options.flatten(tree) if value != default[key]}
 
 
 def make_parser(*, program: str) -> argparse.ArgumentParser:

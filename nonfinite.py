@@ -28,7 +28,7 @@ from utils import checkpoint, distributed
 from utils.checkpoint import Progress
 from utils.errors import UserError
 from utils.files import tolerated, write_text
-from utils.logs import LossMeter, write_line
+from utils.logs import LossMeter, describe_loss, write_line
 from utils.options import build_tree, flatten
 from utils.runs import Records, Start, check_lists
 
@@ -36,11 +36,6 @@ MOST_IN_A_ROW = 20  # steps that --nan skip leaves out before the run ends: its 
 Parts: TypeAlias = list[tuple[dict[str, Tensor], Tensor, list[str]]]  # terms, weighted sum and names per micro-batch
 Gradients: TypeAlias = Callable[[Run, Sequence[TrainingBatch]], Parts]  # adds the gradients of a step's micro-batches
 logger = logging.getLogger("train")
-
-
-def describe(terms: dict[str, Tensor], total: Tensor, names: Sequence[str]) -> str:
-    values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
-    return f"the loss is {total.item():.6g} ({values}) on the files {', '.join(names)}"
 
 
 def is_finite(run: Run, parts: Parts, *, shared: bool) -> bool:
@@ -84,7 +79,7 @@ def skip(run: Run, meter: LossMeter, parts: Parts) -> None:
     run.optimizer.zero_grad(set_to_none=True)
     meter.skipped += 1
     meter.skipped_in_a_row += 1
-    broken = [describe(*part) for part in parts if not part[1].isfinite()]
+    broken = [describe_loss(*part) for part in parts if not part[1].isfinite()]
     sentences = [sentence for of_process in distributed.gather(broken) for sentence in of_process]
     why = "; ".join(sentences) or "the losses are finite, but their gradient is not"
     kept = f"; kept in {meter.keep(step)}" if meter.keep and distributed.is_main() else ""
@@ -139,9 +134,7 @@ def replay(cfg: Config, *, device: torch.device, gradients: Gradients) -> None:
     weights = next((path for path in (file.with_suffix(".pth"), file.parents[1] / "last.pth") if path.exists()), None)
     if weights is None:
         raise UserError(f"--replay {file}: neither {file.stem}.pth is beside it nor last.pth in the run folder")
-    default = dict(flatten(config.from_dict({})))
-    given = {key: value for key, value in flatten(cfg) if value != default[key]}
-    cfg = config.from_dict(build_tree(dict(flatten(saved)) | given))
+    cfg = config.from_dict(build_tree(dict(flatten(saved)) | config.changed(cfg)))
     run = build_run(cfg, Splits(load_domains(cfg)), device=device, start=Start(weights))
     check_lists(lists, trained_lists(run), path=file, accepted=cfg.RUN.OTHER_DATA)
     held = checkpoint.read_checkpoint(weights)
@@ -162,7 +155,7 @@ def replay(cfg: Config, *, device: torch.device, gradients: Gradients) -> None:
         picks = [[_pick(**sample) for sample in batch["samples"]] for batch in batches if batch["rank"] == rank]
         micro_batches = run.to_device(collate([dataset[pick] for pick in part]) for part in picks)
         for number, (terms, total, names) in enumerate(gradients(run, list(micro_batches))):
-            write_line(f"process {rank}, micro-batch {number}: {describe(terms, total, names)}")
+            write_line(f"process {rank}, micro-batch {number}: {describe_loss(terms, total, names)}")
             first += [f"the loss term {name}" for name, value in terms.items() if not value.isfinite()]
     write_line(f"first value that is not finite: {first[0] if first else 'none'}")
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import metadata
@@ -126,6 +126,11 @@ def versions(repository: Path) -> dict[str, str]:
     return table
 
 
+def describe_loss(terms: dict[str, Tensor], total: Tensor, names: Sequence[str]) -> str:
+    values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
+    return f"the loss is {total.item():.6g} ({values}) on the files {', '.join(names)}"
+
+
 class LossMeter:
     """Loss terms since the last read or check; nothing here waits for the device until then.
 
@@ -164,10 +169,9 @@ class LossMeter:
             if owner != distributed.rank():
                 raise SystemExit(2)
             step, terms, total, names = self._unchecked[first]
-            values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
             again = f" (--replay {self.keep(step)} repeats the step)" if self.keep else ""
             raise UserError(
-                f"step {step}: the loss is {total.item()} ({values}) on the files {', '.join(names)}; nothing was "
+                f"step {step}: {describe_loss(terms, total, names)}; nothing was "
                 f"saved since the last checkpoint: look at these files{again}, or lower --lr and resume with "
                 "--resume auto"
             )
