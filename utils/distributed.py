@@ -204,10 +204,10 @@ def all_reduce_min(value: int, device: torch.device) -> int:
 
 
 def gather(value: Result) -> list[Result]:
-    """Return what every process gives (anything that pickles), in order, on all of them."""
+    """Return what every process gives (anything that pickles), in order, on all of them; over the CPUs."""
     results: list[Any] = [value] * world_size()
     if world_size() > 1:
-        dist.all_gather_object(results, value)
+        dist.all_gather_object(results, value, group=_groups.get("cpu"))
     return results
 
 
@@ -228,10 +228,7 @@ def from_main(make: Callable[[], Result]) -> Result:
 
 def check_same(facts: Mapping[str, str]) -> None:
     """Raise `UserError` on every process where one of them has other facts (by name) than rank 0, or knows others."""
-    gathered: list[Any] = [dict(facts)]
-    if world_size() > 1:
-        gathered = [None] * world_size()
-        dist.all_gather_object(gathered, dict(facts), group=_groups.get("cpu"))
+    gathered = gather(dict(facts))
     for number, other in enumerate(gathered):
         differing = sorted({name for name, _ in gathered[0].items() ^ other.items()})
         if differing:
