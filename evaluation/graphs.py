@@ -232,7 +232,8 @@ def _graph_errors(path: str, what: str) -> Iterator[None]:
         raise UserError(f"{path}: {what} ({reason}); it is damaged, or made for other images") from error
 
 
-def _open_onnx(path: str, device: torch.device) -> Opened:
+def onnx_session(model: str | bytes, device: torch.device) -> Any:
+    """Return onnxruntime's session of a file or of its content; on the CPU with as many threads as torch."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -241,7 +242,11 @@ def _open_onnx(path: str, device: torch.device) -> Opened:
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
-    session = onnxruntime.InferenceSession(path, options, providers=providers)
+    return onnxruntime.InferenceSession(model, options, providers=providers)
+
+
+def _open_onnx(path: str, device: torch.device) -> Opened:
+    session = onnx_session(path, device)
     inputs, outputs = (
         [
             Port(port.name, _TYPES.get(port.type), tuple(side if type(side) is int else 0 for side in port.shape or ()))

@@ -21,6 +21,7 @@ from torch import Tensor
 import config
 from config import Config
 from datasets.codec import read_image
+from evaluation.graphs import onnx_session
 from evaluation.metrics import argmax_classes
 from inference import load_network
 from network import Segmentor
@@ -92,18 +93,14 @@ def read_frames(files: Sequence[str], *, size: tuple[int, int], dynamic: bool) -
 
 
 def open_onnx(path: Path, *, gives_logits: bool) -> RunFile:
-    """Return a function that runs an ONNX file on the CPU, on as many threads as torch."""
+    """Return a function that runs an ONNX file on the CPU."""
     import onnx
-    import onnxruntime
 
     model = onnx.load(path)
     if not gives_logits:  # what the labels are the argmax of becomes an output too; the file stays
         last = [node for node in model.graph.node if node.op_type == "ArgMax"][-1]
         model.graph.output.append(onnx.helper.make_empty_tensor_value_info(last.input[0]))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 4  # errors are raised anyway
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnx_session(model.SerializeToString(), torch.device("cpu"))
 
     def run(images: Tensor) -> tuple[Tensor, Tensor]:
         *labels, logits = map(torch.from_numpy, session.run(None, {"images": images.numpy()}))
