@@ -203,34 +203,32 @@ def _check_partners(
 
 def _check_pairs(domain: Domain, findings: Sequence[Finding], fault: MakeFault) -> Iterator[Fault]:
     """Check each pair by itself: both files decode, have one size, and the label's values are of its encoding."""
-    files = defaultdict[tuple[str, str], list[str]](list)  # name and advice -> files
+    files = defaultdict[tuple[str, str, str], list[str]](list)  # name, severity and advice -> files
     for pair, image_size, image_error, label_size, label_error, cause, _, _, unknown, turned in findings:
         if turned:
-            files["exif-orientation", TURNED].append(pair.name)
+            files["exif-orientation", "fault", TURNED].append(pair.name)
         if image_error:
-            files["undecodable-image", DAMAGED].append(f"{pair.name}: {image_error}")
+            files["undecodable-image", "fatal", DAMAGED].append(f"{pair.name}: {image_error}")
         if label_error:
-            key = ("unexpected-values", cause) if cause else ("undecodable-label", DAMAGED)
-            files[key].append(f"{pair.label}: {label_error}")
+            name, advice = ("unexpected-values", cause) if cause else ("undecodable-label", DAMAGED)
+            files[name, "fatal", advice].append(f"{pair.label}: {label_error}")
         elif image_size and label_size and image_size != label_size:
             advice = "image and label are not of one frame, or only one of them was resized"
             if image_size == label_size[::-1]:
                 advice = "height and width of the label are swapped (a transposed mask); transpose it"
             sizes = "image {}x{}, label {}x{}".format(*image_size, *label_size)
-            files["unequal-size", advice].append(f"{pair.name}: {sizes}")
+            files["unequal-size", "fatal", advice].append(f"{pair.name}: {sizes}")
         if unknown > FEW_COLOURS:
-            key = "unknown-colours", f"colours between those of {domain.encoding.name}; {LOSSY}"
-            files[key].append(f"{pair.label}: {'over 256' if unknown > 256 else unknown} unknown colours")
-    unequal = sum(len(paths) for (name, _), paths in files.items() if name == "unequal-size")
+            advice = f"colours between those of {domain.encoding.name}; {LOSSY}"
+            told = f"{pair.label}: {'over 256' if unknown > 256 else unknown} unknown colours"
+            files["unexpected-values", "fault", advice].append(told)
+    unequal = sum(len(paths) for (name, *_), paths in files.items() if name == "unequal-size")
     skipped = domain.skip_unequal and unequal < MOST * sum(bool(f.image_size and f.label_size) for f in findings)
-    for (name, advice), paths in files.items():
+    for (name, severity, advice), paths in files.items():
         if name == "unequal-size":
             fix = "the loaders leave these pairs out" if skipped else "unpack both again, or remove them"
-            yield fault(name, "note" if skipped else "fatal", paths, f"{advice}; {fix}")
-        elif name in ("unknown-colours", "exif-orientation"):
-            yield fault(name.replace("unknown-colours", "unexpected-values"), "fault", paths, advice)
-        else:
-            yield fault(name, "fatal", paths, advice)
+            severity, advice = "note" if skipped else severity, f"{advice}; {fix}"
+        yield fault(name, severity, paths, advice)
 
 
 def _check_values(domain: Domain, split: str, findings: Sequence[Finding], fault: MakeFault) -> Iterator[Fault]:
