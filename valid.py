@@ -27,7 +27,7 @@ from datasets.domains import load_domains
 from datasets.loaders import build_evaluation_loader
 from datasets.splits import Splits
 from evaluation import Evaluator, Report, build_evaluator
-from evaluation.description import describe_weights
+from evaluation.description import describe_checkpoint
 from evaluation.evaluator import Labeller, Predictor
 from evaluation.examples import Example, examples_of
 from evaluation.graphs import is_graph, open_graph
@@ -167,11 +167,7 @@ def load_network(cfg: Config, content: dict[str, Any]) -> tuple[Segmentor, Confi
     network, saved = inference.load_network(cfg, content)
     weights: dict[str, Any] = {"file": cfg.RUN.SNAPSHOT}
     if checkpoint.is_ours(content):
-        weights |= {"checkpoint": content["kind"]}
-        averaged = bool(content["average"])
-        weights |= describe_weights(network, saved, progress=content["progress"], averaged=averaged)
-        if content["kind"] == checkpoint.CONVERTED:  # published weights do not say how they were trained
-            weights = {key: value for key, value in weights.items() if key not in ("step", "seed", "source")}
+        weights |= {"checkpoint": content["kind"], **describe_checkpoint(network, saved, content)}
     else:
         weights |= {"checkpoint": "published weights without a config", "epoch": content.get("epoch")}
         weights |= {"method": network.method.label, "network": network.describe()}

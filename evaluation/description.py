@@ -8,6 +8,7 @@ from typing import Any
 from config import Config
 from network import Segmentor
 from transforms.build import build_normalisation
+from utils.checkpoint import CONVERTED
 
 
 def method_name(network: Segmentor, cfg: Config) -> str:
@@ -23,6 +24,16 @@ def method_name(network: Segmentor, cfg: Config) -> str:
         "label_smoothing": cfg.LOSS.LABEL_SMOOTHING,
     }
     return "+".join([network.method.label, *(f"{name}={value:g}" for name, value in added.items() if value)])
+
+
+def describe_checkpoint(network: Segmentor, cfg: Config, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the report says of the weights of a checkpoint of ours, whose content was read.
+
+    Converted ones do not say how they were trained: step, seed and source are left out.
+    """
+    about = describe_weights(network, cfg, progress=content["progress"], averaged=bool(content["average"]))
+    unknown = ("step", "seed", "source") if content["kind"] == CONVERTED else ()
+    return {name: value for name, value in about.items() if name not in unknown}
 
 
 def describe_weights(network: Segmentor, cfg: Config, *, progress: Mapping[str, int], averaged: bool) -> dict[str, Any]:

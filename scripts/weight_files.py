@@ -15,7 +15,7 @@ import torch
 import config
 from config import Config
 from datasets.labels import CLASS_NAMES, PALETTE
-from evaluation.description import describe_weights
+from evaluation.description import describe_checkpoint
 from evaluation.model_card import model_card, reports_on
 from network import Segmentor
 from network.weights import published_arch, published_state
@@ -27,9 +27,7 @@ from utils.files import write
 
 def describe(network: Segmentor, saved: Config, content: dict[str, Any], args: argparse.Namespace) -> dict[str, str]:
     """Return what a file says of itself, texts or JSON."""
-    about = describe_weights(network, saved, progress=content["progress"], averaged=bool(content["average"]))
-    if content["kind"] == checkpoint.CONVERTED:  # published weights do not say how they were trained
-        about["source"] = ""
+    about = {"source": "", **describe_checkpoint(network, saved, content)}
     normalisation = build_normalisation(saved)
     moments = {name: json.dumps(getattr(normalisation, name)) for name in ("mean", "std")}
     if normalisation.per_image:
@@ -87,9 +85,7 @@ def write_weights(
         checkpoint.save_weights(path, written, metadata=metadata)
         return
     about = {"checkpoint": content["kind"], "backbone": network.backbone.spec.title}
-    about |= describe_weights(network, saved, progress=content["progress"], averaged=bool(content["average"]))
-    if content["kind"] == checkpoint.CONVERTED:  # published weights do not say how they were trained
-        about = {name: value for name, value in about.items() if name not in ("step", "seed", "source")}
+    about |= describe_checkpoint(network, saved, content)
     same: dict[str, Any] = {
         name: about[name] for name in ("checkpoint", "step", "epoch", "seed", "method") if name in about
     }
