@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from html import escape
@@ -23,7 +22,7 @@ from evaluation.metrics import Scores, merge_classes, nan_mean, score
 from evaluation.more_metrics import TITLES, MoreCounts
 from utils.files import write, write_text
 from utils.pictures import Array
-from utils.tables import format_table, percent
+from utils.tables import format_table, no_formula, percent
 
 PER_IMAGE_FILE = "per_image.npz"  # beside scores.json: DOMAIN/names and DOMAIN/confusion
 PAGE_FILE = "report.html"
@@ -187,8 +186,7 @@ class Report:
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         weights = {key: self.weights.get(key, "") for key in ("checkpoint", "step", "seed")}
-        # the kind comes out of the file: no spreadsheet may take it for a formula
-        weights["checkpoint"] = re.sub(r"^(?=[=+@\t\r-])", "'", str(weights["checkpoint"]))
+        weights["checkpoint"] = no_formula(str(weights["checkpoint"]))
         protocol = ["split", "list", "images", "transform", "scales", "classes", *weights]
         writer.writerow(["domain", "corruption", "subset", "source", "metric", "value", *protocol])
         for row in self.rows:

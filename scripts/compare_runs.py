@@ -29,7 +29,7 @@ from utils import program_parser
 from utils.errors import UserError, did_you_mean, run_entry_point
 from utils.files import write_text
 from utils.logs import write_line
-from utils.tables import format_table
+from utils.tables import format_table, no_formula
 
 UNSEEN = "mean over targets"
 SUFFIXES = (".md", ".html", ".csv", ".tex")
@@ -213,8 +213,7 @@ class Comparison:
         """Return a line per method and column, values as fractions; differences are empty for `against` itself."""
         buffer = io.StringIO()
         numbers = ["seeds", "mean", "deviation", "image_low", "image_high"]
-        # they come out of files: no spreadsheet may take one for a formula
-        names = {method: re.sub(r"^(?=[=+@\t\r-])", "'", method) for method in self.scores}
+        names = {method: no_formula(method) for method in self.scores}
         heading = ["method", "on", "target", *numbers, "against", *(f"difference_{name}" for name in numbers), "p"]
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(heading)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -20,6 +21,11 @@ def format_table(table: Sequence[Sequence[str]], style: Style = "text") -> str:
         rows = [[cell.replace("<", "&lt;").replace("|", "\\|") for cell in row] for row in rows]
     text = tabulate(rows, heading, tablefmt=_FORMATS[style], colalign=align, disable_numparse=True)
     return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def no_formula(text: str) -> str:
+    """Return a text for a CSV cell that no spreadsheet takes for a formula: it comes out of a file."""
+    return re.sub(r"^(?=[=+@\t\r-])", "'", text)
 
 
 def percent(value: float) -> str:
