@@ -65,6 +65,23 @@ def read_weights(file: Path) -> dict[str, Any]:
     return content
 
 
+def differences(found: Any, expected: Any, name: str = "") -> list[str]:
+    """Return the names of what differs, bit for bit or in type, in two trees of tensors and values."""
+    if type(found) is not type(expected):
+        return [name]
+    if isinstance(expected, torch.Tensor):
+        return [] if torch.equal(found, expected) else [name]
+    if isinstance(expected, dict):
+        missing = object()  # equal to no value, None included
+        pairs = {key: (found.get(key, missing), expected.get(key, missing)) for key in {**expected, **found}}
+    elif isinstance(expected, (list, tuple)) and len(found) == len(expected):
+        pairs = dict(enumerate(zip(found, expected, strict=True)))
+    else:
+        same = found == expected or (found != found and expected != expected)  # nan is nan
+        return [] if same else [name]
+    return [part for key, pair in pairs.items() for part in differences(*pair, f"{name}/{key}")]
+
+
 def save_random(path: Path, *flags: str) -> Segmentor:
     """Save a checkpoint of the network that these flags of train.py name, with random weights, and return the network.
 

@@ -19,7 +19,7 @@ import config
 import train
 import valid
 from run import Run, log_start, restore
-from tests.runs import build_run, launch, read_weights, run_folder, train_arguments
+from tests.runs import build_run, differences, launch, read_weights, run_folder, train_arguments
 from tests.test_loaders import join
 from utils.errors import UserError
 from utils.logs import LossMeter, MetricWriter, read_history
@@ -43,19 +43,7 @@ def resumable(camvid: Path, out: Path, *more: str) -> list[str]:
 
 def assert_same(first: Any, second: Any, where: str = "") -> None:
     """Compare two trees of tensors and values bit for bit."""
-    assert type(first) is type(second), where
-    if isinstance(first, dict):
-        assert first.keys() == second.keys(), where
-        for key in first:
-            assert_same(first[key], second[key], f"{where}.{key}")
-    elif isinstance(first, (list, tuple)):
-        assert len(first) == len(second), where
-        for index, (a, b) in enumerate(zip(first, second, strict=True)):
-            assert_same(a, b, f"{where}[{index}]")
-    elif isinstance(first, Tensor):
-        assert torch.equal(first, second), where
-    else:
-        assert first == second or first != first, where
+    assert not differences(second, first, where)
 
 
 class Killed(BaseException):

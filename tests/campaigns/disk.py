@@ -26,9 +26,9 @@ from typing import Any
 from tqdm import tqdm
 
 import train
-from tests.campaigns.kill import differences, results
+from tests.campaigns.kill import results
 from tests.conftest import make_camvid
-from tests.runs import train_arguments
+from tests.runs import differences, train_arguments
 from utils.errors import UserError
 
 OPERATIONS = {"open": "opened", "os.rename": "renamed", "os.mkdir": "made"}

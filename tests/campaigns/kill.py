@@ -22,11 +22,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from tests.conftest import make_camvid
-from tests.runs import REPOSITORY, free_port, read_weights, train_arguments
+from tests.runs import REPOSITORY, differences, free_port, read_weights, train_arguments
 
 COMPARED = ("network", "average", "criterion", "optimizer", "scheduler", "progress", "best")
 
@@ -74,20 +73,6 @@ def results(out: Path) -> dict[str, Any]:
     lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     history = [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
     return {name: content[name] for name in COMPARED} | {"scores": scores["domains"], "history": history}
-
-
-def differences(found: Any, expected: Any, name: str = "") -> list[str]:
-    """Return the names of what differs in two nested containers."""
-    if isinstance(expected, torch.Tensor):
-        return [] if isinstance(found, torch.Tensor) and torch.equal(found, expected) else [name]
-    if isinstance(expected, dict) and isinstance(found, dict):
-        keys = [*expected, *(key for key in found if key not in expected)]
-        return [part for key in keys for part in differences(found.get(key), expected.get(key), f"{name}/{key}")]
-    if isinstance(expected, list) and isinstance(found, list) and len(found) == len(expected):
-        pairs = enumerate(zip(found, expected, strict=True))
-        return [part for number, pair in pairs for part in differences(*pair, f"{name}/{number}")]
-    same = found == expected or (found != found and expected != expected)  # nan is nan
-    return [] if same else [name]
 
 
 def campaign(folder: Path, *, times: int, processes: int, steps: int, seed: int) -> list[str]:
