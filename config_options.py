@@ -59,10 +59,12 @@ class Network(Section):
         "Method to build: base, ibn, is, iw, irw, isw and sw have the plain DeepLabV3+ head, linear a batch norm and a "
         "1x1 convolution alone, diia its own; "
         "diia-no-edge, diia-no-layout, diia-no-aggregation and diia-no-whitening omit one part, diia-coarse has the "
-        "coarse head alone.")
+        "coarse head alone; diia-v2 corrects what hardly acts in diia, diia-v2-old-edge, -confidence, -encoding, "
+        "-attention and -sites leave one correction out.")
     WT_LAYER: list[int] | None = shared(None, "--wt_layer",
-        "Seven style codes, stem to last stage: 0 none, 1 whitening (IW, IRW), 2 ISW, 3 IN, 4 affine IN, 5 SW.",
-        lengths=(7, 7), low=0, high=5)
+        "Seven style codes, stem to last stage: 0 none, 1 whitening (IW, IRW), 2 ISW, 3 IN, 4 affine IN, 5 SW, "
+        "6 ISW beside the path, which leaves the features as they are.",
+        lengths=(7, 7), low=0, high=6)
     PRETRAINED: str = option("auto", "--pretrained",
         "Weights of the backbone: auto (timm's for timm/NAME, else torchvision's), torchvision, timm, none or a file "
         "(.pth, .pt, .safetensors).")

@@ -119,7 +119,7 @@ def train_epoch(run: Run, records: Records) -> None:
     for _ in range(min(run.steps_per_epoch - progress.step_in_epoch, last_step - progress.step)):
         micro_batches = [next(batches) for _ in range(run.cfg.OPTIM.ACCUMULATE)]
         if progress.step == 0 and cfg.DUMP_AUGMENTATION and distributed.is_main():
-            image = plot_batch(micro_batches[0], run.appearance)
+            image = plot_batch(micro_batches[0], run.appearance, method=run.network.method)
             records.save_picture(image, "first_batch.png")
         with records.changing():
             gradient_norm = train_step(run, meter, micro_batches)
@@ -166,7 +166,8 @@ def add_gradients(run: Run, micro_batches: Sequence[TrainingBatch]) -> nonfinite
         # dropout is a function of (seed, step): nothing random needs to be saved, and every process has the same
         torch.manual_seed(_stream(run.cfg.RUN.SEED, step, index))
         images, labels = batch.images, batch.labels.long()  # (B,3,H,W) uint8, (B,H,W)
-        edges = edge_target(images) if run.network.method.head == "diia" else None  # (B,H,W)
+        method = run.network.method
+        edges = edge_target(images, magnitude=method.edge_magnitude) if method.head == "diia" else None  # (B,H,W)
         backward = partial(add_gradient, run, labels=labels, edges=edges, parts=parts, whiten=whiten, relax=relax)
         inputs, last = run.appearance(images, batch.params), index == len(micro_batches) - 1
         terms, total = backward(inputs.requires_grad_(ascent > 0), last=last and not ascent)

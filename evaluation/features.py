@@ -20,6 +20,7 @@ from datasets.loaders import TrainingBatch
 from loss.whitening import Whitening, covariance
 from network import Segmentor
 from network.diia import DIIASegmentor
+from network.methods import Method
 from network.timm_backbone import TimmBackbone
 from transforms.appearance import Appearance, edge_target
 from transforms.build import FixedAugmentation
@@ -123,7 +124,9 @@ class FeaturePlotter:
             augmented=_array(augmented.permute(1, 2, 0)),
             covariances=[_array(covariance(maps)) for maps in style],
             edge=None if edge is None else _array(edge[0, 0]),
-            edge_target=None if edge is None else _array(edge_target(tensor[None])[0]),
+            edge_target=None
+            if edge is None
+            else _array(edge_target(tensor[None], magnitude=network.method.edge_magnitude)[0]),
             layout=None if layout is None else _array(layout[0]),
             attention=attention,
         )
@@ -218,7 +221,7 @@ def _plot_branches(image: Array, truth: Array, prediction: Array, values: Activa
     if values.edge is not None and values.edge_target is not None:
         low, high = np.percentile(values.edge, (0.5, 99.5))
         show(panels[1], "edge map", values.edge, bar=True, cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
-        show(panels[2], "its target (Sobel)", values.edge_target, bar=True, cmap="gray", vmin=0, vmax=255)
+        show(panels[2], "its target", values.edge_target, bar=True, cmap="gray", vmin=0, vmax=255)
     for panel, (title, label) in zip(panels[number - len(labels) :], labels.items(), strict=True):
         show(panel, title, colorize(label, palette=PALETTE), interpolation="nearest")
     if labels:
@@ -228,11 +231,14 @@ def _plot_branches(image: Array, truth: Array, prediction: Array, values: Activa
     return render(figure)
 
 
-def plot_batch(batch: TrainingBatch, appearance: Appearance) -> Array:
+def plot_batch(batch: TrainingBatch, appearance: Appearance, *, method: Method) -> Array:
     """Return a batch as the network sees it: image, label, edge target, side by side."""
-    images, edges = appearance.colours(batch.images, batch.params), edge_target(batch.images).byte().cpu()
+    images, edges = (
+        appearance.colours(batch.images, batch.params),
+        edge_target(batch.images, magnitude=method.edge_magnitude),
+    )
     tiles: list[Array] = []
-    for image, label, edge in zip(images, batch.labels.cpu(), edges, strict=True):
+    for image, label, edge in zip(images, batch.labels.cpu(), edges.byte().cpu(), strict=True):
         tiles.append(image.permute(1, 2, 0).numpy())
         tiles.append(colorize(label.numpy(), palette=PALETTE))
         tiles.append(edge[..., None].expand(-1, -1, 3).numpy())

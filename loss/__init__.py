@@ -17,7 +17,7 @@ def build_criterion(cfg: Config, *, method: Any, style_channels: Sequence[int]) 
     """Build the criterion of a method from `cfg.WHITENING`, `cfg.LOSS` and the crop of `cfg.AUGMENT`.
 
     Args:
-        method: a row of network.methods; its `head`, `whitening` and `relax_denom` are read.
+        method: a row of network.methods; its `head`, `whitening`, `corrections` and `relax_denom` are read.
         style_channels: channels of each captured map.
     """
     whitening = None
@@ -36,4 +36,5 @@ def build_criterion(cfg: Config, *, method: Any, style_channels: Sequence[int]) 
         smoothing=options.LABEL_SMOOTHING,
         targets=targets,
         ohem=(options.OHEM_THRESH, options.OHEM_MIN_KEPT / cfg.AUGMENT.CROP_SIZE**2) if options.OHEM_THRESH else None,
+        balanced_edges="edge" in method.corrections,
     )

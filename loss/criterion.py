@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from loss.terms import ImageTargets, Truth, cross_entropy, downsample_labels, edge_distance, ignore_easy_pixels
+from loss.terms import (
+    ImageTargets,
+    Truth,
+    balanced_edge_entropy,
+    cross_entropy,
+    downsample_labels,
+    edge_distance,
+    ignore_easy_pixels,
+)
 from loss.whitening import Whitening
 from network.outputs import SegmentorOutput
 
@@ -39,18 +47,23 @@ class Criterion(nn.Module):
         targets: ImageTargets | None = None,
         smoothing: float = 0.0,
         ohem: tuple[float, float] | None = None,
+        balanced_edges: bool = False,
     ) -> None:
         """Keep the parts.
 
         Args:
             smoothing: of the labels; the coarse layout, which the network made itself and has to copy, is not smoothed.
             ohem: threshold and least share of `ignore_easy_pixels`.
+            balanced_edges: whether the edge term is `balanced_edge_entropy`, with the weight of the other DIIA terms.
         """
         super().__init__()
         if head not in WEIGHTS:
             raise ValueError(f"head {head!r}: one of {', '.join(WEIGHTS)}")
         self.head, self.whitening, self.targets, self.smoothing, self.ohem = head, whitening, targets, smoothing, ohem
         self.weights: dict[str, float] = dict(WEIGHTS[head])
+        self.edge_loss = balanced_edge_entropy if balanced_edges else edge_distance
+        if balanced_edges:
+            self.weights["edge"] = self.weights["edge_logits"]
         if whitening is not None:
             self.weights["whitening"] = whitening_weight
         weights = None if class_weights is None else torch.tensor(class_weights)
@@ -63,7 +76,7 @@ class Criterion(nn.Module):
 
         Args:
             labels: (B, H, W) int64, 255 = ignored.
-            edges: (B, H, W) Sobel target 0..255; DIIA's edge branch needs it.
+            edges: (B, H, W) edge target 0..255; DIIA's edge branch needs it.
             whiten: whether the whitening term is computed; ISW must have masks then.
             relax: whether borders are relaxed where the run asks for it; the image weights stay without it.
         """
@@ -87,7 +100,7 @@ class Criterion(nn.Module):
         if parts.edge is not None:
             assert edges is not None and parts.edge_logits is not None
             terms["edge_logits"] = self._entropy(parts.edge_logits, truth)
-            terms["edge"] = edge_distance(parts.edge, edges)
+            terms["edge"] = self.edge_loss(parts.edge, edges)
         if whiten:
             assert self.whitening is not None, "this method has no whitening term"
             terms["whitening"] = self.whitening(output.style)

@@ -79,6 +79,18 @@ def edge_distance(edge: Tensor, target: Tensor) -> Tensor:
     return (edge.squeeze(1).float() - target.float()).abs().mean()
 
 
+def balanced_edge_entropy(edge: Tensor, target: Tensor) -> Tensor:
+    """Return the cross entropy of edges, (B, 1, H, W) and (B, H, W), 0..255, where edge and rest of an image weigh alike.
+
+    A pixel is an edge to the share target / 255. Xie and Tu, Holistically-nested edge detection, ICCV 2015, equation 2.
+    """
+    share = target.float() / 255
+    entropy = F.binary_cross_entropy(edge.squeeze(1).float() / 255, share, reduction="none")  # (B, H, W)
+    of_edges = share.mean((1, 2), keepdim=True)
+    balance = share * (1 - of_edges) + (1 - share) * of_edges
+    return (entropy * balance).sum() / balance.sum().clamp(min=1e-6)
+
+
 def own_class(labels: Tensor, *, num_classes: int) -> Tensor:
     """Return each pixel's class as a set: (B, H, W) integers -> int32; bit `num_classes` is for the unlabelled ones."""
     return torch.ones((), dtype=torch.int32, device=labels.device) << labels.clamp(max=num_classes).int()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from network.backbone_base import PARTS, BackboneBase
-from network.style import MIXED, MixStyle, build_site
+from network.style import CAPTURED, MIXED, MixStyle, build_site, captured
 from utils.errors import UserError
 
 Parts = dict[str, tuple[str, ...]]  # stem, stage1 .. stage4 -> the layers that it runs, by name and in order
@@ -130,7 +130,7 @@ class Backbone(BackboneBase):
         self.relu_after_site = nn.ReLU()  # not in place: the whitening loss reads what the site returned
         self.before_relu: set[str] = set()  # ResNet blocks whose last ReLU comes behind a site
         channels = {site: self._place(site, kind=kind) for site, kind in sites.items()}
-        self.style_names = tuple(site for site, kind in sites.items() if kind == "whiten")  # of the captured maps
+        self.style_names = tuple(site for site, kind in sites.items() if kind in CAPTURED)  # of the captured maps
         self.style_channels = tuple(channels[site] for site in self.style_names)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
@@ -143,8 +143,11 @@ class Backbone(BackboneBase):
         channels, at, added = self.channels[PARTS.index(part)], len(layers), [name, "relu_after_site"]
         if norm is not None:
             channels, at = self.get_submodule(norm).num_features, layers.index(norm)  # type: ignore[assignment]
-            self.set_submodule(norm, nn.Identity())
-            self.replaced[norm] = name
+            if kind == "beside":
+                added, at = [norm, *added], at
+            else:
+                self.set_submodule(norm, nn.Identity())
+                self.replaced[norm] = name
         elif isinstance(self.spec, ResNetSpec):
             self.before_relu.add(layers[-1])
         else:
@@ -166,7 +169,7 @@ class Backbone(BackboneBase):
                 layer = self.get_submodule(name)
                 maps = residual_sum(layer, maps) if name in self.before_relu else self.run_layer(layer, maps)
                 if name.removeprefix("sites.") in self.style_names:
-                    style.append(maps)
+                    style.append(captured(layer, maps))
             maps = self.mix_style(maps) if part in MIXED else maps
             outputs.append(maps)
         return outputs[1:], tuple(style)

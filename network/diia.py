@@ -11,6 +11,13 @@ What is left where a method leaves a part out (`Method.parts`); every other modu
 * aggregation: both branches train by their own losses, but the attention is gone (as if its gate stayed at zero): the
   final classifier reads the backbone's features through `aggregate.up` alone, and `predict` skips both branches.
 * all four: the coarse head alone, its logits as the output `fused`. The auxiliary head and the whitening stay.
+
+What `Method.corrections` change (diia-v2):
+
+* edge: the mean of the edge maps is the logit of an edge; `edge` is 255 times its probability.
+* confidence: the coarse layout is confident by probabilities, not by raw logits.
+* encoding: the layout enters as one plane per class, zero where it is void, not as a picture of class numbers.
+* attention: scores are divided by the root of the width, its convolutions start as PyTorch's and the gate at one.
 """
 
 from __future__ import annotations
@@ -71,11 +78,12 @@ def _sort_in_graphs(values: Tensor, labels: Tensor, num_classes: int) -> tuple[T
 class LayoutBranch(Refined):
     """SLRM: the coarse layout as a picture -> features -> logits that must reproduce the layout."""
 
-    def __init__(self, *, output_stride: int, num_classes: int) -> None:
+    def __init__(self, *, output_stride: int, num_classes: int, planes: bool = False) -> None:
         super().__init__()
+        self.num_classes, self.planes = num_classes, planes
         strides, poolings = split_stride(output_stride, layers=4)
         self.encoder = nn.Sequential(
-            conv_norm_relu(1, 64, kernel=3, stride=strides[0]),
+            conv_norm_relu(num_classes if planes else 1, 64, kernel=3, stride=strides[0]),
             nn.MaxPool2d(3, stride=strides[1], padding=1),
             conv_norm_relu(64, 128, kernel=3, stride=strides[2], bias=True),
             nn.Conv2d(128, 256, 3, stride=strides[3], padding=1),
@@ -85,8 +93,10 @@ class LayoutBranch(Refined):
 
     def encode(self, layout: Tensor, *, dtype: torch.dtype) -> Tensor:
         """Map a layout (B, H, W) to features (B, 256, h, w)."""
-        # Parity: class numbers go in as they are, 255 included.
-        return self.encoder(layout.unsqueeze(1).to(dtype))
+        picture = layout.unsqueeze(1)  # Parity: class numbers go in as they are, 255 included.
+        if self.planes:
+            picture = picture == torch.arange(self.num_classes, device=layout.device)[:, None, None]
+        return self.encoder(picture.to(dtype))
 
 
 class EdgeBranch(Refined):
@@ -117,16 +127,18 @@ class TripleAggregation(nn.Module):
 
     out_channels = 128
 
-    def __init__(self, top_channels: int, *, feature_channels: int = 256, attends: bool = True) -> None:
+    def __init__(
+        self, top_channels: int, *, feature_channels: int = 256, attends: bool = True, scaled: bool = False
+    ) -> None:
         super().__init__()
-        self.attends = attends
+        self.attends, self.scale = attends, self.out_channels**-0.5 if scaled else 1.0
         if attends:
             self.query = nn.Conv2d(feature_channels, self.out_channels, 1)
             self.key = nn.Conv2d(feature_channels, self.out_channels, 1)
             self.value = nn.Conv2d(top_channels, self.out_channels, 1)
-            self.gamma = nn.Parameter(torch.zeros(1))
+            self.gamma = nn.Parameter(torch.full((1,), float(scaled)))
         self.up = nn.Conv2d(top_channels, self.out_channels, 1)
-        for conv in self.children():
+        for conv in [self.up] if scaled else self.children():
             assert isinstance(conv, nn.Conv2d)
             nn.init.normal_(conv.weight, std=0.01)  # biases keep PyTorch's default, as in the original
 
@@ -137,7 +149,7 @@ class TripleAggregation(nn.Module):
         triple = (*self._query_and_key(layout_features, edge_features), self.value(top))
         # (B, 1, hw, 128): the fused kernels, without the (hw, hw) matrix, need it so
         query, key, value = (maps.flatten(2).mT.contiguous().unsqueeze(1) for maps in triple)
-        mixed = F.scaled_dot_product_attention(query, key, value, scale=1.0)  # no division by the root of the width
+        mixed = F.scaled_dot_product_attention(query, key, value, scale=self.scale)
         mixed = mixed.squeeze(1).transpose(1, 2).unflatten(2, top.shape[2:])  # (B, 128, h, w)
         return self.gamma * mixed + self.up(top)
 
@@ -149,7 +161,7 @@ class TripleAggregation(nn.Module):
         query, key = self._query_and_key(layout_features, edge_features)
         with torch.autocast(key.device.type, enabled=False):
             scores = query.flatten(2)[..., cells].float().mT @ key.flatten(2).float()  # (B, N, hw)
-        return scores.softmax(2).unflatten(2, key.shape[2:])
+        return (self.scale * scores).softmax(2).unflatten(2, key.shape[2:])
 
     def _query_and_key(self, layout_features: Tensor | None, edge_features: Tensor | None) -> tuple[Tensor, Tensor]:
         query = edge_features if layout_features is None else layout_features
@@ -172,13 +184,17 @@ class DIIASegmentor(Segmentor):
         _, low, _, third, top = backbone.channels
         parts, width = self.method.parts, TripleAggregation.out_channels
         self.attends = "aggregation" in parts
-        self.layout_confidence: Confidence = layout_confidence
+        corrected = self.method.corrections
+        self.layout_confidence: Confidence = "softmax" if "confidence" in corrected else layout_confidence
+        self.edge_logit = "edge" in corrected
         stride, shape = backbone.output_stride, {"output_stride": backbone.output_stride, "num_classes": num_classes}
         shrinks = stride // backbone.low_stride
         self.coarse = Decoder(top, **shape)
-        self.layout = LayoutBranch(**shape) if "layout" in parts else None
+        self.layout = LayoutBranch(**shape, planes="encoding" in corrected) if "layout" in parts else None
         self.edge = EdgeBranch(low, stride=shrinks, num_classes=num_classes) if "edge" in parts else None
-        self.aggregate = TripleAggregation(top, attends=self.attends) if "fused" in parts else None
+        self.aggregate = (
+            TripleAggregation(top, attends=self.attends, scaled="attention" in corrected) if "fused" in parts else None
+        )
         self.fused = Decoder(width, low_channels=low, **shape) if "fused" in parts else None
         self.aux = AuxHead(third, num_classes=num_classes)
         initialise_heads(self.coarse, self.layout, self.edge, self.fused, self.aux)
@@ -205,7 +221,8 @@ class DIIASegmentor(Segmentor):
         if self.layout is not None and layout_features is not None:
             layout_logits = resize(self.layout.decode(layout_features), size)
         if self.edge is not None and edge_maps is not None and edge_features is not None:
-            edge = resize(edge_maps.mean(1, keepdim=True), size)
+            edge = edge_maps.mean(1, keepdim=True)
+            edge = resize(255 * edge.float().sigmoid() if self.edge_logit else edge, size)
             edge_logits = resize(self.edge.decode(edge_features), size)
         aux = self.aux(features.aux)
         return SegmentorOutput(

@@ -13,8 +13,10 @@ from utils.errors import UserError, did_you_mean
 Head = Literal["plain", "diia", "linear"]
 Whitening = Literal["irw", "isw"]
 Part = Literal["edge", "layout", "aggregation", "fused"]
+Correction = Literal["edge", "confidence", "encoding", "attention"]
 DEFAULT_METHOD = "diia"
 PARTS: tuple[Part, ...] = get_args(Part)  # of the DIIA head, beside its coarse and auxiliary classifiers
+CORRECTIONS: tuple[Correction, ...] = get_args(Correction)  # of what hardly acts in the published head (docs/parity.md)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Method:
     codes: tuple[int, ...]  # style sites, seven codes (network.style)
     whitening: Whitening | None = None  # which covariance entries are whitened: all (irw) or the sensitive ones (isw)
     parts: tuple[Part, ...] = ()  # which parts of the DIIA head are there (network.diia says what is left without one)
+    corrections: tuple[Correction, ...] = ()
     relax_denom: float = 0.0  # irw: the mean absolute covariance is pushed down to 1 / relax_denom; 0 = to zero
     jitter: Literal["diia", "robustnet"] = "robustnet"  # strengths of the colour jitter
 
@@ -36,6 +39,11 @@ class Method:
         return 8 if list(sources) == ["cityscapes"] else 16
 
     @property
+    def edge_magnitude(self) -> bool:
+        """Whether the edge target is the gradient's magnitude instead of |Sobel x| (transforms.appearance)."""
+        return "edge" in self.corrections
+
+    @property
     def label(self) -> str:
         """The row's name, with the style codes where they are not the row's own."""
         return self.name if self.codes == METHODS[self.name].codes else f"{self.name} {''.join(map(str, self.codes))}"
@@ -44,12 +52,14 @@ class Method:
         head = {"plain": "plain DeepLabV3+ head", "diia": "DIIA head", "linear": "linear head"}[self.head]
         missing = [part for part in PARTS if part not in self.parts] if self.head == "diia" else []
         head += f" without {', '.join(missing)}" if missing else ""
+        head += f", corrected {', '.join(self.corrections)}" if self.corrections else ""
         whitened = f", {self.whitening.upper()} whitening" if self.whitening else ""
         return f"{self.name} ({head}, wt_layer {' '.join(map(str, self.codes))}{whitened})"
 
 
 _NONE = (0, 0, 0, 0, 0, 0, 0)
 _DIIA = Method("diia", "diia", (0, 0, 2, 2, 2, 0, 0), "isw", parts=PARTS, jitter="diia")
+_V2 = dataclasses.replace(_DIIA, name="diia-v2", codes=(0, 0, 6, 6, 6, 0, 0), corrections=CORRECTIONS)
 METHODS: dict[str, Method] = {
     row.name: row
     for row in (
@@ -67,6 +77,12 @@ METHODS: dict[str, Method] = {
         dataclasses.replace(_DIIA, name="diia-no-aggregation", parts=("edge", "layout", "fused")),
         dataclasses.replace(_DIIA, name="diia-no-whitening", codes=_NONE, whitening=None),  # batch norm alone
         dataclasses.replace(_DIIA, name="diia-coarse", parts=()),
+        _V2,
+        *(
+            dataclasses.replace(_V2, name=f"diia-v2-old-{name}", corrections=tuple(c for c in CORRECTIONS if c != name))
+            for name in CORRECTIONS
+        ),
+        dataclasses.replace(_V2, name="diia-v2-old-sites", codes=_DIIA.codes),
     )
 }
 
@@ -87,9 +103,9 @@ def resolve_method(name: str, wt_layer: Sequence[int] | None = None) -> Method:
         return row
     codes = tuple(int(code) for code in wt_layer)
     check_codes(codes)
-    whitening: Whitening | None = "isw" if 2 in codes else "irw" if 1 in codes else None
+    whitening: Whitening | None = "isw" if {2, 6} & set(codes) else "irw" if 1 in codes else None
     flags, code = f"--method {name} with --wt_layer {' '.join(map(str, codes))}", max(row.codes)
-    if row.head == "diia" and row.whitening is None and {1, 2, 5} & set(codes):
+    if row.head == "diia" and row.whitening is None and {1, 2, 5, 6} & set(codes):
         raise UserError(f"{flags}: these whiten; use --method diia")
     if row.head != "diia" and (whitening != row.whitening or not (code in codes if code else not any(codes))):
         raise UserError(
@@ -109,5 +125,5 @@ def resolve_jitter(cfg: Config) -> str:
 def method_for(*, head: Head, codes: Sequence[int]) -> Method:
     """Return the method of a weight file without a config, from its head and its style codes."""
     check_codes(codes)
-    names = ((2, "isw"), (1, "irw"), (5, "sw"), (4, "ibn"), (3, "is"), (0, "base"))
+    names = ((2, "isw"), (6, "isw"), (1, "irw"), (5, "sw"), (4, "ibn"), (3, "is"), (0, "base"))
     return resolve_method("diia" if head == "diia" else next(name for code, name in names if code in codes), codes)

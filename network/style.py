@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from utils import distributed
 from utils.errors import UserError
 
-SITE_KINDS = {1: "whiten", 2: "whiten", 3: "instance", 4: "instance_affine", 5: "switchable"}
+SITE_KINDS = {1: "whiten", 2: "whiten", 3: "instance", 4: "instance_affine", 5: "switchable", 6: "beside"}
+CAPTURED = ("whiten", "beside")  # kinds whose standardised maps the whitening loss reads
 MIXED = ("stem", "stage1", "stage2")  # whose outputs MixStyle mixes
 POSITION_NAMES = ("stem1", "stem2", "stem3", "stage1", "stage2", "stage3", "stage4")
 # Type of switchable whitening -> how many statistics are mixed: batch and instance whitening; layer norm too; batch and
@@ -26,7 +27,8 @@ def read_codes(codes: Sequence[int], *, positions: Mapping[int, str]) -> dict[st
     """Turn seven codes into a table of style sites.
 
     Args:
-        codes: 0 none, 1 and 2 whitened, 3 instance norm, 4 affine instance norm, 5 switchable whitening.
+        codes: 0 none, 1 and 2 whitened, 3 instance norm, 4 affine instance norm, 5 switchable whitening, 6 whitened
+            beside the path.
         positions: position of a code -> site name, for the positions that the backbone has.
 
     Raises:
@@ -52,23 +54,39 @@ def read_codes(codes: Sequence[int], *, positions: Mapping[int, str]) -> dict[st
 
 
 def check_codes(codes: Sequence[int]) -> None:
-    """Raise `UserError` unless these are seven known codes of which 1 and 2 are not mixed."""
+    """Raise `UserError` unless these are seven known codes of which 1 is not mixed with 2 or 6."""
     text = f"--wt_layer {' '.join(map(str, codes))}"
     if len(codes) != len(POSITION_NAMES):
         raise UserError(f"{text}: {len(codes)} codes given, 7 needed (3 stem convolutions, 4 stages)")
     unknown = [str(code) for code in codes if code not in (0, *SITE_KINDS)]
     if unknown:
-        raise UserError(f"{text}: unknown code {', '.join(unknown)}; use 0 none, 1 IW/IRW, 2 ISW, 3 IN, 4 IBN, 5 SW")
-    if 1 in codes and 2 in codes:
-        raise UserError(f"{text}: codes 1 (IW/IRW) and 2 (ISW) cannot be mixed; use one of them at every whitened site")
+        raise UserError(
+            f"{text}: unknown code {', '.join(unknown)}; use 0 none, 1 IW/IRW, 2 ISW, 3 IN, 4 IBN, 5 SW, 6 ISW beside"
+        )
+    if 1 in codes and {2, 6} & set(codes):
+        raise UserError(f"{text}: codes 1 (IW/IRW) and 2 or 6 (ISW) cannot be mixed; use one of them at every site")
 
 
-def build_site(channels: int, *, kind: str) -> nn.InstanceNorm2d | SyncSwitchWhiten2d:
+class Beside(nn.Module):
+    """Leaves the maps as they are, so that pretrained features pass; the whitening loss reads them standardised."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps
+
+
+def captured(site: nn.Module, maps: Tensor) -> Tensor:
+    """Return what the whitening loss reads of a site's output (B, C, h, w): zero mean, unit deviation per image."""
+    return nn.functional.instance_norm(maps) if isinstance(site, Beside) else maps
+
+
+def build_site(channels: int, *, kind: str) -> nn.InstanceNorm2d | SyncSwitchWhiten2d | Beside:
     """Build the layer of a style site; raises `UserError` where switchable whitening does not fit the channels."""
     if kind not in SITE_KINDS.values():
         raise ValueError(f"style site kind {kind!r}: one of {', '.join(sorted(set(SITE_KINDS.values())))}")
     if kind == "switchable":
         return SyncSwitchWhiten2d(channels)
+    if kind == "beside":
+        return Beside()
     return nn.InstanceNorm2d(channels, affine=kind == "instance_affine")
 
 

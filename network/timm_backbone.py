@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from network.backbone_base import PARTS, BackboneBase
 from network.deeplab import resize
-from network.style import MIXED, MixStyle, build_site, read_codes
+from network.style import CAPTURED, MIXED, MixStyle, build_site, captured, read_codes
 from utils.errors import UserError, did_you_mean
 
 TIMM = "timm/"  # how --backbone starts
@@ -120,7 +120,7 @@ class TimmBackbone(BackboneBase):
         self.kinds = read_codes(codes, positions=_POSITIONS if self.layers else {})
         for site, kind in self.kinds.items():
             self.sites[site] = build_site(widths[site], kind=kind)
-        self.style_names = tuple(site for site, kind in self.kinds.items() if kind == "whiten")
+        self.style_names = tuple(site for site, kind in self.kinds.items() if kind in CAPTURED)
         self.style_channels = tuple(widths[site] for site in self.style_names)
         if not self.layers:
             self._shapes(self, _PROBE)
@@ -179,7 +179,7 @@ class TimmBackbone(BackboneBase):
             if part in self.sites:
                 feature = self.sites[part](feature)
             if part in self.style_names:
-                style.append(feature)
+                style.append(captured(self.sites[part], feature))
             if part in MIXED and self.mix_style is not None:
                 feature = self.mix_style(feature)
             maps = feature.permute(0, 2, 3, 1) if self.channels_last else feature

@@ -18,7 +18,7 @@ from datasets.labels import CLASS_NAMES, NUM_CLASSES, PALETTE
 from datasets.sampling import class_centroids, sample_rng
 from datasets.segmentation import read_pair, to_tensor
 from datasets.splits import find_pairs
-from network import resolve_jitter
+from network import resolve_jitter, resolve_method
 from scripts import chosen_domains, data_config, data_parser
 from transforms.appearance import Appearance, AppearanceParams, AppearanceSampler, edge_target
 from transforms.build import build_appearance, build_appearance_sampler, build_geometry
@@ -61,6 +61,7 @@ class Pipeline:
     appearance: Appearance
     seed: int
     tile: int
+    edge_magnitude: bool = False
 
     def focus(self, label: Array, *, item: int) -> tuple[int, tuple[int, int]] | None:
         """Sample a class of a label, each alike, and one of its centroids (x, y); None where there is none."""
@@ -89,7 +90,8 @@ class Pipeline:
 def build_pipeline(cfg: Config, *, tile: int) -> Pipeline:
     """Return the transforms of a run of this configuration, with the jitter of its method."""
     sampler = build_appearance_sampler(cfg, jitter=resolve_jitter(cfg))
-    return Pipeline(build_geometry(cfg), sampler, build_appearance(cfg), cfg.RUN.SEED, tile)
+    magnitude = resolve_method(cfg.NETWORK.METHOD, cfg.NETWORK.WT_LAYER).edge_magnitude
+    return Pipeline(build_geometry(cfg), sampler, build_appearance(cfg), cfg.RUN.SEED, tile, magnitude)
 
 
 def frame_cells(name: str, image: Array, label: Array, *, item: int, pipeline: Pipeline) -> list[Cell]:
@@ -98,7 +100,7 @@ def frame_cells(name: str, image: Array, label: Array, *, item: int, pipeline: P
     start = make_view(image, label, focus=focus[1] if focus else None)
     view, params, shown, mirrored = pipeline.deliver(start, item=item)
     crop, target = view.image, view.label  # (h, w, 3), (h, w)
-    edges = edge_target(to_tensor(crop)[None])[0].byte().numpy()  # (h, w)
+    edges = edge_target(to_tensor(crop)[None], magnitude=pipeline.edge_magnitude)[0].byte().numpy()  # (h, w)
     ignored, present = float(np.mean(target >= NUM_CLASSES)), len(_classes(target))
     sigmas = {"Gaussian": params.sigma, "bilateral": params.bilateral}
     blur = next((f"{kind} blur, sigma {sigma:.2f}" for kind, sigma in sigmas.items() if sigma), "no blur")
@@ -111,7 +113,10 @@ def frame_cells(name: str, image: Array, label: Array, *, item: int, pipeline: P
         Cell(_overlaid(crop, target, view, CROP), (resized, cut)),
         Cell(_fit(pipeline.seen(crop, params), CROP), (f"jitter {'on' if params.jitter else 'off'}", blur)),
         Cell(colorize(_fit(target, CROP), palette=PALETTE), (classes, f"{ignored:.1%} ignored")),
-        Cell(_fit(np.repeat(edges[..., None], 3, axis=2), CROP), ("|Sobel x|, 0 to 255",)),
+        Cell(
+            _fit(np.repeat(edges[..., None], 3, axis=2), CROP),
+            ("gradient magnitude" if pipeline.edge_magnitude else "|Sobel x|, 0 to 255",),
+        ),
     ]
 
 

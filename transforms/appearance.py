@@ -221,11 +221,12 @@ class Appearance:
         return colours if self.style is None else self.style(colours, params.stream)
 
 
-def edge_target(images: Tensor) -> Tensor:
+def edge_target(images: Tensor, *, magnitude: bool = False) -> Tensor:
     """Return |Sobel x| of the grey image, rounded and cut off at 255: the target of edge reconstruction.
 
     It maps (B, 3, H, W) uint8 RGB, before any change of colour, to (B, H, W) float32. Source: the original's 3x3
-    x-derivative; the border is mirrored without doubling its pixel.
+    x-derivative; the border is mirrored without doubling its pixel. With `magnitude` both derivatives count, and each
+    image by its own contrast: 255 is three deviations above its mean.
     """
     red, green, blue = images.float().unbind(dim=1)
     # Parity: OpenCV's weights for blue, green, red, applied to red, green, blue as the original does; in thousandths,
@@ -234,4 +235,9 @@ def edge_target(images: Tensor) -> Tensor:
     padded = F.pad(grey, (1, 1, 1, 1), mode="reflect")  # (B, H+2, W+2)
     across = padded[..., 2:] - padded[..., :-2]  # (B, H+2, W)
     sobel = (across[:, :-2] + across[:, 2:]).add_(across[:, 1:-1], alpha=2)  # (B, H, W)
+    if magnitude:
+        down = padded[:, 2:] - padded[:, :-2]  # (B, H, W+2)
+        strength = torch.hypot(sobel, (down[..., :-2] + down[..., 2:]).add_(down[..., 1:-1], alpha=2))
+        deviation, mean = torch.std_mean(strength, dim=(1, 2), keepdim=True)
+        return (strength * (255 / (mean + 3 * deviation).clamp(min=1))).clamp_(max=255)
     return sobel.div_(1000).round_().abs_().clamp_(max=255)
