@@ -120,13 +120,12 @@ class FeaturePlotter:
                 attention["backbone's last block"] = _array(network.backbone.attention_of(pair[1:], pixels)[0])
         network.train(training)
         edge, layout = output.edge, output.layout
+        target = None if edge is None else edge_target(tensor[None], magnitude=network.method.edge_magnitude)
         return Activations(
             augmented=_array(augmented.permute(1, 2, 0)),
             covariances=[_array(covariance(maps)) for maps in style],
             edge=None if edge is None else _array(edge[0, 0]),
-            edge_target=None
-            if edge is None
-            else _array(edge_target(tensor[None], magnitude=network.method.edge_magnitude)[0]),
+            edge_target=None if target is None else _array(target[0]),
             layout=None if layout is None else _array(layout[0]),
             attention=attention,
         )
@@ -233,12 +232,10 @@ def _plot_branches(image: Array, truth: Array, prediction: Array, values: Activa
 
 def plot_batch(batch: TrainingBatch, appearance: Appearance, *, method: Method) -> Array:
     """Return a batch as the network sees it: image, label, edge target, side by side."""
-    images, edges = (
-        appearance.colours(batch.images, batch.params),
-        edge_target(batch.images, magnitude=method.edge_magnitude),
-    )
+    images, labels = appearance.colours(batch.images, batch.params), batch.labels.cpu()
+    edges = edge_target(batch.images, magnitude=method.edge_magnitude).byte().cpu()
     tiles: list[Array] = []
-    for image, label, edge in zip(images, batch.labels.cpu(), edges.byte().cpu(), strict=True):
+    for image, label, edge in zip(images, labels, edges, strict=True):
         tiles.append(image.permute(1, 2, 0).numpy())
         tiles.append(colorize(label.numpy(), palette=PALETTE))
         tiles.append(edge[..., None].expand(-1, -1, 3).numpy())

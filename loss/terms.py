@@ -80,9 +80,10 @@ def edge_distance(edge: Tensor, target: Tensor) -> Tensor:
 
 
 def balanced_edge_entropy(edge: Tensor, target: Tensor) -> Tensor:
-    """Return the cross entropy of edges, (B, 1, H, W) and (B, H, W), 0..255, where edge and rest of an image weigh alike.
+    """Return the cross entropy of edges (B, 1, H, W) with their target (B, H, W), both 0..255.
 
-    A pixel is an edge to the share target / 255. Xie and Tu, Holistically-nested edge detection, ICCV 2015, equation 2.
+    Edges and the rest of an image weigh alike; a pixel is an edge to the share target / 255. Xie and Tu, Holistically-
+    nested edge detection, ICCV 2015, equation 2.
     """
     share = target.float() / 255
     entropy = F.binary_cross_entropy(edge.squeeze(1).float() / 255, share, reduction="none")  # (B, H, W)

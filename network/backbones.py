@@ -144,7 +144,7 @@ class Backbone(BackboneBase):
         if norm is not None:
             channels, at = self.get_submodule(norm).num_features, layers.index(norm)  # type: ignore[assignment]
             if kind == "beside":
-                added, at = [norm, *added], at
+                added.insert(0, norm)  # stays
             else:
                 self.set_submodule(norm, nn.Identity())
                 self.replaced[norm] = name

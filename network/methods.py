@@ -107,7 +107,8 @@ def resolve_method(name: str, wt_layer: Sequence[int] | None = None) -> Method:
     flags, code = f"--method {name} with --wt_layer {' '.join(map(str, codes))}", max(row.codes)
     if row.head == "diia" and row.whitening is None and {1, 2, 5, 6} & set(codes):
         raise UserError(f"{flags}: these whiten; use --method diia")
-    if row.head != "diia" and (whitening != row.whitening or not (code in codes if code else not any(codes))):
+    own = whitening or (code in codes if code else not any(codes))
+    if row.head != "diia" and (whitening != row.whitening or not own):
         raise UserError(
             f"{flags}: these codes are not {name}'s (its own are {' '.join(map(str, row.codes))}); "
             f"leave --wt_layer out or use --method {method_for(head='plain', codes=codes).name}"

@@ -182,7 +182,7 @@ def published_arch(network: Segmentor) -> str:
     """Return the --arch under which RobustNet or DIIA has this network, or raise `UserError` where neither has it."""
     backbone, method = network.backbone, network.method
     architecture = Architecture(backbone.spec, backbone.output_stride)
-    whole = method.head != "diia" or method.parts == DIIA_PARTS
+    whole = (method.head != "diia" or method.parts == DIIA_PARTS) and not method.corrections and 6 not in method.codes
     names = [name for name, row in ARCHITECTURES.items() if row == architecture]
     if not names or not whole or backbone.spec.name not in _ORIGINALS.get(method.head, ()):
         raise UserError(

@@ -101,6 +101,7 @@ def frame_cells(name: str, image: Array, label: Array, *, item: int, pipeline: P
     view, params, shown, mirrored = pipeline.deliver(start, item=item)
     crop, target = view.image, view.label  # (h, w, 3), (h, w)
     edges = edge_target(to_tensor(crop)[None], magnitude=pipeline.edge_magnitude)[0].byte().numpy()  # (h, w)
+    edges_are = "gradient magnitude" if pipeline.edge_magnitude else "|Sobel x|"
     ignored, present = float(np.mean(target >= NUM_CLASSES)), len(_classes(target))
     sigmas = {"Gaussian": params.sigma, "bilateral": params.bilateral}
     blur = next((f"{kind} blur, sigma {sigma:.2f}" for kind, sigma in sigmas.items() if sigma), "no blur")
@@ -113,10 +114,7 @@ def frame_cells(name: str, image: Array, label: Array, *, item: int, pipeline: P
         Cell(_overlaid(crop, target, view, CROP), (resized, cut)),
         Cell(_fit(pipeline.seen(crop, params), CROP), (f"jitter {'on' if params.jitter else 'off'}", blur)),
         Cell(colorize(_fit(target, CROP), palette=PALETTE), (classes, f"{ignored:.1%} ignored")),
-        Cell(
-            _fit(np.repeat(edges[..., None], 3, axis=2), CROP),
-            ("gradient magnitude" if pipeline.edge_magnitude else "|Sobel x|, 0 to 255",),
-        ),
+        Cell(_fit(np.repeat(edges[..., None], 3, axis=2), CROP), (f"{edges_are}, 0 to 255",)),
     ]
 
 

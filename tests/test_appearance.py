@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import default_collate
 from torchvision.transforms.v2 import functional as torchvision
@@ -193,6 +194,17 @@ def test_images_laid_out_otherwise_give_the_same_and_stay_as_they_are() -> None:
     assert torch.equal(Appearance()(images, params), Appearance()(other, params))
     assert torch.equal(edge_target(images), edge_target(other))
     assert torch.equal(images, pictures(2))
+
+
+def test_edge_magnitude_is_scipys_by_the_images_own_contrast() -> None:
+    images = pictures(2)
+    images[1] //= 8  # little contrast
+    grey = (0.114 * images[:, 0] + 0.587 * images[:, 1] + 0.299 * images[:, 2]).numpy()
+    for image, found in zip(grey, edge_target(images, magnitude=True), strict=True):
+        strength = np.hypot(*(ndimage.sobel(image, axis=axis, mode="mirror") for axis in (0, 1)))
+        wanted = (255 * strength / (strength.mean() + 3 * strength.std(ddof=1))).clip(max=255)
+        torch.testing.assert_close(found, torch.from_numpy(wanted).float(), atol=0.05, rtol=0)
+    assert float(edge_target(torch.zeros_like(images), magnitude=True).abs().max()) == 0
 
 
 def test_the_order_of_the_operations_counts() -> None:

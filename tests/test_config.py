@@ -215,7 +215,7 @@ def test_values_are_typed() -> None:
         ("--bs_mult 0", "--bs_mult must be a whole number of at least 1, got 0"),
         ("--class_uniform_pct 50", "--class_uniform_pct must be a number from 0 to 1, got 50"),
         ("--scale_min 2 --scale_max 1", "--scale_min 2 is above --scale_max 1"),
-        ("--wt_layer 0 0 2", "--wt_layer must be a list of 7 values, each a whole number from 0 to 5"),
+        ("--wt_layer 0 0 2", "--wt_layer must be a list of 7 values, each a whole number from 0 to 6"),
         ("--wt_layer 0 0 2 2 9 0 0", "--wt_layer must be a list of 7 values"),
         ("--city_mode trian", "--city_mode must be one of train, trainval, got 'trian'; did you mean 'train'"),
         ("--lr_schedule scl-poly", "--lr_schedule scl-poly needs --rlx_off_iter from 0 to 29999"),

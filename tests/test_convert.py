@@ -72,6 +72,8 @@ def test_names_and_shapes_are_published_as_the_originals_have_them(key: str, tes
         ("--backbone timm/test_vit --method base --output_stride 16", "base on timm/test_vit"),
         ("--backbone resnet18 --output_stride 32 --method linear", "linear on ResNet-18, output stride 32"),
         ("--backbone resnet50 --method diia-no-edge", "diia-no-edge on ResNet-50"),
+        ("--backbone resnet50 --method diia-v2-old-sites", "diia-v2-old-sites on ResNet-50"),
+        ("--backbone resnet50 --method isw --wt_layer 0 0 2 6 2 0 0", "isw on ResNet-50"),
         ("--backbone resnet50 --method diia-coarse", "diia-coarse on ResNet-50"),
         ("--backbone resnet18 --output_stride 32 --method diia", "diia on ResNet-18"),
         ("--backbone resnet18 --output_stride 16 --method base", "base on ResNet-18, output stride 16"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from loss import build_criterion
 from loss.criterion import CLASS_WEIGHTS, Criterion
-from loss.terms import cross_entropy, downsample_labels, ignore_easy_pixels
+from loss.terms import balanced_edge_entropy, cross_entropy, downsample_labels, ignore_easy_pixels
 from network.methods import METHODS
 from network.outputs import SegmentorOutput
 from tests.street_data import make_cfg
@@ -44,6 +45,26 @@ def some_labels() -> torch.Tensor:
     labels = torch.randint(0, 19, (2, 8, 8), generator=torch.Generator().manual_seed(1))
     labels[:, :2] = 255
     return labels
+
+
+def test_edges_and_the_rest_weigh_alike() -> None:
+    target = torch.zeros(2, 4, 5)
+    target[0, 0], target[1, 2, 3] = 255, 255  # 5 of 20 pixels and one
+    chance = torch.full((2, 1, 4, 5), 255 / 4, requires_grad=True)
+    wanted = []
+    for share in (5 / 20, 1 / 20):
+        edges, rest = share * (1 - share), (1 - share) * share
+        wanted.append((edges * np.log(4) + rest * np.log(4 / 3), edges + rest))
+    loss = balanced_edge_entropy(chance, target)
+    torch.testing.assert_close(loss.item(), sum(part for part, _ in wanted) / sum(weight for _, weight in wanted))
+    loss.backward()
+    assert chance.grad is not None
+    per_image = chance.grad[:, 0]
+    assert float(per_image[0, 0].sum() + 3 * per_image[0, 1:].sum()) == pytest.approx(0, abs=1e-7), "4 : 4/3 at 1/4"
+    assert balanced_edge_entropy(chance, torch.zeros(2, 4, 5)).isfinite(), "no edge at all"
+    criterion = build("diia-v2")
+    assert criterion.weights["edge"] == criterion.weights["edge_logits"] == 0.1
+    assert build("diia-v2-old-edge").weights["edge"] == 0.001
 
 
 def test_terms_and_weights_of_diia() -> None:

@@ -102,6 +102,39 @@ def test_aggregation_is_attention_of_layout_over_edges() -> None:
     torch.testing.assert_close(tiam(top, layout, edge), wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_scaled_aggregation_divides_by_the_root_of_its_width_and_acts_at_once() -> None:
+    torch.manual_seed(0)
+    scaled, plain = (TripleAggregation(8, feature_channels=8, scaled=scaled) for scaled in (True, False))
+    plain.load_state_dict(scaled.state_dict())
+    assert float(scaled.gamma.detach()) == 1
+    with torch.no_grad():
+        plain.query.weight /= 128**0.5
+        assert plain.query.bias is not None
+        plain.query.bias /= 128**0.5
+    maps = torch.randn(2, 8, 3, 4), 20 * torch.randn(2, 8, 3, 4), 20 * torch.randn(2, 8, 3, 4)
+    torch.testing.assert_close(scaled(*maps), plain(*maps))
+    assert not torch.allclose(scaled(*maps), scaled.up(maps[0]), atol=1e-3)
+    cells = torch.tensor([0, 7])
+    torch.testing.assert_close(scaled.attention_of(cells, *maps[1:]), plain.attention_of(cells, *maps[1:]))
+
+
+def test_corrected_parts_read_planes_and_probabilities() -> None:
+    network = reference.small_network("diia-v2").eval()
+    images, _, _ = reference.sample()
+    seen: dict[str, torch.Tensor] = {}
+    network.get_submodule("layout.encoder").register_forward_pre_hook(lambda _, inputs: seen.update(planes=inputs[0]))
+    network.get_submodule("edge.encoder").register_forward_hook(lambda _, __, maps: seen.update(maps=maps))
+    with torch.no_grad():
+        output = network(images)
+    assert output.layout is not None and output.coarse is not None and output.edge is not None
+    assert torch.equal(output.layout, coarse_layout(output.coarse, confidence="softmax"))
+    wanted = torch.nn.functional.one_hot(output.layout.clamp(max=19), 20)[..., :19].permute(0, 3, 1, 2)
+    assert (output.layout == 255).any() and torch.equal(seen["planes"], wanted.float())
+    edge = 255 / (1 + (-seen["maps"].mean(1, keepdim=True)).exp())
+    corners = (0, 0, -1, -1), (0, -1, 0, -1)  # of map and image, which coincide
+    torch.testing.assert_close(output.edge[:, 0][:, corners[0], corners[1]], edge[:, 0][:, corners[0], corners[1]])
+
+
 def test_first_step_has_no_attention_yet() -> None:
     tiam = TripleAggregation(8, feature_channels=8)
     top = torch.randn(1, 8, 2, 2)

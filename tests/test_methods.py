@@ -18,7 +18,9 @@ from utils.errors import UserError
 def test_rows_say_what_was_published() -> None:
     plain_and_published = ["base", "linear", "ibn", "is", "iw", "irw", "isw", "sw", "diia"]
     parts_off = ["no-edge", "no-layout", "no-aggregation", "no-whitening", "coarse"]
-    assert list(METHODS) == [*plain_and_published, *(f"diia-{part}" for part in parts_off)]
+    put_back = ["edge", "confidence", "encoding", "attention", "sites"]
+    corrected = ["diia-v2", *(f"diia-v2-old-{name}" for name in put_back)]
+    assert list(METHODS) == [*plain_and_published, *(f"diia-{part}" for part in parts_off), *corrected]
     assert {name: row.whitening for name, row in METHODS.items() if row.whitening and "-" not in name} == {
         "iw": "irw",
         "irw": "irw",
@@ -33,7 +35,7 @@ def test_rows_say_what_was_published() -> None:
 def test_a_row_without_a_part_differs_from_diia_in_that_alone() -> None:
     whole = METHODS["diia"]
     for name, row in METHODS.items():
-        if name.startswith("diia-") and name not in ("diia-no-whitening", "diia-coarse"):
+        if name.startswith("diia-no-") and name != "diia-no-whitening":
             missing = name.removeprefix("diia-no-")
             assert [part for part in whole.parts if part not in row.parts] == [missing]
             assert dataclasses.replace(row, name="diia", parts=whole.parts) == whole
@@ -43,11 +45,25 @@ def test_a_row_without_a_part_differs_from_diia_in_that_alone() -> None:
     assert not METHODS["diia-coarse"].parts and METHODS["diia-coarse"].whitening == "isw"
 
 
+def test_a_correction_left_out_is_the_only_difference() -> None:
+    corrected, published = METHODS["diia-v2"], METHODS["diia"]
+    assert dataclasses.replace(corrected, name="diia", corrections=(), codes=published.codes) == published
+    assert str(corrected) == (
+        "diia-v2 (DIIA head, corrected edge, confidence, encoding, attention, wt_layer 0 0 6 6 6 0 0, ISW whitening)"
+    )
+    for name in corrected.corrections:
+        row = METHODS[f"diia-v2-old-{name}"]
+        assert set(corrected.corrections) - set(row.corrections) == {name}
+        assert dataclasses.replace(row, name="diia-v2", corrections=corrected.corrections) == corrected
+    assert dataclasses.replace(METHODS["diia-v2-old-sites"], name="diia-v2", codes=corrected.codes) == corrected
+
+
 def test_codes_override_the_row() -> None:
     baseline = resolve_method("diia", [0] * 7)
     assert baseline.head == "diia" and baseline.whitening is None
     assert resolve_method("diia", [0, 0, 1, 1, 1, 0, 0]).whitening == "irw"
     assert resolve_method("isw", [0, 0, 2, 0, 2, 0, 4]).codes == (0, 0, 2, 0, 2, 0, 4)
+    assert resolve_method("isw", [0, 0, 6, 6, 0, 0, 0]).whitening == "isw"
     assert resolve_method("ibn") is METHODS["ibn"]
     mixed = resolve_method("diia-no-edge", [0, 0, 5, 2, 3, 4, 0])
     assert mixed.parts == METHODS["diia-no-edge"].parts and mixed.whitening == "isw"
@@ -64,6 +80,7 @@ def test_codes_override_the_row() -> None:
         ("isw", [0, 0, 1, 1, 1, 0, 0], "use --method irw"),
         ("ibn", [0, 0, 3, 3, 3, 0, 0], "use --method is"),
         ("diia", [0, 0, 1, 2, 0, 0, 0], "cannot be mixed"),
+        ("isw", [0, 0, 6, 1, 0, 0, 0], "cannot be mixed"),
         ("sw", [0, 0, 4, 4, 4, 0, 0], "use --method ibn"),
         ("base", [0, 0, 5, 0, 4, 0, 0], "use --method sw"),
         ("diia-no-edges", None, "did you mean 'diia-no-edge'"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from network import BACKBONES, resolve_method
-from network.style import SyncSwitchWhiten2d, build_site, read_codes
+from network import BACKBONES, Architecture, resolve_method
+from network.style import SyncSwitchWhiten2d, build_site, captured, read_codes
 from tests import reference
 from utils.errors import UserError
 
@@ -53,6 +53,10 @@ def test_site_standardises_each_image_and_channel() -> None:
         out = build_site(4, kind=kind)(maps)
         torch.testing.assert_close(out.mean((2, 3)), torch.zeros(2, 4), atol=1e-5, rtol=0)
         torch.testing.assert_close(out.var((2, 3), correction=0), torch.ones(2, 4), atol=1e-4, rtol=0)
+    beside = build_site(4, kind="beside")
+    assert beside(maps) is maps, "the path is left alone"
+    torch.testing.assert_close(captured(beside, maps), build_site(4, kind="whiten")(maps))
+    assert captured(build_site(4, kind="whiten"), maps) is maps
     with pytest.raises(ValueError, match="style site kind"):
         build_site(4, kind="unknown")
     with pytest.raises(UserError, match="multiple of 16 channels, not 116"):
@@ -122,3 +126,20 @@ def test_codes_one_two_and_three_compute_the_same() -> None:
             outputs.append(network.predict(images))
     assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[1], outputs[2])
     assert resolve_method("iw").whitening == "irw"
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "shufflenet_v2"])
+def test_sites_beside_the_path_change_no_feature(name: str) -> None:
+    torch.manual_seed(0)
+    network, images = Architecture(BACKBONES[name], 16), torch.randn(2, 3, 64, 64)
+    first = min(BACKBONES[name].positions)
+    codes = [6 if position in (first, 3, 4) else 0 for position in range(7)]
+    plain, beside = network.build([0] * 7), network.build(codes)
+    beside.load_state_dict(plain.state_dict())
+    wanted, found = plain.eval()(images), beside.eval()(images)
+    for field in ("low_level", "aux", "top"):
+        assert torch.equal(getattr(found, field), getattr(wanted, field))
+    assert len(found.style) == 3
+    for maps in found.style:
+        torch.testing.assert_close(maps.mean((2, 3)), torch.zeros(maps.shape[:2]), atol=1e-4, rtol=0)
+    (sum(maps.square().sum() for maps in found.style) + found.top.sum()).backward()  # no ReLU behind overwrites them
