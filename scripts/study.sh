@@ -51,7 +51,7 @@ labelmefacade:
   merge: {wall: building, terrain: vegetation}
   classes: [road, sidewalk, building, vegetation, sky, car]
 YAML
-METHODS=${METHODS:-base ibn isw diia} SEEDS=${SEEDS:-304 305 306 307 308} ABLATION_DIR=$folder/$study \
+METHODS=${METHODS:-base ibn isw diia diia-v2} SEEDS=${SEEDS:-304 305 306 307 308} ABLATION_DIR=$folder/$study \
   exec "$here/ablation.sh" --dataset "$source" --covstat_val_dataset "$source" --val_dataset "${targets[@]}" \
   --domains "$folder/domains.yaml" --backbone mobilenet_v2 --output_stride 16 --pretrained "$weights" \
   --lr 0.01 --backbone_lr 0.1 --max_iter 600 --bs_mult 4 --crop_size 192 --class_uniform_tile 192 \
