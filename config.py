@@ -64,6 +64,20 @@ def parse(argv: Sequence[str] | None = None, *, program: str) -> Config:
     Raises:
         UserError: an unknown or refused flag or key, a value of a wrong type or out of range, values that contradict.
     """
+    files, command_line = read_flags(argv, program=program)
+    edited = {key for key, value in _file_values().items() if value != KEYS[key].default}
+    own = [Setting(key, value, program) for key, value in PROGRAMS[program][1].items() if key not in edited]
+    from_files = [setting for file in files for setting in options.read_file(file, KEYS)]
+    tree = _resolve([*own, *from_files, *options.read_environment(os.environ, KEYS), *command_line])
+    cfg.update(deepcopy(tree))
+    return tree
+
+
+def read_flags(argv: Sequence[str] | None = None, *, program: str) -> tuple[list[str], list[Setting]]:
+    """Return the files of --config, which are not read yet, and the settings of the flags; answers --help.
+
+    It needs no slow import, so that programs call it before theirs. Raises `UserError` as `parse` does.
+    """
     words = sys.argv[1:] if argv is None else argv
     operand = "RUN.SNAPSHOT" if program == "valid" else ""
     files, command_line = options.read_command_line(
@@ -75,12 +89,7 @@ def parse(argv: Sequence[str] | None = None, *, program: str) -> Config:
     for setting in command_line:
         if program == "train" and "train" not in KEYS[setting.key].programs:  # files and variables may serve both
             raise UserError(f"{setting.source}: {setting.key} belongs to valid.py; leave it out")
-    edited = {key for key, value in _file_values().items() if value != KEYS[key].default}
-    own = [Setting(key, value, program) for key, value in PROGRAMS[program][1].items() if key not in edited]
-    from_files = [setting for file in files for setting in options.read_file(file, KEYS)]
-    tree = _resolve([*own, *from_files, *options.read_environment(os.environ, KEYS), *command_line])
-    cfg.update(deepcopy(tree))
-    return tree
+    return files, command_line
 
 
 def to_dict(tree: Mapping[str, Any]) -> dict[str, Any]:

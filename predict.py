@@ -20,28 +20,63 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-import torch
-from PIL import Image
-from tqdm import tqdm
-
 import config
-from datasets.codec import read_photo
-from evaluation.outputs import ALL_KINDS, KINDS, SUBMISSIONS, file_name
-from inference import SAVE_MEMORY, Array, Model, load
-from network import Segmentor
-from utils import distributed, logs, program_parser, signals
+from datasets.outputs import ALL_KINDS, KINDS, SUBMISSIONS, file_name
+from utils import program_parser
 from utils.errors import UserError, first_few, run_entry_point
-from utils.files import make_folder, write
-from utils.parallel import cores, opencv, threaded_map
 
-logger = logging.getLogger("predict")
-Source = TypeVar("Source")
 FLAGS = (
     *("--device", "--fp16", "--bs_mult_val", "--eval_protocol", "--window", "--stride", "--scales", "--flip"),
     *("--average", "--arch", "--backbone", "--output_stride", "--method", "--wt_layer"),
     *("--mean", "--std", "--image_in"),  # of graphs that do not say them
 )
+ROWS = {row.flag[2:]: row for row in config.KEYS.values() if row.flag in FLAGS}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = program_parser(
+        "predict",
+        "Segment own images and videos.",
+        details="Exit code 1: files could not be read, each is named. Several processes (torchrun) share the files.",
+    )
+    parser.prog = "python predict.py"
+    parser.add_argument("weights", metavar="WEIGHTS", help="checkpoint of train.py, published weights, or an ONNX file")
+    text = "images, videos, folders (with those below), globs in quotes, - for a list of paths on standard input"
+    parser.add_argument("inputs", metavar="INPUT", nargs="+", help=text)
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to, DIR/KIND/NAME.png")
+    text = f"what to write: {', '.join(KINDS)}; the frames of a video become one of those that are pictures"
+    parser.add_argument("--write", nargs="+", choices=KINDS, metavar="KIND", help=text)
+    text = "write instead what a test server takes: cityscapes, acdc or bravo (docs/evaluation.md)"
+    parser.add_argument("--submit", choices=SUBMISSIONS, metavar="SERVER", help=text)
+    parser.add_argument("--opacity", type=float, default=0.5, metavar="X", help="of the colours in overlays, 0 to 1")
+    parser.add_argument("--force", action="store_true", help="replace files that exist")
+    for row in ROWS.values():
+        name = "N" if row.base is int else row.key.partition(".")[2]
+        least, most = row.lengths
+        number = None if not row.is_list else most if least == most else "+"
+        how: dict[str, Any] = {"type": row.base, "nargs": number, "choices": row.choices or None, "metavar": name}
+        how = {"action": "store_true"} if row.base is bool else how | {"default": row.default}
+        parser.add_argument(row.flag, help=row.help, **how)
+    return parser
+
+
+if __name__ == "__main__":
+    make_parser().parse_args()  # --help and wrong flags are answered before the slow imports below
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from datasets.codec import read_photo
+from inference import SAVE_MEMORY, Array, Model, load
+from network import Segmentor
+from utils import distributed, logs, signals
+from utils.files import make_folder, write
+from utils.parallel import cores, opencv, threaded_map
+
+logger = logging.getLogger("predict")
+Source = TypeVar("Source")
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif", ".jp2", ".avif")
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
@@ -115,32 +150,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the arguments, those of valid.py as it reads them, or raise `UserError`."""
-    parser = program_parser(
-        "predict",
-        "Segment own images and videos.",
-        details="Exit code 1: files could not be read, each is named. Several processes (torchrun) share the files.",
-    )
-    parser.prog = "python predict.py"
-    parser.add_argument("weights", metavar="WEIGHTS", help="checkpoint of train.py, published weights, or an ONNX file")
-    text = "images, videos, folders (with those below), globs in quotes, - for a list of paths on standard input"
-    parser.add_argument("inputs", metavar="INPUT", nargs="+", help=text)
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to, DIR/KIND/NAME.png")
-    text = f"what to write: {', '.join(KINDS)}; the frames of a video become one of those that are pictures"
-    parser.add_argument("--write", nargs="+", choices=KINDS, metavar="KIND", help=text)
-    text = "write instead what a test server takes: cityscapes, acdc or bravo (docs/evaluation.md)"
-    parser.add_argument("--submit", choices=SUBMISSIONS, metavar="SERVER", help=text)
-    parser.add_argument("--opacity", type=float, default=0.5, metavar="X", help="of the colours in overlays, 0 to 1")
-    parser.add_argument("--force", action="store_true", help="replace files that exist")
-    rows = {row.flag[2:]: row for row in config.KEYS.values() if row.flag in FLAGS}
-    for row in rows.values():
-        name = "N" if row.base is int else row.key.partition(".")[2]
-        least, most = row.lengths
-        number = None if not row.is_list else most if least == most else "+"
-        how: dict[str, Any] = {"type": row.base, "nargs": number, "choices": row.choices or None, "metavar": name}
-        how = {"action": "store_true"} if row.base is bool else how | {"default": row.default}
-        parser.add_argument(row.flag, help=row.help, **how)
-    args = parser.parse_args(argv)
-    args.changed = {name: value for name, row in rows.items() if (value := getattr(args, name)) != row.default}
+    args = make_parser().parse_args(argv)
+    args.changed = {name: value for name, row in ROWS.items() if (value := getattr(args, name)) != row.default}
     if args.submit and args.write:
         raise UserError(f"--submit {args.submit} says what is written, and so does --write; give one of them")
     args.write = args.write or ["train_ids"]

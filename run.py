@@ -32,7 +32,7 @@ from evaluation.evaluator import cudnn_benchmark_off
 from evaluation.examples import examples_of
 from evaluation.page import About, make_page, whitening_masks
 from evaluation.report import ImageCounts
-from loss import Criterion, build_criterion
+from loss import Criterion, build_criterion, collect_masks
 from network import Method, Segmentor, build_network, resolve_jitter
 from network.backbones import Backbone
 from network.pretrained import load_pretrained
@@ -46,7 +46,7 @@ from utils.checkpoint import RunState
 from utils.errors import UserError
 from utils.files import tolerated
 from utils.pictures import Picture
-from utils.runs import Start, check_continuation, check_lists
+from utils.runs import Records, Start, check_continuation, check_lists
 
 logger = logging.getLogger("train")
 
@@ -190,6 +190,21 @@ def statistics_pairs(run: Run, split: Split, trial: int) -> Iterator[Tensor]:
     bar = tqdm(loader, desc=title, unit="image", leave=False, disable=not distributed.is_main())
     for image, params in cudnn_benchmark_off(signals.stoppable(bar)):
         yield run.appearance.pair(image.to(run.device), params)
+
+
+def update_masks(run: Run, records: Records) -> None:
+    """Give ISW new masks: the covariances that change most when only the appearance of an image does."""
+    cfg, step, whitening, plotter = run.cfg, run.progress.step, run.criterion.whitening, run.evaluator.plotter
+    assert whitening is not None
+    splits, trials = whitened_splits(cfg, run.network.method, run.splits), range(cfg.WHITENING.TRIALS)
+    passes = (statistics_pairs(run, split, trial) for trial in trials for split in splits)
+    variances = collect_masks(whitening, run.network, passes, clusters=cfg.WHITENING.CLUSTERS, device=run.device)
+    sensitive = whitening.num_sensitive()
+    logger.info("epoch %d: whitening masks keep %s entries", run.progress.epoch, sensitive)
+    records.writer.scalars({f"whitening/sensitive_{i}": float(n) for i, n in enumerate(sensitive)}, step)
+    if plotter is not None and distributed.is_main():
+        image = plotter.plot_masks(variances)
+        records.show([Picture("whitening/masks", "features/masks.png", image)], step)
 
 
 def restore(run: Run, start: Start) -> None:

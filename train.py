@@ -13,6 +13,12 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+import config
+from utils.errors import Stopped, UserError, one_line, run_entry_point
+
+if __name__ == "__main__":
+    run_entry_point(partial(config.read_flags, program="train"))  # before the slow imports: --help, wrong flags
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,7 +26,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-import config
 import nonfinite
 from datasets.domains import load_domains
 from datasets.loaders import TrainingBatch
@@ -29,7 +34,6 @@ from evaluation import Report
 from evaluation.description import describe_weights
 from evaluation.features import plot_batch
 from evaluation.report import selection_scores
-from loss import collect_masks
 from optimizer import update_average
 from run import (
     Run,
@@ -40,14 +44,12 @@ from run import (
     report_page,
     restore,
     shortened,
-    statistics_pairs,
     trained_lists,
-    whitened_splits,
+    update_masks,
 )
 from transforms.appearance import edge_target
 from transforms.style_augmentation import adversarial_style
-from utils import distributed, logs, pictures, signals
-from utils.errors import Stopped, UserError, one_line, run_entry_point
+from utils import distributed, logs, signals
 from utils.files import tolerated
 from utils.runs import Records, check_processes, find_start, open_records
 
@@ -215,21 +217,6 @@ def end_epoch(run: Run, records: Records) -> None:
         progress.epoch += 1
         progress.step_in_epoch = 0
     save(run, records, "last")
-
-
-def update_masks(run: Run, records: Records) -> None:
-    """Give ISW new masks: the covariances that change most when only the appearance of an image does."""
-    cfg, step, whitening, plotter = run.cfg, run.progress.step, run.criterion.whitening, run.evaluator.plotter
-    assert whitening is not None
-    splits, trials = whitened_splits(cfg, run.network.method, run.splits), range(cfg.WHITENING.TRIALS)
-    passes = (statistics_pairs(run, split, trial) for trial in trials for split in splits)
-    variances = collect_masks(whitening, run.network, passes, clusters=cfg.WHITENING.CLUSTERS, device=run.device)
-    sensitive = whitening.num_sensitive()
-    logger.info("epoch %d: whitening masks keep %s entries", run.progress.epoch, sensitive)
-    records.writer.scalars({f"whitening/sensitive_{i}": float(n) for i, n in enumerate(sensitive)}, step)
-    if plotter is not None and distributed.is_main():
-        image = plotter.plot_masks(variances)
-        records.show([pictures.Picture("whitening/masks", "features/masks.png", image)], step)
 
 
 def evaluate(run: Run, records: Records, *, all_images: bool = False, keep_best: bool = True) -> None:

@@ -17,9 +17,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import config
+from utils.errors import UserError, run_entry_point
+
+if __name__ == "__main__":
+    run_entry_point(partial(config.read_flags, program="valid"))  # before the slow imports: --help, wrong flags
+
 import torch
 
-import config
 import inference
 from config import Config
 from datasets.checks import refuse_or_warn
@@ -38,7 +43,6 @@ from loss.whitening import Whitening
 from network import Segmentor
 from transforms.corruptions import parse_corruptions
 from utils import checkpoint, distributed, logs, pictures, signals
-from utils.errors import UserError, run_entry_point
 from utils.files import new_folder
 from utils.hub import beside
 from utils.pictures import Picture

@@ -17,6 +17,7 @@ from torch import Tensor
 from config import Config
 from datasets.codec import ENCODINGS, decode_errors, decode_label, read_ids
 from datasets.labels import CITYSCAPES_IDS, IGNORE, NUM_CLASSES, PALETTE
+from datasets.outputs import frame_name
 from datasets.splits import Split
 from utils import distributed
 from utils.errors import UserError, first_few
@@ -27,7 +28,6 @@ ENCODING_NAMES = {  # value of --prediction_encoding, and name of its folder in 
     "label_ids": "cityscapes_ids",
     "colour": "cityscapes_colours",
 }
-FRAME_SUFFIXES = "_leftImg8bit|_rgb_anon"  # of an image's name, which test servers' names of predictions leave out
 _SAMPLE = 16  # files that are looked at before train ids are believed
 _CLASS_COLOURS = {int.from_bytes(bytes(colour.tolist()), "big") for colour in PALETTE}
 _LABEL_IDS = {raw for raw, train in CITYSCAPES_IDS.items() if train != IGNORE}
@@ -152,11 +152,6 @@ def _file_of(name: PurePosixPath, paths: Mapping[str, str]) -> str:
 
 def _beginning_with(stem: str, starts: Mapping[str, list[str]]) -> list[str]:
     return next((starts[start] for start in (stem, frame_name(stem)) if start in starts), [])
-
-
-def frame_name(stem: str) -> str:
-    """Return the name of a frame for that of its image, which Cityscapes and ACDC end with the camera's."""
-    return re.sub(f"({FRAME_SUFFIXES})$", "", stem)
 
 
 def tell_encoding(files: Sequence[str], *, folder: Path) -> str:

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Sequence
 from typing import Any
 
+from utils import program_parser
+from utils.errors import UserError, run_entry_point
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = program_parser(
+        "scripts.app",
+        "Open a page in the browser that segments the image dropped on it.",
+        details="Needs pip install -r requirements-app.txt. Ctrl-C ends it.",
+    )
+    parser.add_argument("weights", metavar="WEIGHTS", help="what predict.py takes")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets other machines in")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen at")
+    return parser
+
+
+if __name__ == "__main__":
+    make_parser().parse_args()  # --help and wrong flags are answered before the slow imports below
+
 import numpy as np
 
 from datasets.labels import CLASS_NAMES, PALETTE
-from evaluation.outputs import KINDS
+from datasets.outputs import KINDS
 from inference import Model, load
-from utils import program_parser
-from utils.errors import UserError, run_entry_point
 from utils.pictures import Array
 
 TITLES = {"confidence": "Confidence", "edge": "DIIA's edge map", "layout": "DIIA's coarse layout"}  # maps, drawn alike
@@ -56,16 +75,7 @@ def serve(page: Any, *, wait: bool = True, **where: Any) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = program_parser(
-        "scripts.app",
-        "Open a page in the browser that segments the image dropped on it.",
-        details="Needs pip install -r requirements-app.txt. Ctrl-C ends it.",
-    )
-    parser.add_argument("weights", metavar="WEIGHTS", help="what predict.py takes")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets other machines in")
-    parser.add_argument("--port", type=int, default=7860, help="port to listen at")
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
         import gradio  # noqa: F401

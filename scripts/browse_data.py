@@ -2,31 +2,53 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from config import Config
+from scripts import chosen_domains, data_config, data_parser
+from utils.errors import UserError, run_entry_point
+
+RECIPE = ("AUGMENT.COLOR_AUG=0.5", "AUGMENT.GBLUR=true", "DATASET.CLASS_UNIFORM_PCT=0.5")  # of the published scripts
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = data_parser(
+        "browse_data",
+        "Show frames with their labels, and what a training makes of them: crop, jitter, blur, label and edge target.",
+        details="Without --config the sheet follows the published scripts where --opts says nothing else: "
+        f"{' '.join(RECIPE)}. With --config it is what train.py does with that file. The jitter is that of the method: "
+        "NETWORK.METHOD=isw shows RobustNet's.",
+    )
+    parser.add_argument("--split", default="train", help="split to take frames from")
+    parser.add_argument("--count", type=int, default=6, metavar="N", help="frames per data set")
+    text = "FILE.png, or a folder for DOMAIN.png (default: ./browse_DOMAIN.png)"
+    parser.add_argument("--out", default="", metavar="PATH", help=text)
+    return parser
+
+
+if __name__ == "__main__":
+    make_parser().parse_args()  # --help and wrong flags are answered before the slow imports below
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch.utils.data import default_collate
 
-from config import Config
 from datasets.domains import Domain
 from datasets.labels import CLASS_NAMES, NUM_CLASSES, PALETTE
 from datasets.sampling import class_centroids, sample_rng
 from datasets.segmentation import read_pair, to_tensor
 from datasets.splits import find_pairs
 from network import resolve_jitter, resolve_method
-from scripts import chosen_domains, data_config, data_parser
 from transforms.appearance import Appearance, AppearanceParams, AppearanceSampler, edge_target
 from transforms.build import build_appearance, build_appearance_sampler, build_geometry
 from transforms.geometry import Geometry, RandomFlip, RandomScale, View, make_view
-from utils.errors import UserError, run_entry_point
 from utils.pictures import INK, MARGIN, PAPER, Array, colorize, legend, overlay, save_png, stacked
 
-RECIPE = ("AUGMENT.COLOR_AUG=0.5", "AUGMENT.GBLUR=true", "DATASET.CLASS_UNIFORM_PCT=0.5")  # of the published scripts
 FRAME, CROP = (368, 300), (300, 300)  # what a picture fits into: width and height in pixels of the sheet
 COLUMNS = {
     **dict.fromkeys(("frame", "labels"), FRAME),
@@ -183,18 +205,7 @@ def browse(cfg: Config, domain: Domain, *, split: str, count: int) -> Array:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = data_parser(
-        "browse_data",
-        "Show frames with their labels, and what a training makes of them: crop, jitter, blur, label and edge target.",
-        details="Without --config the sheet follows the published scripts where --opts says nothing else: "
-        f"{' '.join(RECIPE)}. With --config it is what train.py does with that file. The jitter is that of the method: "
-        "NETWORK.METHOD=isw shows RobustNet's.",
-    )
-    parser.add_argument("--split", default="train", help="split to take frames from")
-    parser.add_argument("--count", type=int, default=6, metavar="N", help="frames per data set")
-    text = "FILE.png, or a folder for DOMAIN.png (default: ./browse_DOMAIN.png)"
-    parser.add_argument("--out", default="", metavar="PATH", help=text)
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
     args.opts = [*(() if args.config else RECIPE), *args.opts]
     cfg = data_config(args)
     domains, is_file = chosen_domains(cfg, args.names), args.out.endswith(".png")

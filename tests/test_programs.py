@@ -50,6 +50,31 @@ def test_help_shows_the_defaults_there_are(capsys: pytest.CaptureFixture[str]) -
     assert "--quick           less" in lines and "words             words" in lines and lines[-1] == "Slowly."
 
 
+START = """
+import runpy, sys
+name, *sys.argv[1:] = sys.argv[1:]
+try:
+    runpy.run_path(f"{name}.py", run_name="__main__") if "." not in name else runpy.run_module(name, None, "__main__")
+finally:
+    loaded = {"cv2", "matplotlib", "onnx", "timm", "torch", "torchvision"} & set(sys.modules)
+    assert not loaded, f"slow imports before the flags are read: {loaded}"
+"""
+
+
+@pytest.mark.parametrize("flag", ["--help", "--no_such_flag"])
+@pytest.mark.parametrize(
+    "name", ["train", "valid", "predict", "demo_world.__main__", *(f"scripts.{n}" for n in PROGRAMS)]
+)
+def test_help_and_wrong_flags_do_not_wait_for_torch(name: str, flag: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", START, name, flag], cwd=ROOT, check=False, timeout=60, capture_output=True, text=True
+    )
+    assert "slow imports" not in done.stderr
+    code, said, silent = (0, done.stdout, done.stderr) if flag == "--help" else (2, done.stderr, done.stdout)
+    assert done.returncode == code and not silent, done.stderr
+    assert ("usage: python " if flag == "--help" else "error: ") in said
+
+
 @pytest.mark.parametrize("flags", [["--quick"], ["--quick", "--json"]])
 def test_a_quick_check_does_not_wait_for_torch(tmp_path: Path, flags: list[str]) -> None:
     code = "import sys; from scripts import check_data\ntry: check_data.main(sys.argv[1:])\nfinally: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -11,8 +12,9 @@ from PIL import Image
 
 from datasets.codec import ENCODINGS
 from datasets.labels import PALETTE
-from evaluation.predictions import frame_name
 from utils.pictures import Array, colorize, overlay, stretched
+
+FRAME_SUFFIXES = "_leftImg8bit|_rgb_anon"  # of an image's name, which test servers' names of predictions leave out
 
 
 def _by_class(labels: Array) -> Image.Image:
@@ -64,3 +66,8 @@ def file_name(pattern: str, path: str) -> str:
     """Return the file of an image for a pattern of `SUBMISSIONS`; `path` is the image's without suffix."""
     name = PurePosixPath(path).name
     return pattern.format(path=path, name=name, frame=frame_name(name))
+
+
+def frame_name(stem: str) -> str:
+    """Return the name of a frame for that of its image, which Cityscapes and ACDC end with the camera's."""
+    return re.sub(f"({FRAME_SUFFIXES})$", "", stem)
