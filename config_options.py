@@ -37,7 +37,8 @@ class Data(Section):
     CLASS_UNIFORM_TILE: int = option(1024, "--class_uniform_tile",
         "Side in pixels of the tiles that are searched for class centroids.", low=1)
     MAX_CU_EPOCH: int = option(100000, "--max_cu_epoch", "Epochs that use class-uniform sampling.", low=0)
-    CENTROID_CACHE: str = option("./cache", "--centroid_cache", "Folder of the class centroids.",
+    CENTROID_CACHE: str = option("./cache", "--centroid_cache",
+        "Folder of the class centroids, and of what the quick check found sound.",
         aliases=("--cache_dir", "DATASET.CACHE_DIR"))
     FRAME_CACHE: str = option("", "--frame_cache",
         "Folder of decoded training frames, filled by the first epoch or by scripts/build_cache.sh.",

@@ -100,7 +100,8 @@ def check_data(cfg: Config, splits: Splits) -> dict[str, list[str]]:
         return {}
     needed = [(name, training_split(cfg, name)) for name in cfg.DATASET.TRAIN]
     needed += [(name, "val") for name in evaluated_domains(cfg)]
-    return distributed.from_main(partial(refuse_or_warn, splits, needed, evaluated="val"))
+    cache = cfg.DATASET.CENTROID_CACHE if cfg.DATASET.CLASS_UNIFORM_PCT else ""  # a folder that the run writes anyway
+    return distributed.from_main(partial(refuse_or_warn, splits, needed, evaluated="val", cache=cache))
 
 
 def build_run(cfg: Config, splits: Splits, *, device: torch.device, start: Start) -> Run:
@@ -111,6 +112,8 @@ def build_run(cfg: Config, splits: Splits, *, device: torch.device, start: Start
     loader = build_training_loader(cfg, splits, jitter=resolve_jitter(cfg), **distributed.share())
     evaluation_loaders(cfg, splits)  # what is missing shows now, not epochs later
     whitened_splits(cfg, network.method, splits)
+    if start.checkpoint is None:
+        loader.start()
     if start.checkpoint is None and cfg.RUN.SNAPSHOT:
         load_weights(network, checkpoint.read(cfg.RUN.SNAPSHOT), path=cfg.RUN.SNAPSHOT)
     elif start.checkpoint is None:

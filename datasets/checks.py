@@ -40,19 +40,27 @@ MakeFault = Callable[[str, str, Sequence[str], str], "Fault"]  # of a split: nam
 
 
 def check_domain(
-    domain: Domain, *, quick: bool, workers: int, splits: Sequence[str] = (), list_one: ListSplit = list_split
+    domain: Domain,
+    *,
+    quick: bool,
+    workers: int,
+    splits: Sequence[str] = (),
+    list_one: ListSplit = list_split,
+    cache: str = "",
 ) -> DomainReport:
     """Check a domain: list and count everything, decode all of it (quick: a sample), and name what is wrong.
 
     Args:
         splits: those that must exist; without any, those that exist, and one of them must.
         workers: processes that decode (quick: threads).
+        cache: folder that remembers sound samples of the quick mode, "" for none.
     """
     listings, faults = _list(domain, splits, list_one)
     samples = {split: _sample(listing.pairs) if quick else listing.pairs for split, listing in listings.items()}
     labelled = {pair for listing in listings.values() for pair in listing.labelled}
     pairs = [pair if pair in labelled else pair._replace(label="") for pair in chain(*samples.values())]
-    findings = iter(scan(pairs, encoding=domain.encoding, workers=workers, processes=not quick, title=domain.name))
+    decode = partial(scan, encoding=domain.encoding, workers=workers, title=domain.name)
+    findings = iter(decode(pairs, processes=not quick, cache=cache))
     reports = []
     for split, listing in listings.items():
         of_split, fault = list(islice(findings, len(samples[split]))), partial(_fault, domain, split)
@@ -66,7 +74,9 @@ def check_domain(
     return DomainReport(domain.name, domain.root, quick, tuple(reports), tuple(row for row in faults if row.count))
 
 
-def quick_check(domains_with_splits: Iterable[tuple[Domain, str]], *, list_one: ListSplit = list_split) -> list[Fault]:
+def quick_check(
+    domains_with_splits: Iterable[tuple[Domain, str]], *, list_one: ListSplit = list_split, cache: str = ""
+) -> list[Fault]:
     """Return the faults (no notes) that the quick mode finds in splits that a run needs with their labels.
 
     A fault whose severity is "fatal" would stop or spoil the run; `refuse_or_warn` acts on them.
@@ -75,20 +85,22 @@ def quick_check(domains_with_splits: Iterable[tuple[Domain, str]], *, list_one: 
     for domain, split in domains_with_splits:
         splits[domain].update(dict.fromkeys(("train", "val") if split == "trainval" else (split,)))
     reports = (
-        check_domain(domain, quick=True, workers=cores(), splits=list(names), list_one=list_one)
+        check_domain(domain, quick=True, workers=cores(), splits=list(names), list_one=list_one, cache=cache)
         for domain, names in splits.items()
     )
     return [fault for report in reports for fault in report.faults if fault.severity != "note"]
 
 
-def refuse_or_warn(splits: Splits, needed: Iterable[tuple[str, str]], *, evaluated: str) -> dict[str, list[str]]:
+def refuse_or_warn(
+    splits: Splits, needed: Iterable[tuple[str, str]], *, evaluated: str, cache: str = ""
+) -> dict[str, list[str]]:
     """Look at a sample of splits, each (domain, split) by name; raise `UserError` at a fatal fault, log the others.
 
     Returns by domain the sentences on the split `evaluated`, which belong beside its scores.
     """
     pairs = [(get_domain(splits.domains, name), split) for name, split in needed]
     findings = defaultdict[str, list[str]](list)
-    for fault in quick_check(pairs, list_one=splits.listing):
+    for fault in quick_check(pairs, list_one=splits.listing, cache=cache):
         if fault.severity == "fatal":
             raise UserError(fault.sentence())
         log.warning(fault.sentence())

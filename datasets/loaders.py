@@ -79,14 +79,22 @@ class TrainingLoader:
     sources: list[Split]
     text: str
     cached: bool
+    started: Iterator[TrainingBatch] | None = None  # the first epoch, whose first batches the workers read already
 
     @property
     def steps_per_epoch(self) -> int:
         return self.batches.steps_per_epoch
 
+    def start(self) -> None:
+        """Let the workers read the first batches of a new run while the rest of it is built."""
+        self.started = self.epoch(0) if self.loader.num_workers else None
+
     def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[TrainingBatch]:
         """Yield the micro-batches from a step on, without reading what comes before."""
         assert 0 <= start_step <= self.steps_per_epoch
+        started, self.started = self.started, None
+        if started is not None and (epoch, start_step) == (0, 0):
+            return started
         self.batches.epoch, self.batches.start_step = epoch, start_step
         return iter(self.loader)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -12,6 +13,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from io import BytesIO
 from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +25,7 @@ from datasets.labels import IGNORE, NUM_CLASSES
 from datasets.limits import decode_errors
 from datasets.splits import Pair
 from utils.errors import UserError, one_line
+from utils.files import tolerated, write_text
 from utils.parallel import parallel_map
 
 Size = tuple[int, int]  # width, height
@@ -35,6 +38,7 @@ LABEL_IDS = (
 )
 LOSSY = "saved with loss (JPEG) or resized with interpolation; take the original files, or resize to the nearest pixel"
 _TRAIN_IDS = range(NUM_CLASSES)
+_VERSION = 1  # of `Finding`: raise it when it, or what is found, changes
 
 
 class Finding(NamedTuple):
@@ -58,13 +62,35 @@ class Finding(NamedTuple):
     turned: bool = False
 
 
-def scan(pairs: Sequence[Pair], *, encoding: Encoding, workers: int, processes: bool, title: str) -> list[Finding]:
-    """Decode pairs (an empty label is left out) in worker processes, with a bar, or in threads: what they hold."""
+def scan(
+    pairs: Sequence[Pair], *, encoding: Encoding, workers: int, processes: bool, title: str, cache: str = ""
+) -> list[Finding]:
+    """Decode pairs (an empty label is left out) in worker processes, with a bar, or in threads: what they hold.
+
+    With a folder `cache`, pairs that were sound are not decoded again as long as their files keep size and time.
+    """
+    if cache:
+        return _scan_once(pairs, encoding=encoding, workers=workers, title=title, cache=Path(cache).expanduser())
     task = partial(look, encoding=encoding)
     if processes:
         return list(parallel_map(task, pairs, workers=min(workers, len(pairs) // 8), title=title, unit="pair"))
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(task, pairs))
+
+
+def _scan_once(pairs: Sequence[Pair], *, encoding: Encoding, workers: int, title: str, cache: Path) -> list[Finding]:
+    stamps = [_key(stamp, ("", path)) for pair in pairs for path in (pair.image, pair.label) if path]
+    made_by = repr((_VERSION, encoding, [tuple(pair) for pair in pairs], stamps))
+    path = cache / f"checked_{title}_{hashlib.sha256(os.fsencode(made_by)).hexdigest()[:16]}.json"
+    with suppress(OSError, ValueError, TypeError):  # not there, or not what is written below
+        rows = json.loads(path.read_bytes())
+        values = [[tuple(value) if isinstance(value, list) else value for value in row] for row in rows]
+        return [Finding(pair, *row) for pair, row in zip(pairs, values, strict=True)]
+    findings = scan(pairs, encoding=encoding, workers=workers, processes=False, title=title)
+    if not any(finding.image_error or finding.label_error for finding in findings):  # the others may be mended
+        with tolerated("what the quick check found"):
+            write_text(path, json.dumps([finding[1:] for finding in findings]))
+    return findings
 
 
 def look(pair: Pair, *, encoding: Encoding) -> Finding:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from datasets import checks
 from datasets.checks import check_domain, quick_check
-from datasets.codec import ENCODINGS
+from datasets.codec import ENCODINGS, Encoding
 from datasets.domains import BUILTIN, Domain
 from datasets.faults import DomainReport, Fault
 from datasets.scan import Finding, discriminative_classes, look, scan
@@ -845,3 +845,30 @@ def test_real_camvid_is_healthy(test_data: Path) -> None:
 def test_a_name_behind_the_settings_is_pointed_out() -> None:
     with pytest.raises(UserError, match=r"not 'camvid'; names of data sets stand before --opts"):
         check.main(["--opts", "DATASET.CAMVID_DIR=/data", "camvid"])
+
+
+def test_a_sound_sample_is_not_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_domain(tmp_path / "camvid", "camvid")
+    domain, cache, looked = domain_at(tmp_path / "camvid", "camvid"), str(tmp_path / "cache"), list[str]()
+
+    def counted(pair: Pair, *, encoding: Encoding) -> Finding:
+        looked.append(pair.image)
+        return look(pair, encoding=encoding)
+
+    monkeypatch.setattr("datasets.scan.look", counted)
+    plain = check_domain(domain, quick=True, workers=1, splits=["train"])
+    number = len(looked)
+    for _ in range(3):
+        assert check_domain(domain, quick=True, workers=1, splits=["train"], cache=cache) == plain
+    assert number and len(looked) == 2 * number, "decoded twice: without a cache and to fill it"
+    (file,) = (tmp_path / "cache").iterdir()
+    for text in ("{", "[]", "[[1]]", "3"):
+        file.write_text(text)
+        assert check_domain(domain, quick=True, workers=1, splits=["train"], cache=cache) == plain
+    assert len(looked) == 6 * number
+    image = Path(looked[0])
+    image.write_bytes(image.read_bytes()[:-20])  # another size
+    for _ in range(2):  # what is damaged is not remembered
+        report = check_domain(domain, quick=True, workers=1, splits=["train"], cache=cache)
+        assert [fault.name for fault in report.faults if fault.severity == "fatal"] == ["undecodable-image"]
+    assert len(looked) == 8 * number

@@ -72,6 +72,17 @@ def test_classes_that_no_label_holds_are_named(tmp_path: Path) -> None:
         assert words in text if words else "no label" not in text
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("epoch, step", [(0, 0), (0, 1), (1, 0)])
+def test_an_early_start_changes_no_batch(streets: Path, tmp_path: Path, workers: int, epoch: int, step: int) -> None:
+    cfg = config(streets, tmp_path, TRAIN=["gtav"], CLASS_UNIFORM_PCT=0.5, NUM_WORKERS=workers)
+    expected, loader = list(train_on(cfg).epoch(epoch, start_step=step)), train_on(cfg)
+    loader.start()
+    for _ in range(2):
+        batches = list(loader.epoch(epoch, start_step=step))
+        assert len(batches) == len(expected) and all(map(same, batches, expected))
+
+
 @pytest.mark.parametrize("name", TRAINABLE)
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_training_on_every_domain(streets: Path, tmp_path: Path, name: str, share: float) -> None:

@@ -90,7 +90,8 @@ def set_deterministic(*, wanted: bool) -> None:
     """Choose kernels that give the same bits every time, where there are any; call it before CUDA starts."""
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(wanted, warn_only=True)
+    if wanted != torch.are_deterministic_algorithms_enabled():  # the call imports torch's compiler: a second or two
+        torch.use_deterministic_algorithms(wanted, warn_only=True)
 
 
 def explain(error: BaseException, *, save_memory: str) -> BaseException:
