@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from network.backbone_base import BackboneBase
+from network.dilated import DilatedConv2d
 from network.methods import Method
 from network.outputs import SegmentorOutput
 from utils import distributed
@@ -31,7 +32,8 @@ def conv_norm_relu(
 ) -> nn.Sequential:
     """Build a convolution that keeps the size at stride 1, batch norm, ReLU; children `conv`, `norm`, `relu`."""
     padding = dilation * (kernel // 2)
-    conv = nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=padding, dilation=dilation, bias=bias)
+    build = nn.Conv2d if dilation == 1 else DilatedConv2d
+    conv = build(in_channels, out_channels, kernel, stride=stride, padding=padding, dilation=dilation, bias=bias)
     norm = nn.BatchNorm2d(out_channels)
     return nn.Sequential(OrderedDict(conv=conv, norm=norm, relu=nn.ReLU(inplace=True)))
 

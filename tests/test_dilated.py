@@ -1,0 +1,54 @@
+"""Dilated convolutions by taps, against torch's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from network.deeplab import ASPP
+from network.dilated import DilatedConv2d, _ByTaps
+
+
+@pytest.mark.parametrize("size", [(16, 16), (9, 40), (13, 12), (36, 20)])
+@pytest.mark.parametrize("rate", [6, 12, 18])
+def test_values_and_gradients_are_torchs(size: tuple[int, int], rate: int) -> None:
+    torch.manual_seed(0)
+    conv = DilatedConv2d(3, 5, 3, padding=rate, dilation=rate, bias=False).train()
+    maps: Any = torch.randn(2, 3, *size, requires_grad=True)
+    expected = F.conv2d(maps, conv.weight, padding=rate, dilation=rate)
+    found, upstream = conv(maps), torch.randn_like(expected)
+    assert (type(found.grad_fn).__name__ == "_ByTapsBackward") == (rate >= 12 and max(size) < 3 * rate)
+    torch.testing.assert_close(found, expected)
+    inputs = (maps, conv.weight)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_gradients_are_those_of_differences() -> None:
+    torch.manual_seed(0)
+    maps, weight = (torch.randn(*shape, dtype=torch.float64) for shape in ((2, 2, 3, 4), (3, 2, 3, 3)))
+    assert torch.autograd.gradcheck(
+        lambda *inputs: _ByTaps.apply(*inputs, 2),  # type: ignore[no-untyped-call]
+        (maps.requires_grad_(), weight.requires_grad_()),
+    )
+
+
+def test_only_what_is_needed_has_a_gradient() -> None:
+    conv = DilatedConv2d(3, 5, 3, padding=18, dilation=18, bias=False).train()
+    conv(torch.randn(1, 3, 8, 8)).sum().backward()
+    assert conv.weight.grad is not None
+    maps = torch.randn(1, 3, 8, 8, requires_grad=True)
+    conv.requires_grad_(False)(maps).sum().backward()
+    assert maps.grad is not None
+
+
+def test_a_pyramid_has_them_and_scores_with_torchs() -> None:
+    pyramid = ASPP(4, output_stride=16)
+    assert [type(branch[0]) is DilatedConv2d for branch in pyramid.branches] == [False, True, True, True]
+    conv = pyramid.branches[3][0].eval()  # type: ignore[index]
+    assert "ByTaps" not in str(conv(torch.randn(1, 4, 16, 16)).grad_fn), "exported and traced for any size"
