@@ -28,7 +28,9 @@ def covariance(maps: Tensor) -> Tensor:
     """
     with torch.autocast(maps.device.type, enabled=False):
         flat = maps.float().flatten(2)  # (B, C, hw)
-        products = torch.bmm(flat, flat.transpose(1, 2)) / max(flat.shape[2] - 1, 1)
+        half = torch.bmm(flat, flat.detach().transpose(1, 2)) / max(flat.shape[2] - 1, 1)
+        # The value is `half`'s, the gradient that of both factors, by one product in the backward pass instead of two.
+        products = half + (half.mT - half.detach()) if half.requires_grad else half
     return products + 1e-5 * torch.eye(flat.shape[1], device=maps.device)
 
 

@@ -153,3 +153,13 @@ def test_covariance_is_single_precision_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(covariance(maps), covariance(maps.float()))
         assert covariance(maps.bfloat16()).dtype == torch.float32
+
+
+def test_the_gradient_of_a_covariance_is_that_of_both_factors() -> None:
+    torch.manual_seed(0)
+    maps = torch.randn(2, 4, 3, 5, requires_grad=True)
+    weight = torch.randn(2, 4, 4)  # not symmetric
+    (gradient,) = torch.autograd.grad((covariance(maps) * weight).sum(), maps)
+    flat = maps.flatten(2)
+    (expected,) = torch.autograd.grad((torch.einsum("bcn,bdn->bcd", flat, flat) / 14 * weight).sum(), maps)
+    torch.testing.assert_close(gradient, expected)
