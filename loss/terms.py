@@ -10,13 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 IGNORE = 255
+# Of torch's checkpoint: the backward pass computes a term again, so that no probabilities of full size are kept for it.
+AGAIN: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
 
 
 class ClassSets(NamedTuple):
@@ -38,16 +42,20 @@ def cross_entropy(logits: Tensor, truth: Truth, *, weight: Tensor | None = None,
         weight: (classes,) weights of labels; the mean is then a weighted one.
         smoothing: share of a label that is spread over all classes; sets have none.
     """
-    logits = logits.float()
-    if isinstance(truth, ClassSets):  # a difference of logarithms of sums, so no probability can vanish
-        inside = logits.masked_fill(truth.outside, -torch.inf).logsumexp(1)  # (B, H, W)
-        total, share = ((logits.logsumexp(1) - inside) * truth.weight).sum(), truth.weight.sum()
+    total: Tensor
+    if isinstance(truth, ClassSets):
+        total, share = checkpoint(_sets_entropy, logits.float(), truth, **AGAIN), truth.weight.sum()
     else:
-        options = {"weight": weight, "label_smoothing": smoothing}
-        total = F.cross_entropy(logits, truth, ignore_index=IGNORE, reduction="sum", **options)  # type: ignore[arg-type]
+        options = {"weight": weight, "label_smoothing": smoothing, "ignore_index": IGNORE, "reduction": "sum"}
+        total = checkpoint(partial(F.cross_entropy, **options), logits.float(), truth, **AGAIN)
         valid = truth != IGNORE
         share = valid.sum() if weight is None else (weight[truth.where(valid, 0)] * valid).sum()
     return total / share.where(share > 0, 1.0)
+
+
+def _sets_entropy(logits: Tensor, truth: ClassSets) -> Tensor:
+    inside = logits.masked_fill(truth.outside, -torch.inf).logsumexp(1)  # (B, H, W)
+    return ((logits.logsumexp(1) - inside) * truth.weight).sum()  # of logarithms of sums: no probability can vanish
 
 
 @torch.no_grad()

@@ -230,3 +230,24 @@ def test_state_holds_the_masks() -> None:
     other.load_state_dict(criterion.state_dict())
     assert other.whitening.has_masks and other.whitening.num_sensitive() == [6, 15]
     assert build("base").whitening is None
+
+
+@pytest.mark.parametrize("options", [{}, {"RELAX_BORDERS": True}])
+def test_a_cross_entropy_keeps_its_logits_alone(options: dict[str, Any]) -> None:
+    output, labels, saved = made_up_output(), some_labels(), dict[int, int]()
+
+    def pack(value: torch.Tensor) -> torch.Tensor:
+        if value.is_floating_point():
+            saved[value.untyped_storage().data_ptr()] = value.numel()
+        return value
+
+    criterion = build("base", **options)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        total = criterion(SegmentorOutput(output.fused), labels, whiten=False)["fused"]
+    del saved[output.fused.data_ptr()]
+    assert sum(saved.values()) <= 2 * labels.numel(), "no map of all classes beside the logits"
+    (gradient,) = torch.autograd.grad(total, output.fused)
+    if not options:
+        valid, truth = labels != 255, F.one_hot(labels.clamp(max=18), 19).movedim(3, 1)
+        expected = (output.fused.softmax(1) - truth) * valid[:, None]
+        torch.testing.assert_close(gradient, expected / valid.sum())
