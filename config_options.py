@@ -183,6 +183,10 @@ class Optimisation(Section):
     EMA_DECAY: float = option(0.0, "--ema_decay",
         "Maintain and evaluate an exponential moving average (EMA) of the weights with this decay; 0 for none.",
         low=0, high=0.999999)
+    COMPILE: bool = option(False, "--compile",
+        "Compile network and losses with torch.compile: takes minutes at the first step; the weights keep their names.")
+    GRAD_COMPRESS: Literal["none", "bf16"] = option("none", "--grad_compress",
+        "What processes send of their gradients: all of it, or bfloat16, which halves the traffic and rounds.")
     FP16: bool = shared(False, "--fp16", "Mixed precision: float16 on a GPU, bfloat16 on the CPU.")
 
 class Evaluation(Section):
@@ -258,6 +262,10 @@ class Run(Section):
     DIST_TIMEOUT: int = shared(7200, "--dist_timeout",
         "Seconds that a process waits for the others before it ends; the first one may scan a whole data set.", low=1)
     DETERMINISTIC: bool = shared(False, "--deterministic", "Use deterministic operations where there are any.")
+    PROFILE: int = option(0, "--profile",
+        "Steps to record with torch.profiler, after three of warm-up: a trace and a table in the run folder.", low=0)
+    FIND_BATCH: bool = option(False, "--find_batch",
+        "Find the largest --bs_mult that fits into the memory and the --accumulate that goes with it; train nothing.")
     DUMP_AUGMENTATION: bool = option(False, "--dump_augmentation_images", "Plot the first training batch.")
 
 class Config(Section):

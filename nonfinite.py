@@ -134,7 +134,7 @@ def replay(cfg: Config, *, device: torch.device, gradients: Gradients) -> None:
     weights = next((path for path in (file.with_suffix(".pth"), file.parents[1] / "last.pth") if path.exists()), None)
     if weights is None:
         raise UserError(f"--replay {file}: neither {file.stem}.pth is beside it nor last.pth in the run folder")
-    cfg = config.from_dict(build_tree(dict(flatten(saved)) | config.changed(cfg)))
+    cfg = config.from_dict(build_tree(dict(flatten(saved)) | config.changed(cfg) | {"OPTIM.COMPILE": False}))
     run = build_run(cfg, Splits(load_domains(cfg)), device=device, start=Start(weights))
     check_lists(lists, trained_lists(run), path=file, accepted=cfg.RUN.OTHER_DATA)
     held = checkpoint.read_checkpoint(weights)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -123,13 +126,16 @@ def build_run(cfg: Config, splits: Splits, *, device: torch.device, start: Start
         network = share_batch_norms(network)
     network.to(device)
     average, optimizer = build_average(cfg, network), build_optimizer(cfg, network)
-    model: nn.Module = network
+    model = _compiled(network, criterion, device) if cfg.OPTIM.COMPILE else network
     if world_size > 1:
         model = DistributedDataParallel(
-            network,
+            model,
             device_ids=[device] if device.type == "cuda" else None,
             find_unused_parameters=network.backbone.partly_unused,
+            gradient_as_bucket_view=True,
         )
+        if cfg.OPTIM.GRAD_COMPRESS == "bf16":
+            distributed.compress_gradients(model)
     dtype = distributed.autocast_dtype(device, wanted=cfg.OPTIM.FP16)
     return Run(
         cfg=cfg,
@@ -148,6 +154,16 @@ def build_run(cfg: Config, splits: Splits, *, device: torch.device, start: Start
         evaluator=build_evaluator(cfg, average or network, recipe=cfg, whitening=criterion.whitening, device=device),
         steps_per_epoch=min(loader.steps_per_epoch, 2) if cfg.RUN.TEST_MODE else loader.steps_per_epoch,
     )
+
+
+def _compiled(network: Segmentor, criterion: Criterion, device: torch.device) -> nn.Module:
+    """Compile the criterion in place; return the network compiled for training, whose weights it shares."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise UserError(f"--compile: there is no C++ compiler {compiler} here; install one, set CXX, or leave it out")
+    criterion.compile(dynamic=False)
+    model: nn.Module = torch.compile(network, dynamic=False)
+    return model
 
 
 def _check_crop(cfg: Config, stride: int, *, batch_norm_over: int) -> None:

@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
+import batch_search
 import nonfinite
 from datasets.domains import load_domains
 from datasets.loaders import TrainingBatch
@@ -69,13 +70,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = distributed.choose_device(cfg.RUN.DEVICE, cfg.RUN.LOCAL_RANK)
     torch.backends.cudnn.benchmark = not cfg.RUN.DETERMINISTIC  # one crop size: worth the search
     torch.manual_seed(cfg.RUN.SEED)  # the weights that no file gives
-    timeout = cfg.RUN.DIST_TIMEOUT
-    group = distributed.process_group(device, cfg.RUN.DIST_URL, save_memory=SAVE_MEMORY, timeout=timeout)
+    distributed.keep_freed_memory(device)
+    group = distributed.process_group(device, cfg.RUN.DIST_URL, save_memory=SAVE_MEMORY, timeout=cfg.RUN.DIST_TIMEOUT)
     with signals.handled(), group:
         logs.setup_logging()
         if cfg.RUN.REPLAY:
             return nonfinite.replay(cfg, device=device, gradients=add_gradients)
         check_processes(cfg, REPOSITORY)
+        if cfg.RUN.FIND_BATCH:
+            return batch_search.find_batch(cfg, device=device, gradients=add_gradients)
         splits, start = Splits(load_domains(cfg)), find_start(cfg)
         findings = check_data(cfg, splits)
         run = build_run(cfg, splits, device=device, start=start)
@@ -127,7 +130,7 @@ def train_epoch(run: Run, records: Records) -> None:
             gradient_norm = train_step(run, meter, micro_batches)
             progress.step += 1
             progress.step_in_epoch += 1
-        records.bar.update()
+        records.step_done()
         if progress.step % cfg.LOG_INTERVAL == 0 or progress.step == last_step:
             meter.check_finite()
             log_step(run, records, gradient_norm)
@@ -166,7 +169,8 @@ def add_gradients(run: Run, micro_batches: Sequence[TrainingBatch]) -> nonfinite
     parts = len(micro_batches) * (2 if ascent else 1)
     for index, batch in enumerate(micro_batches):
         # dropout is a function of (seed, step): nothing random needs to be saved, and every process has the same
-        torch.manual_seed(_stream(run.cfg.RUN.SEED, step, index))
+        seed = np.random.SeedSequence([run.cfg.RUN.SEED, step, index]).generate_state(1, np.uint64)[0]
+        torch.manual_seed(int(seed) >> 1)
         images, labels = batch.images, batch.labels.long()  # (B,3,H,W) uint8, (B,H,W)
         method = run.network.method
         edges = edge_target(images, magnitude=method.edge_magnitude) if method.head == "diia" else None  # (B,H,W)
@@ -298,10 +302,6 @@ def save_whole(run: Run, records: Records) -> None:
                 logger.info("saved step %d; continue with --resume auto", run.progress.step)
     except (UserError, RuntimeError) as error:  # a full disk, broken weights, a lost GPU: what ended the run counts
         logger.warning("step %d is not saved: %s", run.progress.step, one_line(error))
-
-
-def _stream(seed: int, step: int, micro_batch: int) -> int:
-    return int(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)[0]) >> 1
 
 
 if __name__ == "__main__":

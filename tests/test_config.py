@@ -27,20 +27,20 @@ ROOT = Path(__file__).resolve().parent.parent
 FLAGS = """
 --accumulate --advstyle --arch --attention_pixels --average --backbone --backbone_lr --batch_weighting --bblur
 --bs_mult --bs_mult_val --cache --cache_dir --centroid_cache --city_mode --ckpt --class_uniform_pct
---class_uniform_tile --clip_grad_norm --cls_wt_loss --clusters --coarse_boost_classes --color_aug --config --corrupt
---cov_stat_epoch --covstat_val_dataset --crop_nopad --crop_size --dataset --date --deterministic --device
+--class_uniform_tile --clip_grad_norm --cls_wt_loss --clusters --coarse_boost_classes --color_aug --compile --config
+--corrupt --cov_stat_epoch --covstat_val_dataset --crop_nopad --crop_size --dataset --date --deterministic --device
 --dist_timeout --dist_url --domains --dump_augmentation_images --dynamic --ema_decay --eval_protocol --exp --fda
---flip --fp16 --frame_cache --freeze_bn --gblur --grad_checkpoint --help --image_in --image_uniform_sampling
---img_wt_loss --jitter --jointwtborder --label_smoothing --layer_decay --layout_confidence --local-rank --local_rank
---log_interval --lora_rank --lr --lr_schedule --max_cu_epoch --max_epoch --max_iter --mean --method --mixstyle --model
---momentum --more_metrics --nan --no_norm_decay --no_quick_check --no_syncbn --no_val_source --num_workers
---ohem_min_kept --ohem_thresh --optimizer --opts --other_data --out --output_stride --per_image --pictures --poly_exp
---pre_size --prediction_encoding --predictions --pretrained --quick_check --randaugment --randconv --randconv_repeats
---rein_tokens --relax_denom --replay --repoly --report --rescale --resize_predictions --restore_optimizer --resume
---rlx_off_iter --rrotate --save_interval --scale_max --scale_min --scales --seed --sgd --snapshot --split
---stat_images --std --strict_bdr_cls --stride --syncbn --tb_path --tb_tag --test_mode --trials --tune --val_dataset
---val_interval --val_limit --val_source --version --visualize_feature --warmup_iters --warmup_ratio --weight_decay
---window --wt_bound --wt_layer --wt_reg_weight -wb
+--find_batch --flip --fp16 --frame_cache --freeze_bn --gblur --grad_checkpoint --grad_compress --help --image_in
+--image_uniform_sampling --img_wt_loss --jitter --jointwtborder --label_smoothing --layer_decay --layout_confidence
+--local-rank --local_rank --log_interval --lora_rank --lr --lr_schedule --max_cu_epoch --max_epoch --max_iter --mean
+--method --mixstyle --model --momentum --more_metrics --nan --no_norm_decay --no_quick_check --no_syncbn
+--no_val_source --num_workers --ohem_min_kept --ohem_thresh --optimizer --opts --other_data --out --output_stride
+--per_image --pictures --poly_exp --pre_size --prediction_encoding --predictions --pretrained --profile --quick_check
+--randaugment --randconv --randconv_repeats --rein_tokens --relax_denom --replay --repoly --report --rescale
+--resize_predictions --restore_optimizer --resume --rlx_off_iter --rrotate --save_interval --scale_max --scale_min
+--scales --seed --sgd --snapshot --split --stat_images --std --strict_bdr_cls --stride --syncbn --tb_path --tb_tag
+--test_mode --trials --tune --val_dataset --val_interval --val_limit --val_source --version --visualize_feature
+--warmup_iters --warmup_ratio --weight_decay --window --wt_bound --wt_layer --wt_reg_weight -wb
 """.split()
 
 KEYS = {  # checkpoints and files of older versions hold them
@@ -63,16 +63,17 @@ KEYS = {  # checkpoints and files of older versions hold them
         RANDCONV RANDCONV_REPEATS RROTATE SCALE_MAX SCALE_MIN STD
     """,
     "OPTIM": """
-        ACCUMULATE BACKBONE_LR BATCH_SIZE CLIP_GRAD_NORM EMA_DECAY FP16 LAYER_DECAY LR LR_SCHEDULE MAX_EPOCH MAX_ITER
-        MOMENTUM NAME NAN NO_NORM_DECAY POLY_EXP REPOLY RESCALE RLX_OFF_ITER WARMUP_ITERS WARMUP_RATIO WEIGHT_DECAY
+        ACCUMULATE BACKBONE_LR BATCH_SIZE CLIP_GRAD_NORM COMPILE EMA_DECAY FP16 GRAD_COMPRESS LAYER_DECAY LR
+        LR_SCHEDULE MAX_EPOCH MAX_ITER MOMENTUM NAME NAN NO_NORM_DECAY POLY_EXP REPOLY RESCALE RLX_OFF_ITER
+        WARMUP_ITERS WARMUP_RATIO WEIGHT_DECAY
     """,
     "EVAL": """
         ATTENTION_PIXELS AVERAGE BATCH_SIZE CORRUPT FLIP INTERVAL LIMIT MORE_METRICS OUT PER_IMAGE PICTURES
         PREDICTIONS PREDICTION_ENCODING PROTOCOL REPORT RESIZE_PREDICTIONS SCALES SOURCE STRIDE VISUALIZE WINDOW
     """,
     "RUN": """
-        CKPT DATE DETERMINISTIC DEVICE DIST_TIMEOUT DIST_URL DUMP_AUGMENTATION EXP LOCAL_RANK LOG_INTERVAL OTHER_DATA
-        REPLAY RESTORE_OPTIMIZER RESUME SAVE_INTERVAL SEED SNAPSHOT TB_PATH TB_TAG TEST_MODE
+        CKPT DATE DETERMINISTIC DEVICE DIST_TIMEOUT DIST_URL DUMP_AUGMENTATION EXP FIND_BATCH LOCAL_RANK LOG_INTERVAL
+        OTHER_DATA PROFILE REPLAY RESTORE_OPTIMIZER RESUME SAVE_INTERVAL SEED SNAPSHOT TB_PATH TB_TAG TEST_MODE
     """,
 }
 

@@ -16,7 +16,7 @@ import config
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("datasets", "demo_world", "evaluation", "loss", "network", "scripts", "transforms", "utils")
 PROGRAMS = ("train", "valid", "predict", "scripts")  # nothing imports what has a main
-OWN = {*PACKAGES, *PROGRAMS, "config", "config_options", "inference", "nonfinite", "optimizer", "run"}
+OWN = {*PACKAGES, *PROGRAMS, "batch_search", "config", "config_options", "inference", "nonfinite", "optimizer", "run"}
 TYPE = "config.Config"  # builders name the type of what they unpack
 ALLOWED = {  # part of the project -> what of the project it may import besides itself
     "utils": {"utils", TYPE},
@@ -30,6 +30,7 @@ ALLOWED = {  # part of the project -> what of the project it may import besides 
     "evaluation": {"utils", TYPE, "transforms", "datasets", "network", "loss", "evaluation"},
     "inference": {"config", "utils", "transforms", "datasets", "network", "evaluation"},
     "run": {"config", "optimizer", "utils", "transforms", "datasets", "network", "loss", "evaluation"},
+    "batch_search": {"config", "run", "utils", "datasets", "nonfinite"},
     "nonfinite": {"config", "run", "utils", "datasets", "network"},
     "demo_world": {"utils", "datasets.labels", "datasets.codec", "datasets.domains", "demo_world"},
 }

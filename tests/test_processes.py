@@ -59,6 +59,19 @@ def test_two_processes_make_the_gradients_of_one_with_the_doubled_batch(trained:
             torch.testing.assert_close(two[part][name], value, rtol=1e-4, atol=1e-6)
 
 
+def test_compressed_gradients_are_rounded_ones(trained: dict[int, Path], full_camvid: Path, tmp_path: Path) -> None:
+    program = tmp_path / "train_frozen.py"
+    program.write_text(FROZEN)
+    flags = train_arguments(full_camvid, tmp_path, *PLAIN, *TWO_BATCHES, "--bs_mult", "2", "--grad_compress", "bf16")
+    launch(str(program), flags, processes=2)
+    plain, sent = (read_weights(folder / "last.pth")["optimizer"] for folder in (trained[2], run_folder(tmp_path)))
+    for index, state in plain["state"].items():
+        expected, found = state["momentum_buffer"], sent["state"][index]["momentum_buffer"]
+        assert float((found - expected).norm()) <= 0.02 * float(expected.norm()) + 1e-9, index
+    pairs = ((state["momentum_buffer"], sent["state"][i]["momentum_buffer"]) for i, state in plain["state"].items())
+    assert not all(torch.equal(*pair) for pair in pairs)
+
+
 def test_processes_share_the_statistics_and_agree_on_the_masks(trained: dict[int, Path]) -> None:
     one, two = (read_weights(trained[processes] / "last.pth")["criterion"] for processes in (1, 2))
     masks = [name for name, value in one.items() if value.ndim == 2]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypedDict, TypeVar
 
 import torch
@@ -84,6 +86,18 @@ def choose_device(name: str, local_rank: int) -> torch.device:
 def autocast_dtype(device: torch.device, *, wanted: bool) -> torch.dtype | None:
     """Return the type of mixed precision on a device: float16 on a GPU, bfloat16 on the CPU, None where not wanted."""
     return None if not wanted else torch.float16 if device.type == "cuda" else torch.bfloat16
+
+
+def keep_freed_memory(device: torch.device) -> None:
+    """Let glibc keep what tensors on the CPU have freed; else every step gets the same pages from the system again.
+
+    Nothing happens on a GPU, whose memory torch keeps itself, or with another C library.
+    """
+    arenas, mapped, trim = -8, -4, -1  # M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
+    if device.type == "cpu" and sys.platform == "linux":
+        with suppress(AttributeError, OSError):
+            for option, value in ((arenas, 1), (mapped, 0), (trim, 2**31 - 1)):
+                ctypes.CDLL(None).mallopt(option, value)
 
 
 def set_deterministic(*, wanted: bool) -> None:
@@ -185,6 +199,13 @@ class _MeanOverProcesses(torch.autograd.Function):
 def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
     """Return the mean of a tensor over the processes, through which gradients flow back to all of them."""
     return _MeanOverProcesses.apply(tensor) if world_size() > 1 else tensor  # type: ignore[no-untyped-call]
+
+
+def compress_gradients(model: nn.parallel.DistributedDataParallel) -> None:
+    """Let processes send each other their gradients as bfloat16; what each adds to its weights is float32 again."""
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+    model.register_comm_hook(None, bf16_compress_hook)
 
 
 def all_max(*values: int) -> list[int]:

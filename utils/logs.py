@@ -24,10 +24,11 @@ from tqdm import tqdm
 
 from utils import distributed
 from utils.errors import Stopped, UserError, first_few, one_line
-from utils.files import tolerated, write_text
+from utils.files import tolerated, write, write_text
 
 log = logging.getLogger(__name__)
 
+WARM_UP = 3  # steps before those that are profiled
 TIME = "%Y-%m-%d %H:%M:%S"
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "opencv-python-headless", "scikit-image", "kmeans1d")
 
@@ -100,6 +101,33 @@ def last_words(file: Path, *, save_memory: str) -> Iterator[None]:
         with suppress(OSError), file.open("a", encoding="utf-8") as stream:  # full, or the folder is gone
             stream.write(f"{time.strftime(TIME)} E {who}{sentence}\n")
         raise
+
+
+@contextmanager
+def profiled(folder: Path, *, steps: int, first: int) -> Iterator[Callable[[], object]]:
+    """Record steps of rank 0 with torch.profiler; yield what is to be called after every step of the run.
+
+    After `WARM_UP` steps the next `steps` are recorded, then `profile_from_step_N.trace.json` (for chrome://tracing or
+    Perfetto) and the table `profile_from_step_N.txt` are written, N = `first` + `WARM_UP`, and the run goes on.
+    """
+    if not steps or not distributed.is_main():
+        yield lambda: None
+        return
+    from torch.profiler import profile, schedule
+
+    name = folder / f"profile_from_step_{first + WARM_UP}"
+
+    def keep(profiler: profile) -> None:
+        averages = profiler.key_averages()
+        device = "device" if torch.cuda.is_available() else "cpu"
+        with tolerated("the profile"):
+            write(Path(f"{name}.trace.json"), lambda path: profiler.export_chrome_trace(str(path)))
+            write_text(Path(f"{name}.txt"), averages.table(sort_by=f"self_{device}_time_total", row_limit=60))
+        log.info("profile of %d steps: %s.txt and .trace.json", steps, name)
+
+    plan = schedule(wait=WARM_UP - 1, warmup=1, active=steps, repeat=1)
+    with profile(schedule=plan, on_trace_ready=keep) as profiler:
+        yield profiler.step
 
 
 def write_line(text: str) -> None:

@@ -10,7 +10,7 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 # Keys that decide what a step computes: a resumed run should agree on them.
 SEQUENCE = re.compile(r"RUN\.SEED$|(DATASET|NETWORK|WHITENING|LOSS|AUGMENT|OPTIM)\.")
 # Those of them that say where things lie or how fast they go.
-PLACES = re.compile(r"NETWORK\.PRETRAINED|DATASET\.(CENTROID_CACHE|FRAME_CACHE|NUM_WORKERS|DOMAINS_FILE|.*_DIR)")
+PLACES = re.compile(
+    r"NETWORK\.PRETRAINED|OPTIM\.COMPILE|DATASET\.(CENTROID_CACHE|FRAME_CACHE|NUM_WORKERS|DOMAINS_FILE|.*_DIR)"
+)
 logger = logging.getLogger(__name__)
 
 
@@ -128,6 +130,7 @@ class Records:
     unsaved: dict[str, str] = field(default_factory=dict)  # kind of checkpoint -> why it could not be written
     told_of_slow_data: bool = False
     bar: Any = None  # tqdm's, of the steps
+    profiled: Callable[[], object] = lambda: None  # tells the profiler, where there is one, that a step is done
     held: ExitStack = field(default_factory=ExitStack)  # closes all and frees the folder
 
     @contextmanager
@@ -136,6 +139,10 @@ class Records:
         self.whole = False
         yield
         self.whole = True
+
+    def step_done(self) -> None:
+        self.bar.update()
+        self.profiled()
 
     def show(self, plots: Sequence[Picture], step: int) -> None:
         """Write pictures to the run's folder, in the place of those before, and to TensorBoard."""
@@ -187,7 +194,8 @@ def open_records(cfg: Config, start: Start, *, step: int, config_yaml: str, repo
     events = Path(cfg.RUN.TB_PATH) / cfg.RUN.DATE / cfg.RUN.EXP / folder.name / f"tb{cfg.RUN.TB_TAG}"
     writer = logs.MetricWriter(events, folder / "history.jsonl", first_step=step)
     held.callback(writer.close)
-    return Records(folder, versions, writer, logs.LossMeter(), held=held)
+    profiled = held.enter_context(logs.profiled(folder, steps=cfg.RUN.PROFILE, first=step))
+    return Records(folder, versions, writer, logs.LossMeter(), profiled=profiled, held=held)
 
 
 def check_processes(cfg: Config, repository: Path) -> None:
