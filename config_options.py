@@ -149,7 +149,7 @@ class Augmentation(Section):
 
 class Optimisation(Section):
     NAME: Literal["sgd", "adamw"] = option("sgd", "--optimizer", "Optimiser; AdamW needs a smaller --lr, e.g. 0.0001.",
-        shorthands=("sgd",))
+        shorthands={"--sgd": "sgd"})
     LR: float = option(0.01, "--lr", "Learning rate of the first step.", above=0)
     LR_SCHEDULE: Literal["poly", "scl-poly"] = option("poly", "--lr_schedule",
         "Learning-rate schedule; scl-poly restarts at --rlx_off_iter.")
@@ -187,7 +187,10 @@ class Optimisation(Section):
         "Compile network and losses with torch.compile: takes minutes at the first step; the weights keep their names.")
     GRAD_COMPRESS: Literal["none", "bf16"] = option("none", "--grad_compress",
         "What processes send of their gradients: all of it, or bfloat16, which halves the traffic and rounds.")
-    FP16: bool = shared(False, "--fp16", "Mixed precision: float16 on a GPU, bfloat16 on the CPU.")
+    AMP: Literal["off", "bf16", "fp16", "auto"] = shared("off", "--amp",
+        "Mixed precision: auto takes bfloat16 on GPUs that have it, float16 on others, and on a CPU bfloat16 where it "
+        "measures as faster than float32.", aliases=("OPTIM.FP16",), shorthands={"--fp16": "auto"},
+        booleans=("off", "auto"))
 
 class Evaluation(Section):
     BATCH_SIZE: int = shared(1, "--bs_mult_val", "Images per process and forward pass of the evaluation.", low=1)

@@ -30,9 +30,10 @@ from network.weights import build_published, load_weights
 from transforms.build import build_normalisation
 from utils import checkpoint, distributed
 from utils.errors import UserError
+from utils.precision import autocast_dtype
 
 logger = logging.getLogger(__name__)
-SAVE_MEMORY = "use --eval_protocol sliding (smaller --window) or half, --fp16, or --bs_mult_val 1"
+SAVE_MEMORY = "use --eval_protocol sliding (smaller --window) or half, --amp auto, or --bs_mult_val 1"
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Picture: TypeAlias = Array | str | Path
 
@@ -43,7 +44,7 @@ def load(weights: str | Path, *, device: str | torch.device = "auto", **flags: A
     Args:
         weights: a checkpoint of ours, weights that RobustNet or DIIA published, or an ONNX file of any program.
         device: auto (a GPU where there is one), or any name that torch knows.
-        flags: valid.py's without dashes. fp16=True is mixed precision; eval_protocol="half" or "sliding", window,
+        flags: valid.py's without dashes. amp="auto" is mixed precision; eval_protocol="half" or "sliding", window,
             stride, scales, flip and average choose the views of an image; published weights need what names their
             network: arch, backbone, output_stride, method, wt_layer; ONNX files with float inputs need mean and std.
 
@@ -64,7 +65,7 @@ def load(weights: str | Path, *, device: str | torch.device = "auto", **flags: A
         graph = open_graph(cfg, place)
         return Model(graph, graph.normalise, place, None, build_inference(cfg))
     built, recipe = load_network(cfg, checkpoint.read(weights))
-    dtype = distributed.autocast_dtype(place, wanted=cfg.OPTIM.FP16)
+    dtype = autocast_dtype(place, amp=cfg.OPTIM.AMP)
     return Model(built.to(place).eval(), build_normalisation(recipe), place, dtype, build_inference(cfg))
 
 

@@ -26,7 +26,7 @@ from utils import program_parser
 from utils.errors import UserError, first_few, run_entry_point
 
 FLAGS = (
-    *("--device", "--fp16", "--bs_mult_val", "--eval_protocol", "--window", "--stride", "--scales", "--flip"),
+    *("--device", "--amp", "--bs_mult_val", "--eval_protocol", "--window", "--stride", "--scales", "--flip"),
     *("--average", "--arch", "--backbone", "--output_stride", "--method", "--wt_layer"),
     *("--mean", "--std", "--image_in"),  # of graphs that do not say them
 )
@@ -57,6 +57,9 @@ def make_parser() -> argparse.ArgumentParser:
         how: dict[str, Any] = {"type": row.base, "nargs": number, "choices": row.choices or None, "metavar": name}
         how = {"action": "store_true"} if row.base is bool else how | {"default": row.default}
         parser.add_argument(row.flag, help=row.help, **how)
+        for flag, value in row.shorthands.items():
+            text = f"the same as {row.flag} {value}"
+            parser.add_argument(flag, dest=row.flag[2:], action="store_const", const=value, help=text)
     return parser
 
 

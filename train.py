@@ -55,8 +55,8 @@ from utils.files import tolerated
 from utils.runs import Records, check_processes, find_start, open_records
 
 SAVE_MEMORY = (
-    "lower --bs_mult (and raise --accumulate) or --crop_size, or use --grad_checkpoint or --fp16; in an evaluation, "
-    "--eval_protocol sliding or half, or --bs_mult_val 1"
+    "lower --bs_mult (and raise --accumulate) or --crop_size, or use --grad_checkpoint or --amp auto; in an "
+    "evaluation, --eval_protocol sliding or half, or --bs_mult_val 1"
 )
 SLOW_DATA = 0.2  # share of the time waiting for data from which the log says what to do
 REPOSITORY = Path(__file__).resolve().parent

@@ -128,7 +128,11 @@ def needs_network(cfg: Config) -> bool:
             f"--predictions {settings.PREDICTIONS} and {cfg.RUN.SNAPSHOT} are two things to evaluate; give one of them"
         )
     of_networks = {"--eval_protocol": settings.PROTOCOL != "full", "--scales": settings.SCALES, "--flip": settings.FLIP}
-    of_networks |= {"--fp16": cfg.OPTIM.FP16, "--visualize_feature": settings.VISUALIZE, "--corrupt": settings.CORRUPT}
+    of_networks |= {
+        "--amp": cfg.OPTIM.AMP != "off",
+        "--visualize_feature": settings.VISUALIZE,
+        "--corrupt": settings.CORRUPT,
+    }
     given = ", ".join(flag for flag, value in of_networks.items() if value)
     if settings.PREDICTIONS and given:
         raise UserError(f"{given}: is for what computes predictions, those of --predictions are there; leave it out")

@@ -12,7 +12,7 @@ from evaluation.report import Report
 from loss.whitening import Whitening
 from network import Segmentor
 from transforms.build import build_fixed_augmentation, build_normalisation
-from utils.distributed import autocast_dtype
+from utils.precision import autocast_dtype
 
 __all__ = ["Evaluator", "FeaturePlotter", "Report", "build_evaluator"]
 
@@ -27,7 +27,7 @@ def build_evaluator(
         recipe: the config that the network was trained with; its normalisation is used.
         whitening: holds the masks that are plotted, None where the method has none.
     """
-    dtype, plotter = autocast_dtype(device, wanted=cfg.OPTIM.FP16), None
+    dtype, plotter = autocast_dtype(device, amp=cfg.OPTIM.AMP), None
     if cfg.EVAL.VISUALIZE and network is not None:
         plotter = FeaturePlotter(
             network,

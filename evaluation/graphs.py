@@ -167,8 +167,10 @@ def open_graph(cfg: Config, device: torch.device) -> LogitsGraph | LabelsGraph:
     views |= {"--scales": bool(settings.SCALES), "--flip": settings.FLIP}
     if not has_logits and (given := ", ".join(flag for flag, value in views.items() if value)):
         raise UserError(f"{path}: returns labels, and {given} needs logits; export logits, or leave it out")
-    if cfg.OPTIM.FP16:
-        raise UserError(f"--fp16: {path} computes in the precision that it was exported in; leave it out")
+    if cfg.OPTIM.AMP != "off":
+        raise UserError(
+            f"--amp {cfg.OPTIM.AMP}: {path} computes in the precision that it was exported in; leave it out"
+        )
     return graph
 
 

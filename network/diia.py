@@ -22,8 +22,9 @@ What `Method.corrections` change (diia-v2):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -132,6 +133,21 @@ def _medians_in_graphs(values: Tensor, labels: Tensor, num_classes: int) -> Tens
     return torch.where(counts > 0, values.flatten()[order[middle.clamp(max=number - 1)]], 0.0)
 
 
+@contextmanager
+def no_float16(maps: Tensor) -> Iterator[Callable[[Any], Any]]:
+    """Compute in float32 where autocast would in float16, in which unscaled scores and layouts of 0..255 overflow.
+
+    Yields what brings maps, or None, to the type to compute in.
+    """
+    device = maps.device.type
+    half = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+    if half and torch.get_autocast_dtype(device) == torch.float16:
+        with torch.autocast(device, enabled=False):
+            yield lambda values: None if values is None else values.float()
+    else:
+        yield lambda values: values
+
+
 class LayoutBranch(Refined):
     """SLRM: the coarse layout as a picture -> features -> logits that must reproduce the layout."""
 
@@ -153,7 +169,12 @@ class LayoutBranch(Refined):
         picture = layout.unsqueeze(1)  # Parity: class numbers go in as they are, 255 included.
         if self.planes:
             picture = picture == torch.arange(self.num_classes, device=layout.device)[:, None, None]
-        return self.encoder(picture.to(dtype))
+        with no_float16(layout):
+            return self.encoder(picture.to(dtype))
+
+    def decode(self, features: Tensor) -> Tensor:
+        with no_float16(features):
+            return super().decode(features)
 
 
 class EdgeBranch(Refined):
@@ -203,10 +224,11 @@ class TripleAggregation(nn.Module):
         """Map (B, C, h, w) and (B, 256, h, w), one or two of them, to (B, 128, h, w)."""
         if not self.attends:
             return self.up(top)
-        triple = (*self._query_and_key(layout_features, edge_features), self.value(top))
-        # (B, 1, hw, 128): the fused kernels, without the (hw, hw) matrix, need it so
-        query, key, value = (maps.flatten(2).mT.contiguous().unsqueeze(1) for maps in triple)
-        mixed = F.scaled_dot_product_attention(query, key, value, scale=self.scale)
+        with no_float16(top) as cast:
+            triple = (*self._query_and_key(cast(layout_features), cast(edge_features)), self.value(cast(top)))
+            # (B, 1, hw, 128): the fused kernels, without the (hw, hw) matrix, need it so
+            query, key, value = (maps.flatten(2).mT.contiguous().unsqueeze(1) for maps in triple)
+            mixed = F.scaled_dot_product_attention(query, key, value, scale=self.scale)
         mixed = mixed.squeeze(1).transpose(1, 2).unflatten(2, top.shape[2:])  # (B, 128, h, w)
         return self.gamma * mixed + self.up(top)
 

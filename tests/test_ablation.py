@@ -109,7 +109,7 @@ def test_a_study_trains_from_real_weights_on_one_recipe(study: str, tmp_path: Pa
     for cfg in parsed:
         assert (cfg.DATASET.TRAIN, cfg.DATASET.VAL) == ([STUDIES[study][0]], STUDIES[study][1])
         assert (cfg.NETWORK.PRETRAINED, cfg.OPTIM.BACKBONE_LR) == (variables["WEIGHTS"], 0.1)
-        assert cfg.EVAL.PER_IMAGE and cfg.OPTIM.FP16 and cfg.RUN.RESUME == "auto"
+        assert cfg.EVAL.PER_IMAGE and cfg.OPTIM.AMP == "auto" and cfg.RUN.RESUME == "auto"
         domains = load_domains(cfg)
         roots = {name: domains[name].root for name in (*cfg.DATASET.TRAIN, *cfg.DATASET.VAL)}
         assert all(root.startswith(str(tmp_path)) and root != str(tmp_path) for root in roots.values()), roots

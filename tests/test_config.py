@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The contract: a flag leaves or joins this list on purpose only.
 FLAGS = """
---accumulate --advstyle --arch --attention_pixels --average --backbone --backbone_lr --batch_weighting --bblur
+--accumulate --advstyle --amp --arch --attention_pixels --average --backbone --backbone_lr --batch_weighting --bblur
 --bs_mult --bs_mult_val --cache --cache_dir --centroid_cache --city_mode --ckpt --class_uniform_pct
 --class_uniform_tile --clip_grad_norm --cls_wt_loss --clusters --coarse_boost_classes --color_aug --compile --config
 --corrupt --cov_stat_epoch --covstat_val_dataset --crop_nopad --crop_size --dataset --date --deterministic --device
@@ -63,7 +63,7 @@ KEYS = {  # checkpoints and files of older versions hold them
         RANDCONV RANDCONV_REPEATS RROTATE SCALE_MAX SCALE_MIN STD
     """,
     "OPTIM": """
-        ACCUMULATE BACKBONE_LR BATCH_SIZE CLIP_GRAD_NORM COMPILE EMA_DECAY FP16 GRAD_COMPRESS LAYER_DECAY LR
+        ACCUMULATE AMP BACKBONE_LR BATCH_SIZE CLIP_GRAD_NORM COMPILE EMA_DECAY FP16 GRAD_COMPRESS LAYER_DECAY LR
         LR_SCHEDULE MAX_EPOCH MAX_ITER MOMENTUM NAME NAN NO_NORM_DECAY POLY_EXP REPOLY RESCALE RLX_OFF_ITER
         WARMUP_ITERS WARMUP_RATIO WEIGHT_DECAY
     """,
@@ -257,7 +257,7 @@ def test_values_are_typed() -> None:
         ("--opts optim.lr=1", "there is no option 'optim.lr'; did you mean 'OPTIM.LR'"),
         ("--opts lr=1", "there is no option 'lr'; did you mean 'OPTIM.LR'"),
         ("--opts OPTIM.LR", "--opts OPTIM.LR: must be KEY=VALUE"),
-        ("--opts OPTIM.FP16=maybe", "--opts OPTIM.FP16 must be true or false, got 'maybe'"),
+        ("--opts OPTIM.AMP=maybe", "--opts OPTIM.AMP must be one of off, bf16, fp16, auto, got 'maybe'"),
         ("--split test", "--split: DATASET.SPLIT belongs to valid.py"),
         ("--opts EVAL.OUT=x", "--opts: EVAL.OUT belongs to valid.py"),
         ("--config missing.yaml", "--config missing.yaml: cannot be read"),
@@ -279,7 +279,7 @@ def test_mistakes_on_the_command_line_are_named(line: str, message: str) -> None
         ("OPTIM: {LR: true}", "OPTIM.LR must be a number"),
         ("OPTIM: {MAX_ITER: true}", "OPTIM.MAX_ITER must be a whole number of at least 1, got True"),
         ("OPTIM: {MAX_ITER: 2.5}", "OPTIM.MAX_ITER must be a whole number"),
-        ("OPTIM: {FP16: 1}", "OPTIM.FP16 must be true or false, got 1"),
+        ("OPTIM: {AMP: 1}", "OPTIM.AMP must be one of off, bf16, fp16, auto, got 1"),
         ("OPTIM: 3", "there is no option 'OPTIM'"),
         ("RUN: {DATE: 0101}", "RUN.DATE must be text, got 65; put it in quotes"),
         ("DATASET: {TRAIN: gtav}", "DATASET.TRAIN must be a list of at least one value"),

@@ -273,7 +273,7 @@ def runs(small_camvid: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[b
     for seen in (True, False):
         out = tmp_path_factory.mktemp(f"seen{seen}")
         flags = ("--visualize_feature",) if seen else ()
-        train.main(train_arguments(small_camvid, out, *TINY, "--fp16", *flags))
+        train.main(train_arguments(small_camvid, out, *TINY, "--amp", "bf16", *flags))
         folders[seen] = run_folder(out)
     return folders
 

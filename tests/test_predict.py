@@ -73,9 +73,9 @@ def test_a_folder_becomes_train_ids_under_the_same_names(weights: Path, model: M
 
 
 def test_flags_of_the_evaluation_reach_the_network(weights: Path, images: Path, tmp_path: Path) -> None:
-    flags = ("--scales", "0.5", "1", "--flip", "--average", "logits", "--fp16")
+    flags = ("--scales", "0.5", "1", "--flip", "--average", "logits", "--amp", "bf16")
     found = run(weights, tmp_path / "out", images / "cam1" / "a.png", *flags)["train_ids/a.png"]
-    views = load(weights, device="cpu", scales=[0.5, 1], flip=True, average="logits", fp16=True)
+    views = load(weights, device="cpu", scales=[0.5, 1], flip=True, average="logits", amp="bf16")
     np.testing.assert_array_equal(found, views.segment(STREETS[0]))
     assert not np.array_equal(found, load(weights, device="cpu").segment(STREETS[0]))
 

@@ -386,7 +386,7 @@ def test_files_are_matched_by_path_then_by_the_beginning_of_their_names(tmp_path
         ("{weights} --out {here}/text.onnx/x", "the folder cannot be made"),
         ("{weights} --resize_predictions nearest", "--resize_predictions belongs to --predictions"),
         ("{weights} more", "belongs to no flag"),
-        ("{graph} {moments} --fp16", r"--fp16: .*streets\.onnx computes in the precision"),
+        ("{graph} {moments} --fp16", r"--amp auto: .*streets\.onnx computes in the precision"),
         ("{graph} {moments} --visualize_feature", "--visualize_feature: shows what networks of ours compute"),
     ],
 )

@@ -414,7 +414,7 @@ MIXING = ("--mixstyle", "0.7", "--fda", "0.1")
 
 
 def test_resumed_with_every_style_augmentation_is_the_same(small_camvid: Path, tmp_path: Path) -> None:
-    steps = ("--accumulate", "2", "--cov_stat_epoch", "0", "--save_interval", "1", "--method", "isw", "--fp16")
+    steps = ("--accumulate", "2", "--cov_stat_epoch", "0", "--save_interval", "1", "--method", "isw", "--amp", "bf16")
     flags = (*SINGLE, *MIXING, *steps, "--val_limit", "1")
     train.main(train_arguments(small_camvid, tmp_path / "a", *flags))
     original, arguments = train.train_step, train_arguments(small_camvid, tmp_path / "b", *flags)

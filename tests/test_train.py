@@ -406,7 +406,7 @@ def test_other_rows_train_and_are_known_again(method: str, small_camvid: Path, t
 
 
 def test_mixed_precision_trains(small_camvid: Path, tmp_path: Path) -> None:
-    train.main(train_arguments(small_camvid, tmp_path, "--fp16", "--max_iter", "2"))
+    train.main(train_arguments(small_camvid, tmp_path, "--amp", "bf16", "--max_iter", "2"))
     lines = [json.loads(line) for line in (run_folder(tmp_path) / "history.jsonl").read_text().splitlines()]
     assert all(value == value for line in lines for key, value in line.items() if key.startswith("loss/"))
 

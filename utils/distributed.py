@@ -83,11 +83,6 @@ def choose_device(name: str, local_rank: int) -> torch.device:
     return torch.device("cuda", index)
 
 
-def autocast_dtype(device: torch.device, *, wanted: bool) -> torch.dtype | None:
-    """Return the type of mixed precision on a device: float16 on a GPU, bfloat16 on the CPU, None where not wanted."""
-    return None if not wanted else torch.float16 if device.type == "cuda" else torch.bfloat16
-
-
 def keep_freed_memory(device: torch.device) -> None:
     """Let glibc keep what tensors on the CPU have freed; else every step gets the same pages from the system again.
 

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -39,7 +39,8 @@ class Option:
     above: float = -math.inf
     lengths: tuple[int, int] = (0, 100)  # smallest and largest number of items of a list
     aliases: tuple[str, ...] = ()  # other flags and former keys that mean the same
-    shorthands: tuple[str, ...] = ()  # choices that are flags too: --sgd for --optimizer sgd
+    shorthands: Mapping[str, str] = field(default_factory=dict)  # flags for a choice: --sgd for --optimizer sgd
+    booleans: tuple[str, ...] = ()  # choices that false and true stand for: YAML reads off as false
     needs: tuple[str, ...] = ()  # one of these must be on ("--flag") or set ("--flag value") to change the default
     programs: tuple[str, ...] = ("train",)  # whose --help shows it
 
@@ -79,6 +80,8 @@ class Option:
             return float(item)
         if self.base is float and isinstance(item, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", item):
             return float(item)  # YAML 1.1 reads 5e-4 (no point, or no sign) as text
+        if self.booleans and type(item) is bool:
+            return self.booleans[item]
         if self.base is str and isinstance(item, str) and item.startswith("~/"):
             return os.path.expanduser(item)  # the shell does not do it inside KEY=VALUE
         return item
@@ -98,7 +101,8 @@ class Option:
         if self.default is None and [word.lower() for word in words] in (["none"], ["null"], [""]):
             return None
         try:
-            items = [BOOLEANS[word.lower()] if self.base is bool else self.base(word) for word in words]
+            is_boolean = self.base is bool or (self.booleans and {*map(str.lower, words)} <= {"true", "false"})
+            items = [BOOLEANS[word.lower()] if is_boolean else self.base(word) for word in words]
         except (KeyError, ValueError):
             self.refuse(text, source)
         return self.check(items if self.is_list else items[0], source)
@@ -275,8 +279,8 @@ def _add_flags(group: Any, row: Option, *, hidden: bool) -> None:
     default = " ".join(map(str, row.default or ())) if row.is_list else row.default
     default = "none" if default in (None, "") else default
     add(names, f"{row.help} [{default}]", row.read, nargs=nargs, metavar=metavar)
-    for value in row.shorthands:
-        add([f"--{value}"], f"The same as {row.flag} {value}.", lambda *_, value=value: value, nargs=0)
+    for name, value in row.shorthands.items():
+        add([name], f"The same as {row.flag} {value}.", lambda *_, value=value: value, nargs=0)
 
 
 def read_command_line(
