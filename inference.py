@@ -25,7 +25,9 @@ from evaluation.graphs import LabelsGraph, LogitsGraph, is_graph, open_graph
 from evaluation.metrics import argmax_classes
 from evaluation.protocols import Inference, build_inference, large_enough
 from network import Method, Segmentor, architecture_of, build_network
+from network.scoring import scoring_copy
 from network.tuning import merge_lora
+from network.upsampling import logit_parts
 from network.weights import build_published, load_weights
 from transforms.build import build_normalisation
 from utils import checkpoint, distributed
@@ -66,12 +68,15 @@ def load(weights: str | Path, *, device: str | torch.device = "auto", **flags: A
         return Model(graph, graph.normalise, place, None, build_inference(cfg))
     built, recipe = load_network(cfg, checkpoint.read(weights))
     dtype = autocast_dtype(place, amp=cfg.OPTIM.AMP)
-    return Model(built.to(place).eval(), build_normalisation(recipe), place, dtype, build_inference(cfg))
+    return Model(scoring_copy(built.to(place)), build_normalisation(recipe), place, dtype, build_inference(cfg))
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network in evaluation mode on its device, or a graph, with the normalisation that it was trained with."""
+    """A network on its device, or a graph, with the normalisation that it was trained with.
+
+    The network is a copy for scoring, without batch norms; `load_network` returns one as it was trained.
+    """
 
     network: Segmentor | LogitsGraph | LabelsGraph
     normalise: Callable[[torch.Tensor], torch.Tensor]
@@ -134,18 +139,21 @@ class Model:
             network, branches = self.network, {"edge", "layout"} & set(names)
             with large_enough(normalised):
                 output: Any = network(normalised) if branches and isinstance(network, Segmentor) else None
-            if output is not None and self.views == Inference():
-                logits = output.evaluated().float()
-            else:
-                logits = self.views(network.predict, normalised)
-        makers = {
-            "labels": lambda: argmax_classes(logits),
-            "probabilities": lambda: logits.softmax(1),
-            "confidence": lambda: (logits.amax(1) - logits.logsumexp(1)).exp(),
-            "edge": lambda: output.edge[:, 0].float(),
-            "layout": lambda: output.layout.byte(),
+            single = output is not None and self.views == Inference()
+            logits = output.evaluated().float() if single else self.views.logits(network, normalised)
+        makers: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+            "labels": argmax_classes,
+            "probabilities": lambda part: part.softmax(1),
+            "confidence": lambda part: (part.amax(1) - part.logsumexp(1)).exp(),
         }
-        return {name: makers[name]().cpu().numpy() for name in names}
+        found: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+        for _, part in logit_parts(logits):
+            for name in set(names) - branches:
+                found[name].append(makers[name](part).cpu())
+        if branches:
+            known = {"edge": [output.edge[:, 0].float().cpu()], "layout": [output.layout.byte().cpu()]}
+            found |= {name: known[name] for name in branches}
+        return {name: torch.cat(parts, -2).numpy() for name, parts in found.items()}
 
 
 def as_array(image: Picture) -> Array:

@@ -41,6 +41,7 @@ from evaluation.predictions import open_predictions
 from loss import build_criterion
 from loss.whitening import Whitening
 from network import Segmentor
+from network.scoring import scoring_copy
 from transforms.corruptions import parse_corruptions
 from utils import checkpoint, distributed, logs, pictures, signals
 from utils.files import new_folder
@@ -150,7 +151,7 @@ def open_network(cfg: Config, device: torch.device) -> Candidate:
     sources = saved.DATASET.TRAIN if "source" in weights else ()  # published files do not say what they were trained on
     settings = config.changed(saved) if "source" in weights else {}
     masks = whitening_masks(whitening, network.style_names)
-    return Candidate(network, weights, evaluator, sources, settings, masks)
+    return Candidate(scoring_copy(network), weights, evaluator, sources, settings, masks)
 
 
 def open_other(cfg: Config, device: torch.device) -> Candidate:

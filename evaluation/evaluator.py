@@ -23,6 +23,9 @@ from evaluation.metrics import argmax_classes, confusion_matrix, merge_classes, 
 from evaluation.more_metrics import MoreCounts
 from evaluation.protocols import Inference
 from evaluation.report import DomainScore, Evaluation, Frame, ImageCounts, domain_scores
+from network import Segmentor
+from network.scoring import scoring_copy
+from network.upsampling import logit_parts
 from utils import distributed, signals
 from utils.errors import UserError
 from utils.pictures import Picture, comparison
@@ -127,22 +130,17 @@ class Evaluator:
         frames, position = list[Frame](), 0
         bar = tqdm(total=share, desc=f"evaluate {name}", unit="image", disable=not distributed.is_main(), leave=False)
         samples = signals.stoppable(_same_size(loader, self.batch_size))
+        model = scoring_copy(model) if isinstance(model, Segmentor) else model
         for group in evaluation_mode(model, cudnn_benchmark_off(samples)):
             images = torch.stack([sample.image for sample in group]).to(self.device)  # (B,3,h,w)
             labels = torch.stack([sample.label for sample in group]).to(self.device)  # (B,h,w) uint8
             try:
-                predictions, logits = self._predict(model, images, labels, [sample.name for sample in group])
+                predictions, loss = self._predict(model, images, labels, [sample.name for sample in group], more=more)
             except UserError as error:
                 raise UserError(f"{name}: {group[0].name}: {error}") from error
             if not self.per_image:
                 counts[0] += confusion_matrix(labels, predictions, num_classes=num_classes)
-            if more is not None:
-                more.add(logits, labels, predictions)
-            sums[0] += (
-                float("nan")
-                if logits is None
-                else F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="sum").double()
-            )
+            sums[0] += loss
             sums[1] += (labels != IGNORE).sum()
             sums[2] += len(group)
             for sample, label, prediction in zip(group, labels, predictions, strict=True):
@@ -164,9 +162,18 @@ class Evaluator:
         return Evaluation(confusions.sum(0), loss, frames, more, confusions if self.per_image else None)
 
     def _predict(
-        self, model: Predictor | Labeller, images: Tensor, labels: Tensor, names: Sequence[str]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return train ids (B, h, w) of images (B, 3, h, w), uint8, and logits (B, C, h, w) where there are any."""
+        self,
+        model: Predictor | Labeller,
+        images: Tensor,
+        labels: Tensor,
+        names: Sequence[str],
+        *,
+        more: MoreCounts | None,
+    ) -> tuple[Tensor, Tensor | float]:
+        """Return train ids (B, h, w) uint8 of images (B, 3, h, w) uint8, and their loss, summed over pixels.
+
+        Logits are made and used some rows at a time; where there are none, the loss is nan.
+        """
         if isinstance(model, Labeller):
             predictions = model.labels(images, names).to(images.device)
             if unknown := int(((predictions == IGNORE) & (labels != IGNORE)).sum()):
@@ -174,11 +181,22 @@ class Evaluator:
                     f"{unknown} pixels that are labelled have no class in the prediction (255, or an id that is not "
                     "evaluated); a prediction names one of the classes everywhere"
                 )
-            return predictions, None
+            if more is not None:
+                more.add_boundaries(labels, predictions)
+            return predictions, float("nan")
         dtype = self.autocast_dtype
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            logits = self.inference(model.predict, self.normalise(images))
-        return argmax_classes(logits), logits
+            logits = self.inference.logits(model, self.normalise(images))
+        predictions, loss = torch.empty_like(labels), torch.zeros((), dtype=torch.float64, device=self.device)
+        for rows, part in logit_parts(logits):
+            truth, found = labels[:, rows], argmax_classes(part)
+            predictions[:, rows] = found
+            loss += F.cross_entropy(part, truth.long(), ignore_index=IGNORE, reduction="sum")
+            if more is not None:
+                more.add_confidences(part, truth, found)
+        if more is not None:
+            more.add_boundaries(labels, predictions)
+        return predictions, loss
 
     def _plot(self, loader: EvaluationLoader, frames: Sequence[Frame]) -> Iterator[Picture]:
         if not frames:

@@ -49,15 +49,17 @@ class MoreCounts:
         tables = [torch.from_numpy(table).to(device) for table in (scored, merged)]
         return cls(*tables, *(torch.zeros(size, dtype=torch.int64, device=device) for size in sizes))
 
-    def add(self, logits: Tensor | None, labels: Tensor, predictions: Tensor) -> None:
-        """Count the pixels of a batch: logits (B, C, h, w) float32, labels and predictions (B, h, w) uint8.
+    def add_boundaries(self, labels: Tensor, predictions: Tensor) -> None:
+        """Count the pixels of whole images: labels and predictions (B, h, w) uint8."""
+        self.boundaries.add_(boundary_counts(*self._merged(labels, predictions), num_classes=NUM_CLASSES))
 
-        Without logits there is no confidence to count, and the scores of calibration are nan.
-        """
-        truth, prediction = self.truths[labels.int()], self.predictions[predictions.int()]
-        self.boundaries.add_(boundary_counts(truth, prediction, num_classes=NUM_CLASSES))
-        if logits is not None:
-            self.confidences.add_(confidence_counts(logits, truth, prediction, num_classes=NUM_CLASSES))
+    def add_confidences(self, logits: Tensor, labels: Tensor, predictions: Tensor) -> None:
+        """Count the pixels of some rows, with logits (B, C, rows, w) float32; without, calibration's scores are nan."""
+        truth, prediction = self._merged(labels, predictions)
+        self.confidences.add_(confidence_counts(logits, truth, prediction, num_classes=NUM_CLASSES))
+
+    def _merged(self, labels: Tensor, predictions: Tensor) -> tuple[Tensor, Tensor]:
+        return self.truths[labels.int()], self.predictions[predictions.int()]
 
     def share(self) -> None:
         """Add up over the processes."""

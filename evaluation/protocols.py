@@ -5,11 +5,12 @@ Letters: B images, C classes, H x W their own size, h x w the size of a view.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from config import Config
+from network import Segmentor
+from network.upsampling import SmallLogits
 from utils.errors import UserError
 
 
@@ -39,14 +42,22 @@ class Inference:
     flip: bool = False
     average: Literal["probabilities", "logits"] = "probabilities"
 
+    def logits(self, model: Any, images: Tensor) -> Tensor | SmallLogits:
+        """Return what a call returns for a model with `predict`; one plain pass of a `Segmentor` is not upsampled."""
+        if not isinstance(model, Segmentor):
+            return self(model.predict, images)
+        sizes = self._sizes(images)
+        if self.flip or len(sizes) > 1 or sizes[0] != images.shape[2:] or not self._fits(sizes[0]):
+            return self(lambda view: model.small_logits(view).whole(), images)
+        with large_enough(images):
+            return model.small_logits(images)
+
     def __call__(self, predict: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """Return logits (B, C, H, W) float32 of images (B, 3, H, W), logarithms where probabilities are averaged.
 
         `predict` maps normalised images (B, 3, h, w) to logits (B, C, h, w): `network.predict` or a function like it.
         """
-        size, flips = images.shape[2:], (False, True) if self.flip else (False,)
-        factors = [scale / 2 if self.halved else scale for scale in self.scales]
-        sizes = [tuple(max(round(factor * side), 1) for side in size) for factor in factors]
+        size, flips, sizes = images.shape[2:], (False, True) if self.flip else (False,), self._sizes(images)
         single = len(sizes) * len(flips) == 1 and self._fits(sizes[0])
         as_probabilities = self.average == "probabilities" and not single
         total: Tensor | None = None
@@ -60,6 +71,11 @@ class Inference:
             return total
         mean = total / (len(sizes) * len(flips))
         return mean.clamp_(min=torch.finfo(mean.dtype).tiny).log_() if as_probabilities else mean
+
+    def _sizes(self, images: Tensor) -> list[tuple[int, ...]]:
+        """Return the size of the views at each scale."""
+        factors = [scale / 2 if self.halved else scale for scale in self.scales]
+        return [tuple(max(round(factor * side), 1) for side in images.shape[2:]) for factor in factors]
 
     def _fits(self, size: Sequence[int]) -> bool:
         return self.window is None or all(side <= limit for side, limit in zip(size, self.window, strict=True))
@@ -104,7 +120,7 @@ def large_enough(images: Tensor) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if "Expected more than 1 spatial element" not in str(error):
+        if not re.search("Expected more than 1 (spatial element|value per channel)", str(error)):
             raise
         height, width = images.shape[2:]
         raise UserError(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import abc
 from collections import OrderedDict
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,12 +18,8 @@ from network.backbone_base import BackboneBase
 from network.dilated import DilatedConv2d
 from network.methods import Method
 from network.outputs import SegmentorOutput
+from network.upsampling import SmallLogits, resize
 from utils import distributed
-
-
-def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Resample maps (B, C, h, w) bilinearly with aligned corners, as every up-sampling of the original does."""
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=True)
 
 
 def conv_norm_relu(
@@ -154,9 +149,13 @@ def initialise_heads(*heads: nn.Module | None) -> None:
 
 
 class Segmentor(nn.Module, abc.ABC):
-    """A backbone with a head: `forward` for training, `predict` for evaluation, `style_features` for the statistics."""
+    """A backbone with a head.
+
+    `forward` is for training, `predict` and `small_logits` are for evaluation, `style_features` for the statistics.
+    """
 
     attends = False  # whether the head aggregates by attention
+    scores = False  # whether this is a copy for scoring alone (network.scoring)
 
     def __init__(self, backbone: BackboneBase, *, method: Method, freeze_bn: bool = False) -> None:
         super().__init__()
@@ -168,8 +167,12 @@ class Segmentor(nn.Module, abc.ABC):
         """Map normalised images (B, 3, H, W) to everything that the losses need."""
 
     @abc.abstractmethod
+    def small_logits(self, images: Tensor) -> SmallLogits:
+        """Map normalised images (B, 3, H, W) to the logits that are evaluated, not upsampled yet."""
+
     def predict(self, images: Tensor) -> Tensor:
         """Map normalised images (B, 3, H, W) to the logits that are evaluated, (B, classes, H, W)."""
+        return self.small_logits(images).whole()
 
     def style_features(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the captured standardised maps, running the backbone only as far as they need it."""
@@ -216,9 +219,9 @@ class PlainSegmentor(Segmentor):
         fused = resize(self.head(features.top, features.low_level), images.shape[2:])
         return SegmentorOutput(fused=fused, aux=self.aux(features.aux), style=features.style)
 
-    def predict(self, images: Tensor) -> Tensor:
-        features = self.backbone(images)
-        return resize(self.head(features.top, features.low_level), images.shape[2:])
+    def small_logits(self, images: Tensor) -> SmallLogits:
+        features, (height, width) = self.backbone(images), images.shape[2:]
+        return SmallLogits((self.head(features.top, features.low_level),), (height, width))
 
 
 class LinearSegmentor(Segmentor):
@@ -234,5 +237,6 @@ class LinearSegmentor(Segmentor):
     def forward(self, images: Tensor) -> SegmentorOutput:
         return SegmentorOutput(fused=self.predict(images))
 
-    def predict(self, images: Tensor) -> Tensor:
-        return resize(self.head(self.backbone(images).top), images.shape[2:])
+    def small_logits(self, images: Tensor) -> SmallLogits:
+        height, width = images.shape[2:]
+        return SmallLogits((self.head(self.backbone(images).top),), (height, width))

@@ -25,7 +25,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Literal, TypeAlias
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -33,8 +34,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from network.backbone_base import BackboneBase
-from network.deeplab import AuxHead, Decoder, Refined, Segmentor, conv_norm_relu, initialise_heads, resize, split_stride
+from network.deeplab import AuxHead, Decoder, Refined, Segmentor, conv_norm_relu, initialise_heads, split_stride
 from network.outputs import Features, SegmentorOutput
+from network.upsampling import SmallLogits, logit_parts, resize
 
 IGNORE = 255
 CAP = 0.99  # of the layout's thresholds
@@ -42,21 +44,30 @@ _PART = 1 << 15  # pixels at once: what is written stays in the cache
 Confidence = Literal["logits", "softmax"]
 
 
-def coarse_layout(logits: Tensor, *, confidence: Confidence = "logits") -> Tensor:
+def coarse_layout(logits: Tensor | SmallLogits, *, confidence: Confidence = "logits") -> Tensor:
     """Label the pixels of which the network is confident; the others become 255. Nothing here waits for the device.
 
     A pixel is kept where its value, its largest raw logit or its largest probability, reaches the upper median of the
     values of its class over the whole batch, capped at 0.99. Maps logits (B, classes, H, W) to (B, H, W) int64.
     """
+    in_graph = torch.compiler.is_compiling()
+    if isinstance(logits, Tensor) and logits.device.type == "cpu" and not in_graph:
+        layout = _layout_on_cpu(_scores(logits, confidence).contiguous())
+        if layout is not None:
+            return layout
+    num_classes, largest = (logits.maps[0] if isinstance(logits, SmallLogits) else logits).shape[1], []
+    for _, part in logit_parts(logits):
+        largest.append(_scores(part, confidence).max(1))  # (B, h, W) values and labels
+    values, labels = largest[0] if len(largest) == 1 else map(partial(torch.cat, dim=1), zip(*largest, strict=True))
+    medians = (_medians_in_graphs if in_graph else _medians)(values, labels, num_classes)
+    return torch.where(values < medians.clamp(max=CAP)[labels], IGNORE, labels)
+
+
+def _scores(logits: Tensor, confidence: Confidence) -> Tensor:
+    """Return what is compared, (B, classes, H, W) float32."""
     # Parity: the original compares raw logits with the cap of 0.99, not probabilities.
     scores = logits.detach().float()
-    scores = scores.softmax(1) if confidence == "softmax" else scores
-    in_graph = torch.compiler.is_compiling()
-    if scores.device.type == "cpu" and not in_graph and (layout := _layout_on_cpu(scores.contiguous())) is not None:
-        return layout
-    values, labels = scores.max(1)  # (B, H, W) each
-    medians = (_medians_in_graphs if in_graph else _medians)(values, labels, scores.shape[1])
-    return torch.where(values < medians.clamp(max=CAP)[labels], IGNORE, labels)
+    return scores.softmax(1) if confidence == "softmax" else scores
 
 
 def _layout_on_cpu(scores: Tensor) -> Tensor | None:
@@ -249,8 +260,17 @@ class TripleAggregation(nn.Module):
         return self.query(query), self.key(key)  # (B, 128, h, w) each
 
 
-# (B, 256, h, w) of layout and edges, (B, 64, h1, w1) edge maps
-_Branches: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None]
+class _Pass(NamedTuple):
+    """What one pass computes before the last upsampling, None where a part is left out."""
+
+    features: Features
+    coarse: SmallLogits
+    upsampled: Tensor | None  # the coarse logits (B, classes, H, W), None where they are upsampled in parts
+    fused: Tensor | None  # small final logits
+    layout: Tensor | None  # (B, H, W)
+    layout_features: Tensor | None  # (B, 256, h, w)
+    edge_features: Tensor | None  # (B, 256, h, w)
+    edge_maps: Tensor | None  # (B, 64, h1, w1)
 
 
 class DIIASegmentor(Segmentor):
@@ -278,39 +298,44 @@ class DIIASegmentor(Segmentor):
         self.aux = AuxHead(third, num_classes=num_classes)
         initialise_heads(self.coarse, self.layout, self.edge, self.fused, self.aux)
 
-    def _run(self, images: Tensor, *, branches: bool = True) -> tuple[SegmentorOutput, Features, _Branches]:
-        """Return the output so far, what it comes from, and what the branches encoded, None where one is left out."""
-        size, features = images.shape[2:], self.backbone(images)
-        fused = coarse = resize(self.coarse(features.top), size)
-        layout = layout_features = edge_maps = edge_features = None
+    def _run(self, images: Tensor, *, branches: bool = True, in_parts: bool = False) -> _Pass:
+        (height, width), features = images.shape[2:], self.backbone(images)
+        coarse = SmallLogits((self.coarse(features.top),), (height, width))
+        upsampled = None if in_parts else coarse.whole()
+        fused = layout = layout_features = edge_maps = edge_features = None
         if branches and self.layout is not None:
-            layout = coarse_layout(coarse, confidence=self.layout_confidence)
+            layout = coarse_layout(coarse if upsampled is None else upsampled, confidence=self.layout_confidence)
             layout_features = self.layout.encode(layout, dtype=images.dtype)
         if branches and self.edge is not None:
             edge_maps, edge_features = self.edge.encode(features.low_level)
         if self.aggregate is not None and self.fused is not None:
             aggregated = self.aggregate(features.top, layout_features, edge_features)
-            fused = resize(self.fused(aggregated, features.low_level), size)
-        output = SegmentorOutput(fused, coarse=None if fused is coarse else coarse, layout=layout, style=features.style)
-        return output, features, (layout_features, edge_features, edge_maps)
+            fused = self.fused(aggregated, features.low_level)
+        return _Pass(features, coarse, upsampled, fused, layout, layout_features, edge_features, edge_maps)
 
     def forward(self, images: Tensor) -> SegmentorOutput:
-        output, features, (layout_features, edge_features, edge_maps) = self._run(images)
-        size, layout_logits, edge, edge_logits = images.shape[2:], None, None, None
-        if self.layout is not None and layout_features is not None:
-            layout_logits = resize(self.layout.decode(layout_features), size)
-        if self.edge is not None and edge_maps is not None and edge_features is not None:
-            edge = edge_maps.mean(1, keepdim=True)
+        done, size, layout_logits, edge, edge_logits = self._run(images), images.shape[2:], None, None, None
+        if self.layout is not None and done.layout_features is not None:
+            layout_logits = resize(self.layout.decode(done.layout_features), size)
+        if self.edge is not None and done.edge_maps is not None and done.edge_features is not None:
+            edge = done.edge_maps.mean(1, keepdim=True)
             edge = resize(255 * edge.float().sigmoid() if self.edge_logit else edge, size)
-            edge_logits = resize(self.edge.decode(edge_features), size)
-        aux = self.aux(features.aux)
-        return SegmentorOutput(
-            output.fused, aux, output.coarse, output.layout, layout_logits, edge, edge_logits, output.style
-        )
+            edge_logits = resize(self.edge.decode(done.edge_features), size)
+        assert done.upsampled is not None
+        coarse, fused = (None, done.upsampled) if done.fused is None else (done.upsampled, resize(done.fused, size))
+        aux, style = self.aux(done.features.aux), done.features.style
+        return SegmentorOutput(fused, aux, coarse, done.layout, layout_logits, edge, edge_logits, style)
+
+    def small_logits(self, images: Tensor) -> SmallLogits:
+        done = self._run(images, branches=self.attends, in_parts=True)
+        if done.fused is None:
+            return done.coarse
+        return SmallLogits((done.fused, *done.coarse.maps), done.coarse.size, factors=(1.0, 0.5))
 
     def predict(self, images: Tensor) -> Tensor:
-        output, _, _ = self._run(images, branches=self.attends)
-        return output.evaluated()
+        done = self._run(images, branches=self.attends)  # a layout from parts might differ in a pixel
+        assert done.upsampled is not None
+        return done.upsampled if done.fused is None else 0.5 * done.upsampled + resize(done.fused, images.shape[2:])
 
     def attention_of(self, images: Tensor, pixels: Sequence[tuple[int, int]]) -> Tensor:
         """Return how the cells at N pixels (x, y) of normalised images (B, 3, H, W) weigh all cells in the aggregation.
@@ -319,10 +344,11 @@ class DIIASegmentor(Segmentor):
             (B, N, h, w) float32, each map sums to one; the corners of map and image coincide.
         """
         assert self.aggregate is not None and self.attends, "this method has no attention"
-        _, features, (layout_features, edge_features, _) = self._run(images)
-        (height, width), (rows, columns) = images.shape[2:], features.top.shape[2:]
+        done = self._run(images)
+        (height, width), (rows, columns) = images.shape[2:], done.features.top.shape[2:]
         cells = [
             round(y * (rows - 1) / max(height - 1, 1)) * columns + round(x * (columns - 1) / max(width - 1, 1))
             for x, y in pixels
         ]
-        return self.aggregate.attention_of(torch.tensor(cells, device=images.device), layout_features, edge_features)
+        places = torch.tensor(cells, device=images.device)
+        return self.aggregate.attention_of(places, done.layout_features, done.edge_features)

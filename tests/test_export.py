@@ -251,17 +251,17 @@ def test_published_weights_give_the_same_maps(
     words = content["command"].split()[2:]  # the flags that name the network and its normalisation
     cfg = config.parse(["--snapshot", str(out), *words], program="valid")
     again, saved = inference.load_network(cfg, checkpoint.read(out))
-    ours = inference.load(tmp_path / "last.pth", device="cpu")
-    assert isinstance(ours.network, Segmentor)
-    state = ours.network.state_dict()
-    assert again.state_dict().keys() == state.keys() and build_normalisation(saved) == ours.normalise
+    own = config.parse(["--snapshot", str(tmp_path / "last.pth")], program="valid")
+    ours, trained = inference.load_network(own, checkpoint.read(own.RUN.SNAPSHOT))
+    state, normalise = ours.state_dict(), build_normalisation(saved)
+    assert again.state_dict().keys() == state.keys() and normalise == build_normalisation(trained)
     wanted = {
         name: value.half().to(value) if half and value.is_floating_point() else value for name, value in state.items()
     }
     assert all(torch.equal(value, wanted[name]) for name, value in again.state_dict().items())
     images = pictures(1, 3, 97, 130)
     with torch.no_grad():
-        maps = [net.eval().predict(ours.normalise(images)) for net in (again, ours.network)]
+        maps = [net.eval().predict(normalise(images)) for net in (again, ours)]
     torch.testing.assert_close(*maps, rtol=0, atol=0.05 if half else 1e-4)
 
 

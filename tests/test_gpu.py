@@ -134,9 +134,9 @@ def test_synchronised_batch_norm_on_one_process(tmp_path: Path) -> None:
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("precision", [(), ("--fp16",)], ids=["float32", "float16"])
-def test_a_short_training(small_camvid: Path, tmp_path: Path, precision: tuple[str, ...]) -> None:
-    train.main(train_arguments(small_camvid, tmp_path, "--device", "cuda", "--num_workers", "2", *precision))
+@pytest.mark.parametrize("amp", ["off", "fp16", "bf16", "auto"])
+def test_a_short_training(small_camvid: Path, tmp_path: Path, amp: str) -> None:
+    train.main(train_arguments(small_camvid, tmp_path, "--device", "cuda", "--num_workers", "2", "--amp", amp))
     folder = run_folder(tmp_path)
     assert read_weights(folder / "last.pth")["progress"]["step"] == 4
     losses = [row["loss/train_loss"] for row in read_history(folder / "history.jsonl") if "loss/train_loss" in row]
@@ -154,7 +154,9 @@ def test_protocols_and_counts_are_the_cpus() -> None:
     found = []
     for device in ("cpu", "cuda"):
         more = MoreCounts.of_domain(BUILTIN["camvid"], device=torch.device(device))
-        more.add(logits.to(device), label.to(device), logits.argmax(1).byte().to(device))
+        truths, predictions = label.to(device), logits.argmax(1).byte().to(device)
+        more.add_confidences(logits.to(device), truths, predictions)
+        more.add_boundaries(truths, predictions)
         found.append(more)
     assert torch.equal(found[1].boundaries.cpu(), found[0].boundaries)
     moved = (found[1].confidences.cpu().cumsum(2) - found[0].confidences.cumsum(2)).abs().max()

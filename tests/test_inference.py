@@ -86,8 +86,8 @@ def test_diias_maps_come_from_the_same_pass(tmp_path: Path) -> None:
     with torch.no_grad():
         output = network(model.normalise(torch.tensor(STREET.transpose(2, 0, 1)[None])))
     assert output.edge is not None and output.layout is not None
-    np.testing.assert_array_equal(maps["edge"], output.edge[0, 0].numpy())
-    np.testing.assert_array_equal(maps["layout"], output.layout[0].numpy())
+    np.testing.assert_allclose(maps["edge"], output.edge[0, 0].numpy(), rtol=1e-4, atol=1e-3)
+    assert (maps["layout"] != output.layout[0].numpy()).mean() < 0.001
     assert maps["layout"].dtype == np.uint8 and 255 in maps["layout"] and maps["layout"].min() < 19
 
 
@@ -95,7 +95,7 @@ def test_diias_maps_come_from_the_same_pass(tmp_path: Path) -> None:
 def test_half_precision_and_lora(tmp_path: Path, flags: tuple[str, ...]) -> None:
     save_random(tmp_path / "w.pth", *flags)
     whole, half = (
-        load(tmp_path / "w.pth", device="cpu", fp16=fp16).segment(STREET, probabilities=True) for fp16 in (False, True)
+        load(tmp_path / "w.pth", device="cpu", amp=amp).segment(STREET, probabilities=True) for amp in ("off", "bf16")
     )
     assert half.dtype == np.float32 and not np.array_equal(whole, half)
     np.testing.assert_allclose(whole, half, atol=0.2)

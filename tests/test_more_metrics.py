@@ -165,8 +165,9 @@ def test_counts_follow_the_domains_classes() -> None:
     prediction = torch.tensor([[[2, 3, 0, 4, 1, 5]]], dtype=torch.uint8)
     more = MoreCounts.of_domain(domain, device=torch.device("cpu"))
     logits = torch.nn.functional.one_hot(prediction.long(), NUM_CLASSES).permute(0, 3, 1, 2).float()
-    more.add(logits, truth, prediction)
-    more.add(logits, truth, prediction)
+    for _ in range(2):
+        more.add_confidences(logits, truth, prediction)
+        more.add_boundaries(truth, prediction)
     by_class = more.confidences.sum(2)
     assert by_class.sum() == 8 and by_class[:3].tolist() == [[0, 2], [2, 0], [0, 4]]  # walls count as buildings
     assert list(more.scores(domain.classes)) == list(TITLES)
