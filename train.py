@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         yaml = config.to_yaml(cfg)
         records = open_records(cfg, start, step=run.progress.step, config_yaml=yaml, repository=REPOSITORY)
         records.saved_at, records.meter.keep = run.progress.step, partial(nonfinite.keep, run, records)
-        last_words = logs.last_words(records.folder / "log.txt", save_memory=SAVE_MEMORY)
+        last_words = logs.last_words(records.folder, save_memory=SAVE_MEMORY, step=lambda: run.progress.step)
         with records.held, last_words, signals.deferred():
             log_start(run, start)
             try:

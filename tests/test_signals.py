@@ -248,15 +248,17 @@ class Pids(torch.utils.data.Dataset[int]):
         return os.getpid()
 
 
-def test_workers_ignore_the_signals_of_others_and_end_with_their_parent() -> None:
-    loader: Any = DataLoader(Pids(), num_workers=1, worker_init_fn=leave_to_parent, persistent_workers=True)
+@pytest.mark.parametrize("start", ["fork", "forkserver"])  # the second is Python 3.14's
+def test_workers_ignore_the_signals_of_others_and_end_with_their_parent(start: str) -> None:
+    how: dict[str, Any] = {"multiprocessing_context": start, "worker_init_fn": leave_to_parent}
+    loader: Any = DataLoader(Pids(), num_workers=1, persistent_workers=True, **how)
     batches = iter(loader)
     worker = int(next(batches))
     for number in ("SIGUSR1", "SIGUSR2", "SIGINT", "SIGTERM"):  # from another process
         subprocess.run(["kill", f"-{number[3:]}", str(worker)], check=True)
     assert {int(pid) for pid in batches} == {worker}
-    start, process = time.monotonic(), batches._workers[0]
+    began, process = time.monotonic(), batches._workers[0]
     process.terminate()
     process.join(timeout=20)
-    assert process.exitcode == 0 and time.monotonic() - start < 10
+    assert process.exitcode == 0 and time.monotonic() - began < 10
     del batches, loader

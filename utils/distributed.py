@@ -6,6 +6,7 @@ import ctypes
 import datetime
 import os
 import re
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -127,6 +128,8 @@ def process_group(
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not is_initialized():
         limit = datetime.timedelta(seconds=timeout)
+        launchers.follow()
+        _check_launcher()
         try:
             number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
             backend = "nccl" if device.type == "cuda" else "gloo"
@@ -147,6 +150,20 @@ def process_group(
             raise known from error
         raise
     _leave()
+
+
+def _check_launcher() -> None:
+    """Raise `UserError` where torchrun, at which its processes meet, was killed while this one started.
+
+    torch would try to reach it for as long as processes wait for each other.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        try:
+            socket.create_connection(address, timeout=60).close()
+        except OSError as error:
+            place = ":".join(map(str, address))
+            raise UserError(f"torchrun does not answer at {place} ({error}); was it killed?") from error
 
 
 def _leave() -> None:

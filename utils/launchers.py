@@ -1,11 +1,16 @@
-"""What launchers other than torchrun tell a process, in torchrun's variables."""
+"""What launchers other than torchrun tell a process, in torchrun's variables, and the end of a launcher."""
 
 from __future__ import annotations
 
+import logging
+import os
 import re
+import signal
+import threading
+import time
 from collections.abc import MutableMapping
 
-from utils.errors import UserError
+from utils.errors import TRY_AGAIN, UserError
 
 # SLURM's are those of srun's step: in a batch script itself the job's are set too, for one process alone.
 NAMES = {
@@ -13,7 +18,10 @@ NAMES = {
     "WORLD_SIZE": ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"),
     "LOCAL_RANK": ("SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK"),
 }
+LAUNCHED = ("TORCHELASTIC_RUN_ID", *NAMES["RANK"])  # set by launchers that stay as long as their processes
 PORTS = 20000  # the first of 10,000 that jobs choose from by their number
+GRACE = 30.0  # s, for a step and its checkpoint after the launcher's end, as torchrun gives before it kills
+log = logging.getLogger(__name__)
 
 
 def adopt(environment: MutableMapping[str, str]) -> None:
@@ -48,3 +56,23 @@ def _meet(environment: MutableMapping[str, str]) -> None:
     elif here == environment["WORLD_SIZE"]:
         environment.setdefault("MASTER_ADDR", "127.0.0.1")
     environment.setdefault("MASTER_PORT", str(PORTS + int(job) % 10_000))
+
+
+def follow() -> None:
+    """End this process when the launcher that started it is killed, which could then end nothing any more.
+
+    It gets a SIGTERM, after which a training saves its step, and is ended `GRACE` seconds later where it waits in torch
+    for a process that is gone. Without a launcher nothing is followed: the shell of a run in the background may end.
+    """
+    if any(name in os.environ for name in LAUNCHED):
+        threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+
+
+def _follow(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(1)
+    last = threading.Timer(GRACE, os._exit, [TRY_AGAIN])  # first: a log may be held by a thread that waits for a disk
+    last.daemon = True
+    last.start()
+    log.error("the launcher of this process (%d) was killed, so it ends too; --resume auto goes on", launcher)
+    os.kill(os.getpid(), signal.SIGTERM)

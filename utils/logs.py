@@ -84,8 +84,12 @@ def setup_logging(file: Path | None = None) -> None:
 
 
 @contextmanager
-def last_words(file: Path, *, save_memory: str) -> Iterator[None]:
-    """Append the last sentence of what ends the block to a log file, from any process; stderr gets it elsewhere."""
+def last_words(folder: Path, *, save_memory: str, step: Callable[[], int]) -> Iterator[None]:
+    """Append the last sentence of what ends the block to a run's log, from any process; stderr gets it elsewhere.
+
+    Of several processes it says which one, at which step; so does the `UserError` for what torch raises where one of
+    them does not answer.
+    """
     try:
         yield
     except Stopped as stop:
@@ -97,9 +101,12 @@ def last_words(file: Path, *, save_memory: str) -> Iterator[None]:
         sentence = one_line(known)
         if not isinstance(known, UserError) and not sentence.startswith(name):
             sentence = f"{name}: {sentence}"
-        who = f"process {distributed.rank()}: " if distributed.world_size() > 1 else ""
-        with suppress(OSError), file.open("a", encoding="utf-8") as stream:  # full, or the folder is gone
-            stream.write(f"{time.strftime(TIME)} E {who}{sentence}\n")
+        if distributed.world_size() > 1:
+            sentence = f"process {distributed.rank()} at step {step()}: {sentence}"
+        with suppress(OSError), (folder / "log.txt").open("a", encoding="utf-8") as file:  # full, or the folder is gone
+            file.write(f"{time.strftime(TIME)} E {sentence}\n")
+        if known is not error:
+            raise UserError(sentence) from error
         raise
 
 

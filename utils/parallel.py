@@ -123,7 +123,8 @@ def _call(item: Any) -> Any:
 def leave_to_parent(_worker: int = 0) -> None:
     """Let a loader's worker ignore the signals that a scheduler sends to all processes of a run.
 
-    Its parent still needs it for the step that it ends, and ends it with a SIGTERM of its own, which is obeyed.
+    Its parent still needs it for the step that it ends, and ends it with a SIGTERM of its own, which is obeyed. With a
+    parent that was killed it ends by itself; torch looks at the process that forked it, which may be a server of forks.
     """
     for number in SIGNALS:
         if number != signal.SIGTERM:
@@ -131,9 +132,12 @@ def leave_to_parent(_worker: int = 0) -> None:
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=_obey_parent, daemon=True).start()
+    threading.Thread(target=_follow_parent, daemon=True).start()  # now: threads inherit what is blocked
 
 
 def _obey_parent() -> None:
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+    parent = multiprocessing.parent_process()  # of os.getppid() it differs where workers come out of a server of forks
+    assert parent is not None
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent.pid:
         pass
     os._exit(0)
