@@ -18,12 +18,12 @@ from functools import partial
 from itertools import count, islice, takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import config
 from datasets.outputs import ALL_KINDS, KINDS, SUBMISSIONS, file_name
 from utils import program_parser
-from utils.errors import UserError, first_few, run_entry_point
+from utils.errors import ImageError, UserError, first_few, run_entry_point
 
 FLAGS = (
     *("--device", "--amp", "--bs_mult_val", "--eval_protocol", "--window", "--stride", "--scales", "--flip"),
@@ -37,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = program_parser(
         "predict",
         "Segment own images and videos.",
-        details="Exit code 1: files could not be read, each is named. Several processes (torchrun) share the files.",
+        details="Exit code 1: files cannot be read or are too small, each is named. Processes of torchrun share them.",
     )
     parser.prog = "python predict.py"
     parser.add_argument("weights", metavar="WEIGHTS", help="checkpoint of train.py, published weights, or an ONNX file")
@@ -80,6 +80,7 @@ from utils.parallel import cores, opencv, threaded_map
 
 logger = logging.getLogger("predict")
 Source = TypeVar("Source")
+Maps: TypeAlias = dict[str, Array]
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif", ".jp2", ".avif")
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
@@ -111,10 +112,10 @@ class Writer:
             return {kind: self.out / kind / f"{job.name}.mp4" for kind in kinds}
         return {kind: self.out / file_name(pattern, job.name) for kind, pattern in self.kinds.items()}
 
-    def draw(self, kind: str, image: Array, maps: dict[str, Array]) -> Image.Image:
+    def draw(self, kind: str, image: Array, maps: Maps) -> Image.Image:
         return ALL_KINDS[kind].draw(image, maps[ALL_KINDS[kind].map], self.opacity)
 
-    def save(self, result: tuple[Job, Array, dict[str, Array]]) -> None:
+    def save(self, result: tuple[Job, Array, Maps]) -> None:
         """Write all kinds of an image."""
         job, image, maps = result
         for kind, path in self.of(job).items():
@@ -143,7 +144,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         predict = partial(_predicted, model, names=wanted, batch_size=args.bs_mult_val)
         share = slice(distributed.rank(), None, distributed.world_size())
         failed = segment_images([job for job in jobs if not job.is_video][share], predict, writer)
-        failed += sum(not segment_video(job, predict, writer) for job in [job for job in jobs if job.is_video][share])
+        for job in [job for job in jobs if job.is_video][share]:
+            try:
+                failed += not segment_video(job, predict, writer)
+            except ImageError as error:  # of its frames, which have one size
+                logger.error("%s: %s", job.path, error)
+                failed += 1
         failed = int(distributed.all_reduce_sum(torch.tensor(failed, device=device)))
         if distributed.is_main():
             logs.write_line(f"{len(jobs) - failed} of {len(jobs)} files: {writer.out}")
@@ -213,16 +219,24 @@ def _files_of(word: str, *, out: Path) -> tuple[list[Path], list[Path]]:
 
 def _predicted(
     model: Model, images: Iterable[tuple[Source, Array]], *, names: set[str], batch_size: int
-) -> Iterator[tuple[Source, Array, dict[str, Array]]]:
-    """Yield every image (H, W, 3) with what it is of and what the model says of it."""
+) -> Iterator[tuple[Source, Array, Maps | ImageError]]:
+    """Yield every image (H, W, 3) with what it is of and what the model says of it, or why it says nothing."""
     images = iter(images)
     while group := list(islice(images, batch_size)):
-        for (source, image), maps in zip(group, model.maps([image for _, image in group], names), strict=True):
+        try:
+            results: Sequence[Maps | ImageError] = model.maps([image for _, image in group], names)
+        except ImageError as error:
+            if len(group) == 1:
+                results = [error]
+            else:  # which one it is
+                alone = _predicted(model, group, names=names, batch_size=1)
+                results = [maps for _, _, maps in alone]
+        for (source, image), maps in zip(group, results, strict=True):
             yield source, image, maps
 
 
 def segment_images(jobs: Sequence[Job], predict: Callable[..., Any], writer: Writer) -> int:
-    """Write the results of images and return how many could not be read, each of which is named.
+    """Write the results of images and return how many could not be read or segmented, each of which is named.
 
     Threads read images ahead of the network and write the results behind it.
     """
@@ -239,8 +253,18 @@ def segment_images(jobs: Sequence[Job], predict: Callable[..., Any], writer: Wri
             else:
                 yield job, image
 
+    def segmented() -> Iterator[tuple[Job, Array, Maps]]:
+        nonlocal failed
+        for job, image, maps in predict(readable()):
+            if isinstance(maps, ImageError):
+                logger.error("%s: %s", job.path, maps)
+                failed += 1
+                bar.update()
+            else:
+                yield job, image, maps
+
     with bar:
-        for _ in threaded_map(writer.save, predict(readable()), threads=writer.threads):
+        for _ in threaded_map(writer.save, segmented(), threads=writer.threads):
             bar.update()
     return failed
 
@@ -277,7 +301,9 @@ def segment_video(job: Job, predict: Callable[..., Any], writer: Writer) -> bool
         there, frame = video.read()
         return (number, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)) if there else None
 
-    def draw(result: tuple[int, Array, dict[str, Array]]) -> dict[str, Array]:
+    def draw(result: tuple[int, Array, Maps | ImageError]) -> dict[str, Array]:
+        if isinstance(result[2], ImageError):
+            raise result[2]
         return {kind: np.asarray(writer.draw(kind, *result[1:]).convert("RGB"))[..., ::-1] for kind in kinds}
 
     with TemporaryDirectory(dir=writer.out, prefix=".", suffix=".tmp") as folder, bar:

@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate
 from config import Config
 from network import Segmentor
 from network.upsampling import SmallLogits
-from utils.errors import UserError
+from utils.errors import ImageError
 
 
 @dataclass(frozen=True)
@@ -116,14 +116,14 @@ class Inference:
 
 @contextmanager
 def large_enough(images: Tensor) -> Iterator[None]:
-    """Raise `UserError` where a network's instance norms refuse images (B, 3, H, W): their maps have one pixel."""
+    """Raise `ImageError` where a network's instance norms refuse images (B, 3, H, W): their maps have one pixel."""
     try:
         yield
     except ValueError as error:
         if not re.search("Expected more than 1 (spatial element|value per channel)", str(error)):
             raise
         height, width = images.shape[2:]
-        raise UserError(
+        raise ImageError(
             f"{width}x{height} pixels are too few for this network, whose strides leave one pixel to an instance norm; "
             "leave such images out, or enlarge them (--scales, --window)"
         ) from error

@@ -277,3 +277,22 @@ def test_a_video_that_ends_too_early_is_named(weights: Path, tmp_path: Path, cap
     assert stop.value.code == 1 and 1 < frames < 18
     assert f"cut.avi: this video ends after {frames} of 20 frames" in caplog.text
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["overlay"], "no temporary folder is left"
+
+
+def test_an_image_too_small_for_the_network_is_named_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = tmp_path / "isw.pth"
+    save_random(weights, "--backbone", "mobilenet_v2", "--method", "isw")
+    (tmp_path / "in").mkdir()
+    for name, side in (("a", 32), ("b", 4), ("c", 32), ("d", 1)):
+        Image.fromarray(STREETS[1][:side, :side]).save(tmp_path / "in" / f"{name}.png")
+    write_video(tmp_path / "in" / "e.mp4", frames=2, size=(4, 4))
+    for batch in (1, 3):
+        out = tmp_path / str(batch)
+        with pytest.raises(SystemExit) as end:
+            run(weights, out, tmp_path / "in", "--bs_mult_val", str(batch))
+        assert end.value.code == 1 and {path.name for path in out.rglob("*.*")} == {"a.png", "c.png"}
+    told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    names = [f"{Path(sentence.partition(': ')[0]).name} {sentence.partition(': ')[2][:10]}" for sentence in told]
+    assert names == ["b.png 4x4 pixels", "d.png 1x1 pixels", "e.mp4 4x4 pixels"] * 2

@@ -15,6 +15,10 @@ class UserError(ValueError):
     """Something that the user can fix: the message names the value, the rule and how to fix it."""
 
 
+class ImageError(UserError):
+    """One image is at fault; a program that has others goes on with them."""
+
+
 class WriteError(UserError):
     """A file cannot be written; what was there stays."""
 
