@@ -6,7 +6,6 @@ python predict.py WEIGHTS.pth images/ street.jpg drive.mp4 --out predictions --w
 from __future__ import annotations
 
 import argparse
-import glob
 import logging
 import os
 import re
@@ -72,6 +71,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets.codec import read_photo
+from datasets.inputs import IMAGES, VIDEOS, find_files
 from inference import SAVE_MEMORY, Array, Model, load
 from network import Segmentor
 from utils import distributed, logs, signals
@@ -81,8 +81,6 @@ from utils.parallel import cores, opencv, threaded_map
 logger = logging.getLogger("predict")
 Source = TypeVar("Source")
 Maps: TypeAlias = dict[str, Array]
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif", ".jp2", ".avif")
-VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 
 class Job(NamedTuple):
@@ -178,7 +176,7 @@ def find_jobs(inputs: Sequence[str], writer: Writer, *, force: bool) -> list[Job
     files, roots = dict[Path, None](), list[Path]()
     for word in inputs:
         for part in sys.stdin.read().splitlines() if word == "-" else [word]:
-            found, root = _files_of(part, out=writer.out.absolute())
+            found, root = find_files(part, out=writer.out.absolute())
             files |= dict.fromkeys(found)
             roots += root
     if not files:
@@ -199,22 +197,6 @@ def find_jobs(inputs: Sequence[str], writer: Writer, *, force: bool) -> list[Job
         more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
         raise UserError(f"{existing[0]}{more}: exists already; name another folder with --out, or add --force")
     return jobs
-
-
-def _files_of(word: str, *, out: Path) -> tuple[list[Path], list[Path]]:
-    """Return the files of one input, absolute and sorted, and the folders that names are relative to."""
-    path, known = Path(word).absolute(), IMAGES + VIDEOS
-    if path.is_dir():
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
-        return [file for file in inside if out not in file.parents or path == out], [path]
-    if path.is_file():
-        if path.suffix.lower() not in known:
-            raise UserError(f"{word}: neither an image nor a video by its suffix ({' '.join(known)})")
-        return [path], [path.parent]
-    if not (matches := sorted(glob.glob(word, recursive=True))):
-        raise UserError(f"{word}: there is no such file or folder, and as a pattern it matches none")
-    results = [_files_of(match, out=out) for match in matches if Path(match).is_dir() or match.lower().endswith(known)]
-    return [file for files, _ in results for file in files], [root for _, roots in results for root in roots]
 
 
 def _predicted(

@@ -16,7 +16,7 @@ from datasets.sampling import sample_rng
 from evaluation.metrics import argmax_classes, confusion_matrix
 from loss import MaskStatistics, build_criterion
 from network import Segmentor, build_network
-from network.diia import coarse_layout
+from network.layout import coarse_layout
 from network.scoring import scoring_copy
 from transforms.appearance import edge_target
 from transforms.build import build_appearance, build_appearance_sampler

@@ -8,7 +8,8 @@ from config import Config
 from network.architectures import ARCHITECTURES, Architecture, resolve_architecture
 from network.backbones import BACKBONES
 from network.deeplab import LinearSegmentor, PlainSegmentor, Segmentor
-from network.diia import Confidence, DIIASegmentor
+from network.diia import DIIASegmentor
+from network.layout import Confidence
 from network.methods import METHODS, Method, method_for, resolve_jitter, resolve_method
 from network.outputs import SegmentorOutput
 from network.style import MixStyle

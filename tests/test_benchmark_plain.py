@@ -12,7 +12,7 @@ import config
 from benchmarks import plain
 from loss import MaskStatistics, build_criterion
 from network import build_network
-from network.diia import coarse_layout
+from network.layout import coarse_layout
 from tests import reference
 
 

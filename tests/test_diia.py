@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from network.diia import TripleAggregation, coarse_layout
+from network.diia import TripleAggregation
+from network.layout import coarse_layout
 from tests import reference
 
 
@@ -56,7 +57,7 @@ def test_layout_is_the_slow_one(
     np.testing.assert_array_equal(found.numpy(), slow_layout(logits))
     with mock.patch("torch.compiler.is_compiling", return_value=True):  # the form that graphs get
         assert torch.equal(coarse_layout(torch.from_numpy(logits)), found)
-    with mock.patch("network.diia._layout_on_cpu", return_value=None):  # the form that other devices get
+    with mock.patch("network.layout._layout_on_cpu", return_value=None):  # the form that other devices get
         assert torch.equal(coarse_layout(torch.from_numpy(logits)), found)
 
 
@@ -65,7 +66,7 @@ def test_layout_of_a_large_batch_goes_in_parts(monkeypatch: pytest.MonkeyPatch) 
     logits = np.random.default_rng(0).standard_normal((2, 19, 37, 50)).astype(np.float32) - 1
     expected = torch.from_numpy(slow_layout(logits))
     for size in (1, 50, 333, 1 << 15):
-        monkeypatch.setattr("network.diia._PART", size)
+        monkeypatch.setattr("network.layout._PART", size)
         assert torch.equal(coarse_layout(torch.from_numpy(logits)), expected)
     assert torch.equal(coarse_layout(torch.from_numpy(logits).to(memory_format=torch.channels_last)), expected)
 
@@ -80,7 +81,7 @@ def test_layout_with_nan_is_that_of_every_device() -> None:
     logits[0, 3, 2, 4] = logits[1, 0, 0, 0] = torch.nan
     found = coarse_layout(logits)
     assert found[0, 2, 4] == 3 and found[1, 0, 0] == 0, "nan is the largest, as torch's max says"
-    with mock.patch("network.diia._layout_on_cpu", return_value=None):
+    with mock.patch("network.layout._layout_on_cpu", return_value=None):
         assert torch.equal(coarse_layout(logits), found)
 
 

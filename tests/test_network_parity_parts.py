@@ -14,7 +14,8 @@ from torchvision.models import resnet
 
 from loss import build_criterion, covariance, whitening_loss
 from network.backbones import residual_sum
-from network.diia import TripleAggregation, coarse_layout
+from network.diia import TripleAggregation
+from network.layout import coarse_layout
 from network.style import SITE_KINDS, build_site
 from tests import reference
 from tests.reference import gap

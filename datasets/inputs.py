@@ -1,0 +1,27 @@
+"""The images and videos that a user names: files, folders and patterns."""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+
+from utils.errors import UserError
+
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif", ".jp2", ".avif")
+VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+
+
+def find_files(word: str, *, out: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files of one input, absolute and sorted, and the folders that names are relative to."""
+    path, known = Path(word).absolute(), IMAGES + VIDEOS
+    if path.is_dir():
+        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
+        return [file for file in inside if out not in file.parents or path == out], [path]
+    if path.is_file():
+        if path.suffix.lower() not in known:
+            raise UserError(f"{word}: neither an image nor a video by its suffix ({' '.join(known)})")
+        return [path], [path.parent]
+    if not (matches := sorted(glob.glob(word, recursive=True))):
+        raise UserError(f"{word}: there is no such file or folder, and as a pattern it matches none")
+    results = [find_files(match, out=out) for match in matches if Path(match).is_dir() or match.lower().endswith(known)]
+    return [file for files, _ in results for file in files], [root for _, roots in results for root in roots]
