@@ -39,6 +39,7 @@ from network import ARCHITECTURES, Segmentor, assemble, resolve_architecture, re
 from network.architectures import DEFAULT_ARCH
 from network.backbones import Backbone
 from network.diia import TripleAggregation
+from network.dilated import DilatedConv2d
 from network.style import SyncSwitchWhiten2d
 from utils.logs import write_line
 from utils.tables import format_table
@@ -65,6 +66,7 @@ def summarise(network: Segmentor, *, size: tuple[int, int]) -> Summary:
         UserError: thop and torch count more than 1 % apart.
     """
     import thop
+    from thop.vision.basic_hooks import count_convNd
     from torch.utils.flop_counter import FlopCounterMode
 
     copied: Any = copy.deepcopy(network).to("meta").eval()  # the network stays as it is
@@ -82,6 +84,7 @@ def summarise(network: Segmentor, *, size: tuple[int, int]) -> Summary:
     by_torch, by_thop = counter.get_total_flops() // 2, None
     if isinstance(network.backbone, Backbone):  # of timm's attentions thop knows nothing
         rules = {TripleAggregation: _count_aggregation, SyncSwitchWhiten2d: _count_switch}
+        rules[DilatedConv2d] = count_convNd  # thop goes by the exact class
         rules[nn.BatchNorm2d] = lambda *_: None  # it can be folded into a convolution: left out
         by_thop = int(thop.profile(copied, inputs=(images,), custom_ops=rules, verbose=False)[0])
         if abs(by_thop / by_torch - 1) > 0.01:
