@@ -169,8 +169,7 @@ def add_gradients(run: Run, micro_batches: Sequence[TrainingBatch]) -> nonfinite
     parts = len(micro_batches) * (2 if ascent else 1)
     for index, batch in enumerate(micro_batches):
         # dropout is a function of (seed, step): nothing random needs to be saved, and every process has the same
-        seed = np.random.SeedSequence([run.cfg.RUN.SEED, step, index]).generate_state(1, np.uint64)[0]
-        torch.manual_seed(int(seed) >> 1)
+        torch.manual_seed(int(np.random.SeedSequence([run.cfg.RUN.SEED, step, index]).generate_state(1, "u8")[0]) >> 1)
         images, labels = batch.images, batch.labels.long()  # (B,3,H,W) uint8, (B,H,W)
         method = run.network.method
         edges = edge_target(images, magnitude=method.edge_magnitude) if method.head == "diia" else None  # (B,H,W)
