@@ -52,6 +52,7 @@ from transforms.appearance import edge_target
 from transforms.style_augmentation import adversarial_style
 from utils import distributed, logs, signals
 from utils.files import tolerated
+from utils.memory import keep_freed_memory
 from utils.runs import Records, check_processes, find_start, open_records
 
 SAVE_MEMORY = (
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = distributed.choose_device(cfg.RUN.DEVICE, cfg.RUN.LOCAL_RANK)
     torch.backends.cudnn.benchmark = not cfg.RUN.DETERMINISTIC  # one crop size: worth the search
     torch.manual_seed(cfg.RUN.SEED)  # the weights that no file gives
-    distributed.keep_freed_memory(device)
+    keep_freed_memory(device)
     group = distributed.process_group(device, cfg.RUN.DIST_URL, save_memory=SAVE_MEMORY, timeout=cfg.RUN.DIST_TIMEOUT)
     with signals.handled(), group:
         logs.setup_logging()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 
 from utils import distributed
 from utils.errors import UserError
-from utils.memory import freed_memory_kept
 
 log = logging.getLogger(__name__)
 
@@ -198,8 +196,7 @@ def collect_masks(
     for pairs in passes:
         widths, relax_denom = network.style_channels, whitening.relax_denom
         statistics = MaskStatistics(widths, clusters=clusters, relax_denom=relax_denom, device=device)
-        on_cpu = torch.device(device).type == "cpu"
-        with torch.inference_mode(), freed_memory_kept() if on_cpu else nullcontext():
+        with torch.inference_mode():
             for pair in pairs:
                 statistics.update(network.style_features(pair))
         for tensor in statistics.tensors():

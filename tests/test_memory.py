@@ -1,49 +1,37 @@
-"""Freed memory is used again, and given back in the end."""
+"""Freed memory stays with the process."""
 
 from __future__ import annotations
 
-import ctypes
-import resource
-from pathlib import Path
+import os
+import subprocess
+import sys
 
 import pytest
+
+from tests.runs import REPOSITORY
+
+PROGRAM = """
+import resource, sys
 import torch
-
-from utils.memory import freed_memory_kept
-
-MEBIBYTES = 64
-
-
-def faults() -> int:
-    """Return how many pages the system handed out for three large tensors, one after the other."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(3):
-        torch.full((MEBIBYTES << 20,), 1, dtype=torch.uint8)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1])
+from utils import memory
+if sys.argv[1] == "keep":
+    memory.keep_freed_memory(torch.device("cpu"))
+sizes = [3_000_000, 20_000_000, 50_000_000]
+def turn():
+    return [torch.ones(size) for size in sizes][0][0]
+turn()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    turn()
+sys.stdout.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before))
+"""
 
 
-def test_large_tensors_take_the_memory_of_those_before() -> None:
-    if not hasattr(ctypes.CDLL(None), "mallopt") or not Path("/proc/self/statm").exists():
-        pytest.skip("needs glibc on Linux")
-    pages = (MEBIBYTES << 20) // resource.getpagesize()
-    with freed_memory_kept():
-        faults()
-        assert faults() < pages / 10
-        kept = resident()
-    assert resident() < kept - pages / 2, "given back"
-    with pytest.raises(KeyError), freed_memory_kept():
-        raise KeyError
-    torch.full((MEBIBYTES << 20,), 1, dtype=torch.uint8)
-
-
-def test_without_glibc_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> None:
-        raise OSError(name)
-
-    monkeypatch.setattr(ctypes, "CDLL", missing)
-    with freed_memory_kept():
-        assert torch.ones(3).sum() == 3
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_a_second_turn_takes_no_pages_from_the_system() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    faults = {
+        way: int(subprocess.check_output([sys.executable, "-c", PROGRAM, way], cwd=REPOSITORY, env=environment))
+        for way in ("keep", "return")
+    }
+    assert faults["keep"] < 0.05 * faults["return"], faults
