@@ -284,9 +284,10 @@ def segment_video(job: Job, predict: Callable[..., Any], writer: Writer) -> bool
         return (number, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)) if there else None
 
     def draw(result: tuple[int, Array, Maps | ImageError]) -> dict[str, Array]:
-        if isinstance(result[2], ImageError):
-            raise result[2]
-        return {kind: np.asarray(writer.draw(kind, *result[1:]).convert("RGB"))[..., ::-1] for kind in kinds}
+        _, image, maps = result
+        if isinstance(maps, ImageError):
+            raise maps
+        return {kind: np.asarray(writer.draw(kind, image, maps).convert("RGB"))[..., ::-1] for kind in kinds}
 
     with TemporaryDirectory(dir=writer.out, prefix=".", suffix=".tmp") as folder, bar:
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -163,8 +163,7 @@ def _compiled(network: Segmentor, criterion: Criterion, device: torch.device) ->
     if device.type == "cpu" and shutil.which(compiler) is None:
         raise UserError(f"--compile: there is no C++ compiler {compiler} here; install one, set CXX, or leave it out")
     criterion.compile(dynamic=False)
-    model: nn.Module = torch.compile(network, dynamic=False)
-    return model
+    return cast(nn.Module, torch.compile(network, dynamic=False))
 
 
 def _check_crop(cfg: Config, stride: int, *, batch_norm_over: int) -> None:

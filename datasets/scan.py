@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -84,7 +84,7 @@ def _scan_once(pairs: Sequence[Pair], *, encoding: Encoding, workers: int, title
     path = cache / f"checked_{title}_{hashlib.sha256(os.fsencode(made_by)).hexdigest()[:16]}.json"
     with suppress(OSError, ValueError, TypeError):  # not there, or not what is written below
         rows = json.loads(path.read_bytes())
-        values = [[tuple(value) if isinstance(value, list) else value for value in row] for row in rows]
+        values: Any = [[tuple(value) if isinstance(value, list) else value for value in row] for row in rows]
         return [Finding(pair, *row) for pair, row in zip(pairs, values, strict=True)]
     findings = scan(pairs, encoding=encoding, workers=workers, processes=False, title=title)
     if not any(finding.image_error or finding.label_error for finding in findings):  # the others may be mended

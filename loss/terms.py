@@ -46,8 +46,8 @@ def cross_entropy(logits: Tensor, truth: Truth, *, weight: Tensor | None = None,
     if isinstance(truth, ClassSets):
         total, share = checkpoint(_sets_entropy, logits.float(), truth, **AGAIN), truth.weight.sum()
     else:
-        options = {"weight": weight, "label_smoothing": smoothing, "ignore_index": IGNORE, "reduction": "sum"}
-        total = checkpoint(partial(F.cross_entropy, **options), logits.float(), truth, **AGAIN)
+        options: dict[str, Any] = {"weight": weight, "label_smoothing": smoothing, "ignore_index": IGNORE}
+        total = checkpoint(partial(F.cross_entropy, **options, reduction="sum"), logits.float(), truth, **AGAIN)
         valid = truth != IGNORE
         share = valid.sum() if weight is None else (weight[truth.where(valid, 0)] * valid).sum()
     return total / share.where(share > 0, 1.0)

@@ -18,18 +18,19 @@ from utils.tables import format_table
 
 if TYPE_CHECKING:
     from inference import Model
+    from network import Segmentor
 
 VIEWS = ("style: mean and deviation of each channel of stage 1", "content: mean of each channel of the last stage")
 STILL = 0.01  # what moves less from image to image, in deviations within an image, does not move
 
 
-def image_statistics(model: Model, image: Array) -> list[tuple[Array, Array]]:
+def image_statistics(model: Model, network: Segmentor, image: Array) -> list[tuple[Array, Array]]:
     """Return the channels' means and deviations, (C,) each, of the first and the last stage for (H, W, 3) uint8."""
     import torch
 
     with torch.inference_mode():
         batch = torch.from_numpy(image).permute(2, 0, 1)[None].to(model.device)
-        features = model.network.backbone(model.normalise(batch))
+        features = network.backbone(model.normalise(batch))
         both = [torch.std_mean(maps.float(), dim=(0, 2, 3)) for maps in (features.low_level, features.top)]
     return [(mean.cpu().numpy(), deviation.cpu().numpy() + 1e-12) for deviation, mean in both]
 
@@ -115,12 +116,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = {}
     for weights in args.weights:
         from inference import load  # slow to import
+        from network import Segmentor
 
         model = load(weights)
-        if not hasattr(model.network, "backbone"):
+        if not isinstance(model.network, Segmentor):
             raise UserError(f"--weights {weights}: a graph does not show its features; give the checkpoint")
-        name = f"{model.network.method.label} ({Path(weights).parent.parent.name or Path(weights).stem})"
-        found[name] = views([[image_statistics(model, image) for image in group] for group in images])
+        network = model.network
+        name = f"{network.method.label} ({Path(weights).parent.parent.name or Path(weights).stem})"
+        found[name] = views([[image_statistics(model, network, image) for image in group] for group in images])
     picture, table = plot_vectors(found, [domain.name for domain in domains])
     save_png(picture, Path(args.out))
     sys.stdout.write(f"{format_table(table)}\n\npicture: {args.out}\n")

@@ -49,6 +49,6 @@ def test_only_what_is_needed_has_a_gradient() -> None:
 
 def test_a_pyramid_has_them_and_scores_with_torchs() -> None:
     pyramid = ASPP(4, output_stride=16)
-    assert [type(branch[0]) is DilatedConv2d for branch in pyramid.branches] == [False, True, True, True]
-    conv = pyramid.branches[3][0].eval()  # type: ignore[index]
+    assert [type(branch.conv) is DilatedConv2d for branch in pyramid.branches] == [False, True, True, True]
+    conv = pyramid.branches[3].conv.eval()  # type: ignore[union-attr,operator]
     assert "ByTaps" not in str(conv(torch.randn(1, 4, 16, 16)).grad_fn), "exported and traced for any size"

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 from inference import load
+from network import Segmentor
 from scripts import plot_domains
 from tests.runs import save_random
 from tests.street_data import write_domain
@@ -42,9 +42,9 @@ def test_distances_count_in_the_first_domains_deviations() -> None:
 def test_statistics_are_those_of_the_backbone(tmp_path: Path) -> None:
     save_random(tmp_path / "isw.pth", *NETWORK, "isw")
     model, image = load(tmp_path / "isw.pth", device="cpu"), np.random.default_rng(0).integers(0, 256, (64, 96, 3))
-    (mean, deviation), (top, _) = plot_domains.image_statistics(model, image.astype(np.uint8))
+    assert isinstance(model.network, Segmentor)
+    (mean, deviation), (top, _) = plot_domains.image_statistics(model, model.network, image.astype(np.uint8))
     assert mean.shape == deviation.shape == (64,) and top.shape == (512,)
-    assert isinstance(model.network, nn.Module)
     features = model.network.backbone(model.normalise(torch.from_numpy(image.astype(np.uint8)).permute(2, 0, 1)[None]))
     np.testing.assert_allclose(mean, features.low_level[0].flatten(1).mean(1), rtol=1e-5)
     np.testing.assert_allclose(top, features.top[0].flatten(1).mean(1), rtol=1e-5)

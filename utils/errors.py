@@ -49,7 +49,7 @@ def one_line(error: BaseException) -> str:
     return re.sub(r"^(\w+\.)*UserError: ", "", lines[-1])
 
 
-def run_entry_point(main: Callable[[], None]) -> None:
+def run_entry_point(main: Callable[[], object]) -> None:
     """Run a program's main; a `UserError` becomes one line on stderr and exit code 2, a signal one and `TRY_AGAIN`.
 
     Ctrl-C, where it ends the program at once, becomes exit code 130.
