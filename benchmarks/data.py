@@ -1,9 +1,9 @@
-"""Time the data path on one core: `python -m benchmarks.data [--runs 15] [ROW ...]`.
+"""The works of `python -m benchmarks` on the data path, on one core: worker, labels, decoders, start.
 
-Every row times our code and a straightforward implementation of the same work in turn; both take the same random
+Plain is a straightforward implementation of the same work (benchmarks.straightforward). Both take the same random
 numbers, so the work differs from run to run and the mean says more than the median (take --runs 60). What a loader's
 worker does (decode, resample, crop, flip) and what the device does (colour, blur, normalisation, edges) are rows of
-their own. The frames are made here, GTAV-sized PNG pairs. The original's figures come from another machine.
+their own. The frames are made here, GTAV-sized PNG pairs.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import count, cycle
 from pathlib import Path
@@ -27,7 +26,7 @@ from torch.utils.data import default_collate
 from torchvision.io import ImageReadMode, decode_image, read_file
 
 import config
-from benchmarks import Row, Work, make_parser, repeated, report, straightforward
+from benchmarks import Build, Row, Work, repeated, straightforward
 from datasets.codec import DECODERS, ENCODINGS, decode_label, read_image
 from datasets.domains import BUILTIN
 from datasets.frames import FrameCache
@@ -37,7 +36,7 @@ from datasets.segmentation import TrainingSet
 from datasets.splits import Pair, Split
 from evaluation.metrics import argmax_classes, confusion_matrix
 from loss.terms import neighbour_classes
-from transforms.appearance import AppearanceParams, edge_target
+from transforms.appearance import edge_target
 from transforms.build import build_appearance, build_appearance_sampler, build_geometry
 from utils.parallel import opencv
 
@@ -45,6 +44,8 @@ CROP = straightforward.CROP
 WIDTH, HEIGHT = 1914, 1052
 FRAMES = 6  # pairs that a row goes through in turn
 ENCODING = ENCODINGS["cityscapes_colours"]
+FLAGS = ("--crop_size", str(CROP), "--gblur", "--color_aug", "0.5")
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def make_pair(folder: Path, number: int) -> Pair:
@@ -65,62 +66,97 @@ def make_pair(folder: Path, number: int) -> Pair:
     return Pair(str(paths[0]), str(paths[1]), paths[0].name)
 
 
-def sample_rows(pairs: list[Pair], root: Path) -> dict[str, Row]:
-    """Return the rows of the worker's part, from PNG, a zip and decoded frames, and of the device's part."""
-    cfg = config.parse(["--crop_size", str(CROP), "--gblur", "--color_aug", "0.5"], program="train")
-    sampler, appearance = build_appearance_sampler(cfg, jitter="diia"), build_appearance(cfg)
-    frame, archive = read_image(pairs[0].image)[:CROP, :CROP], root / "frames.zip"
-    batch, image = torch.from_numpy(frame).permute(2, 0, 1)[None].contiguous(), Image.fromarray(frame)
+def sample(pairs: list[Pair], *, cache: FrameCache | None = None) -> Work:
+    """What a worker does for one image: decode, scale, crop, flip; with a cache from its decoded frames."""
+    cfg = config.parse(FLAGS, program="train")
+    source = Split(BUILTIN["gtav"], "train", tuple(pairs))
+    sampler = build_appearance_sampler(cfg, jitter="diia")
+    data = TrainingSet([source], geometry=build_geometry(cfg), sampler=sampler, seed=0, cache=cache)
+    for item in range(FRAMES if cache else 0):
+        data[Pick(item, item)]  # writes the frame
+    for run in count():
+        yield data[Pick(run % FRAMES, run)]
+
+
+def plain_sample(pairs: list[Pair]) -> Work:
+    return (straightforward.crop(pairs[run % FRAMES], sample_rng(0, run)) for run in count())
+
+
+def zipped(pairs: list[Pair], root: Path) -> list[Pair]:
+    """Write the pairs into an archive and return them there."""
+    archive = root / "frames.zip"
     with zipfile.ZipFile(archive, "w") as file:
         for path in (path for pair in pairs for path in pair[:2]):
             file.write(path, Path(path).relative_to(root))
     parts = [[path.replace(str(root), str(archive)) for path in pair[:2]] for pair in pairs]
-    zipped = [Pair(image_path, label_path, Path(image_path).name) for image_path, label_path in parts]
+    return [Pair(image, label, Path(image).name) for image, label in parts]
 
-    def ours(read: list[Pair], cache: FrameCache | None = None) -> Work:
-        source = Split(BUILTIN["gtav"], "train", tuple(read))
-        data = TrainingSet([source], geometry=build_geometry(cfg), sampler=sampler, seed=0, cache=cache)
-        for item in range(FRAMES if cache else 0):
-            data[Pick(item, item)]  # writes the frame
-        for run in count():
-            yield data[Pick(run % FRAMES, run)]
 
-    def plain() -> Work:
-        return (straightforward.crop(pairs[run % FRAMES], sample_rng(0, run)) for run in count())
+def colour(pair: Pair, *, plainly: bool = False) -> Work:
+    """What the device does for one crop: colour, blur, normalisation, edges."""
+    cfg = config.parse(FLAGS, program="train")
+    sampler, appearance = build_appearance_sampler(cfg, jitter="diia"), build_appearance(cfg)
+    frame = read_image(pair.image)[:CROP, :CROP]
+    batch, image = torch.from_numpy(frame).permute(2, 0, 1)[None].contiguous(), Image.fromarray(frame)
+    for params in (sampler(sample_rng(1, run)) for run in count()):
+        if plainly:
+            yield straightforward.appearance(image, params)
+        else:
+            yield edge_target(batch), appearance(batch, default_collate([params]))
 
-    def params() -> Iterator[AppearanceParams]:
-        return (sampler(sample_rng(1, run)) for run in count())
 
-    on_device = ((edge_target(batch), appearance(batch, default_collate([sampled]))) for sampled in params())
-    plainly = (straightforward.appearance(image, sampled) for sampled in params())
+def worker_rows(pairs: list[Pair], root: Path) -> dict[str, Row]:
+    plainly, archived = partial(plain_sample, pairs), zipped(pairs, root)
     return {
-        "worker: sample from PNG": Row(ours(pairs), plain()),
-        "worker: sample from PNG in a zip archive": Row(ours(zipped), plain()),
-        "worker: sample from the cache": Row(ours(pairs, FrameCache(root / "frames")), plain()),
-        "device: appearance and edges of one crop": Row(on_device, plainly),
+        "worker: sample from PNG": Row(partial(sample, pairs), plainly, threads=1),
+        "worker: sample from PNG in a zip archive": Row(partial(sample, archived), plainly, threads=1),
+        "worker: sample from the cache": Row(
+            partial(sample, pairs, cache=FrameCache(root / "frames")), plainly, threads=1
+        ),
     }
 
 
-def label_rows(pairs: list[Pair]) -> dict[str, Row]:
-    """Return the rows of what is computed from labels and logits."""
+def label_counts(*, plainly: bool = False) -> Work:
     generator = torch.Generator().manual_seed(0)
-    crop = torch.from_numpy(decode_label(pairs[0].label, encoding=ENCODING)[:CROP, :CROP].copy())[None]
     logits = torch.randn(1, NUM_CLASSES, 1024, 2048, generator=generator)
     truth = torch.randint(0, NUM_CLASSES, (1, 1024, 2048), generator=generator).byte()
+    if plainly:
+        return repeated(straightforward.counts, logits[0].numpy(), truth[0].numpy())
+    return (confusion_matrix(truth, argmax_classes(logits), num_classes=NUM_CLASSES) for _ in count())
 
+
+def data_rows(pairs: list[Pair]) -> dict[str, Row]:
+    """Return the rows of colour, of what is computed from labels and logits, and of decoders."""
     paths, decode = [pair.label for pair in pairs], partial(decode_label, encoding=ENCODING)
-    centroids = (class_centroids(decode(path), tile=1024) for path in cycle(paths))
-    plain_centroids = (straightforward.centroids(straightforward.train_ids(path)) for path in cycle(paths))
-    counts = (confusion_matrix(truth, argmax_classes(logits), num_classes=NUM_CLASSES) for _ in count())
-    borders = repeated(neighbour_classes, crop, num_classes=NUM_CLASSES)
-    plain_borders = repeated(straightforward.borders, crop[0].numpy())
-    plain_counts = repeated(straightforward.counts, logits[0].numpy(), truth[0].numpy())
-    return {
-        "label decoding": Row(map(decode, cycle(paths)), map(straightforward.train_ids, cycle(paths)), "564 ms"),
-        "class centroids, decoding included": Row(centroids, plain_centroids, "632 ms", "12 ms"),
-        "border-relaxed labels, 768 crop": Row(borders, plain_borders, "335 ms", "5 ms"),
-        "argmax and confusion matrix, 1024x2048": Row(counts, plain_counts, "79 ms", "25 ms"),
+    crop = torch.from_numpy(decode(paths[0])[:CROP, :CROP].copy())[None]
+
+    def centroids() -> Work:
+        return (class_centroids(decode(path), tile=1024) for path in cycle(paths))
+
+    def plain_centroids() -> Work:
+        return (straightforward.centroids(straightforward.train_ids(path)) for path in cycle(paths))
+
+    borders = partial(repeated, neighbour_classes, crop, num_classes=NUM_CLASSES)
+    plain_borders = partial(repeated, straightforward.borders, crop[0].numpy())
+    plain_labels = partial(map, straightforward.train_ids, cycle(paths))
+    rows: dict[str, tuple[Build, Build]] = {
+        "data: colour, blur, normalisation, edges of one crop": (
+            partial(colour, pairs[0]),
+            partial(colour, pairs[0], plainly=True),
+        ),
+        "data: label decoding": (partial(map, decode, cycle(paths)), plain_labels),
+        "data: class centroids, decoding included": (centroids, plain_centroids),
+        "data: border-relaxed labels, 768 crop": (borders, plain_borders),
+        "data: argmax and confusion matrix, 1024x2048": (label_counts, partial(label_counts, plainly=True)),
     }
+    path = pairs[0].image
+    readers: dict[str, Callable[[], object]] = {kind: partial(read_image, path, decoder=kind) for kind in DECODERS}
+    readers["torchvision"] = lambda: decode_image(read_file(path), ImageReadMode.RGB)
+    readers["imageio"] = partial(imageio.v3.imread, path)
+    decoders = {
+        f"data: image decoding, {kind}": Row(partial(repeated, read), threads=1) for kind, read in readers.items()
+    }
+    return {name: Row(*works, threads=1) for name, works in rows.items()} | decoders
 
 
 UNTIL_FIRST_BATCH = """
@@ -135,7 +171,7 @@ train.main(sys.argv[1:])
 """
 
 
-def first_batch(root: Path, pair: Pair, *, images: int = 12_000) -> Work:
+def first_batch(root: Path, pair: Pair, *, images: int) -> Work:
     """Run train.py itself on a folder of links to one pair, from the command to the first batch."""
     for kind, source in (("images", pair.image), ("labels", pair.label)):
         for split, number in (("train", images), ("valid", 1)):
@@ -146,19 +182,25 @@ def first_batch(root: Path, pair: Pair, *, images: int = 12_000) -> Work:
     flags = f"--dataset gtav --val_dataset gtav --pretrained none --bs_mult 8 --crop_size {CROP} --gblur "
     flags += f"--color_aug 0.5 --class_uniform_pct 0.5 --centroid_cache {root}/cache --ckpt {root} --tb_path {root} "
     flags += f"--opts DATASET.GTAV_DIR={root}/gtav"
-    command, folder = [sys.executable, "-c", UNTIL_FIRST_BATCH, *flags.split()], Path(__file__).resolve().parents[1]
-    yield from repeated(subprocess.run, command, cwd=folder, check=True, capture_output=True)
+    return command("-c", UNTIL_FIRST_BATCH, *flags.split())
 
 
-if __name__ == "__main__":
-    args = make_parser("data", "Time the data path on one core.", runs=15, threads=1).parse_args()
+def command(*args: str) -> Work:
+    """Run python in the repository."""
+    yield from repeated(subprocess.run, [sys.executable, *args], cwd=REPOSITORY, check=True, capture_output=True)
+
+
+def start_rows(pairs: list[Pair], root: Path, *, images: int) -> dict[str, Row]:
+    first = partial(first_batch, root, pairs[0], images=images)
+    return {
+        "startup: train.py --help, processor time": Row(partial(command, "train.py", "--help"), processor_time=True),
+        f"startup: command to first batch of 8, {images} images, caches warm": Row(first),
+    }
+
+
+def make_rows(root: Path, *, tiny: bool) -> dict[str, Row]:
+    """Return the rows of these works, whose frames are written below a folder."""
     opencv()  # one thread
-    with tempfile.TemporaryDirectory() as name:
-        pairs = [make_pair(Path(name), number) for number in range(FRAMES)]
-        rows = sample_rows(pairs, Path(name)) | label_rows(pairs)
-        path, start = pairs[0].image, "first batch on 12,000 images, from the command, caches warm"
-        decoders = {kind: repeated(read_image, path, decoder=kind) for kind in DECODERS}  # ours, and two others
-        decoders["torchvision"] = (decode_image(read_file(path), ImageReadMode.RGB) for _ in count())
-        decoders["imageio"] = repeated(imageio.v3.imread, path)
-        rows |= {f"image decoding, {kind}": Row(work, None, "60 ms") for kind, work in decoders.items()}
-        report({**rows, start: Row(first_batch(Path(name), pairs[0]), goal="10000 ms")}, args)
+    pairs = [make_pair(root, number) for number in range(FRAMES)]
+    images = 16 if tiny else 12_000
+    return worker_rows(pairs, root) | data_rows(pairs) | start_rows(pairs, root, images=images)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet50
 
 CLASSES, IGNORE = 19, 255
+WIDTHS = (64, 256, 512)  # of the whitened maps
 
 
 class Output(NamedTuple):
@@ -222,13 +223,16 @@ def train_step(
 
 
 @torch.no_grad()
-def evaluate(network: Network, images: Tensor, labels: Tensor) -> np.ndarray:
-    """Return the confusion matrix (19, 19) of truth against prediction."""
+def evaluate(network: Network, images: Tensor, labels: Tensor) -> tuple[np.ndarray, float]:
+    """Return the confusion matrix (19, 19) of truth against prediction, and the loss."""
     output = network(images)
-    predicted = (0.5 * output.coarse + output.fused).max(1).indices.cpu().numpy().flatten()
+    logits = 0.5 * output.coarse + output.fused
+    loss = F.cross_entropy(logits, labels.long(), ignore_index=IGNORE).item()
+    predicted = logits.max(1).indices.cpu().numpy().flatten()
     truth = labels.cpu().numpy().flatten().astype(np.int64)
     valid = truth < CLASSES
-    return np.bincount(CLASSES * truth[valid] + predicted[valid], minlength=CLASSES**2).reshape(CLASSES, CLASSES)
+    counts = np.bincount(CLASSES * truth[valid] + predicted[valid], minlength=CLASSES**2)
+    return counts.reshape(CLASSES, CLASSES), loss
 
 
 @torch.no_grad()

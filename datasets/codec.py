@@ -134,8 +134,8 @@ def _opencv(data: bytes) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
-# Decoders of 8-bit RGB files; `python -m benchmarks.data image` compares them. torchvision's, as fast as OpenCV's, ends
-# the process on a damaged PNG.
+# Decoders of 8-bit RGB files; `python -m benchmarks 'data: image'` compares them. torchvision's, as fast as OpenCV's,
+# ends the process on a damaged PNG.
 DECODERS: dict[str, Callable[[bytes], np.ndarray]] = {"pillow": _pillow, "opencv": _opencv}
 
 

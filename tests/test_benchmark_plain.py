@@ -54,8 +54,10 @@ def test_evaluation_and_statistics_are_ours(networks: Any, batch: Any) -> None:
     for truth, predicted in zip(labels.flatten().tolist(), logits.argmax(1).flatten().tolist(), strict=True):
         if truth < 19:
             wanted_counts[truth, predicted] += 1
-    found_counts = torch.from_numpy(plain.evaluate(theirs, images, labels))
-    assert (found_counts - wanted_counts).abs().sum() <= 4
+    counts, loss = plain.evaluate(theirs, images, labels)
+    assert (torch.from_numpy(counts) - wanted_counts).abs().sum() <= 4
+    wanted_loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=255).item()
+    assert loss == pytest.approx(wanted_loss, rel=1e-5)
 
 
 def test_a_training_step_is_ours(networks: Any, batch: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,7 @@ import torch
 from torch.utils.data import default_collate
 
 import config
-from benchmarks import measure, straightforward
+from benchmarks import Here, straightforward, take_turns
 from datasets.domains import BUILTIN
 from datasets.sampling import Pick, sample_rng
 from datasets.segmentation import TrainingSet
@@ -58,6 +59,7 @@ def test_works_take_turns_and_two_runs_do_not_count() -> None:
             clock[0] += seconds * len(order)
             yield
 
-    first, second = measure([work("a", 1), work("b", 0)], runs=3, clock=lambda: clock[0])
+    works = [Here(partial(work, *each), lambda: clock[0]) for each in (("a", 1.0), ("b", 0.0))]
+    first, second = take_turns(works, runs=3)
     assert order == ["a", "b"] * 5
-    assert (first, second) == ([5000, 7000, 9000], [0, 0, 0])
+    assert (first, second) == ([5, 7, 9], [0, 0, 0])
