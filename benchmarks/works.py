@@ -28,11 +28,13 @@ from datasets.splits import Pair, Split
 from evaluation import build_evaluator
 from loss import Criterion, MaskStatistics, build_criterion
 from network import Segmentor, build_network
-from network.diia import coarse_layout
+from network.layout import coarse_layout
+from network.scoring import scoring_copy
 from optimizer import build_optimizer
 from transforms.appearance import MEAN, STD, edge_target
 from transforms.build import build_appearance, build_appearance_sampler
-from utils.distributed import autocast_dtype
+from utils.memory import keep_freed_memory
+from utils.precision import autocast_dtype
 
 # The published recipe, at a rate with which random labels cannot make the weights diverge.
 FLAGS = ("--method", "diia", "--clusters", "3", "--gblur", "--color_aug", "0.5", "--lr", "1e-4")
@@ -71,7 +73,8 @@ def step(batch: int, size: int, device: torch.device, flags: Sequence[str]) -> W
     network, cfg = make_network(device, flags)
     criterion, optimizer = make_criterion(network, cfg, device), build_optimizer(cfg, network)
     images, labels, edges = make_batch(batch, (size, size), device)
-    dtype = autocast_dtype(device, wanted=cfg.OPTIM.FP16)
+    dtype = autocast_dtype(device, amp=cfg.OPTIM.AMP)
+    keep_freed_memory(device)  # as train.py does
     network.train()
     while True:
         optimizer.zero_grad(set_to_none=True)
@@ -102,6 +105,7 @@ def make_frame(height: int, width: int) -> tuple[Tensor, Tensor]:
 def evaluation(height: int, width: int, device: torch.device, flags: Sequence[str]) -> Work:
     """Confusion matrix and loss of one decoded image, as train.py and valid.py call it."""
     network, cfg = make_network(device, flags)
+    network = scoring_copy(network)  # once per split
     evaluator = build_evaluator(cfg, None, recipe=cfg, whitening=None, device=device)
     frames = [EvaluationSample(*make_frame(height, width), "frame")]
     split = Split(BUILTIN["cityscapes"], "val", (Pair("frame.png", "frame.png", "frame"),))
@@ -125,6 +129,7 @@ def statistics(height: int, width: int, device: torch.device, flags: Sequence[st
     """Covariances of a pair and their variance."""
     network, pair = make_network(device, flags)[0].eval(), make_batch(2, (height, width), device)[0]
     sums = MaskStatistics(network.style_channels, clusters=3, device=device)
+    keep_freed_memory(device)
     while True:
         with torch.inference_mode():
             sums.update(network.style_features(pair))
