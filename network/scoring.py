@@ -17,9 +17,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from network.backbones import Backbone
 from network.deeplab import Decoder, Segmentor
+from network.dilated import DilatedConv2d
 from network.upsampling import resampling
 
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_CONVS, _NORMS = (nn.Conv2d, DilatedConv2d), (nn.BatchNorm2d, nn.SyncBatchNorm)
 _BLOCK = 64  # columns, or rows, that are resampled together
 
 
@@ -41,7 +42,7 @@ def scoring_copy(network: Segmentor) -> Segmentor:
         scored.backbone.relu_after_site.inplace = True
     for layer in (layer for part in heads for layer in part.modules()):
         for (_, conv), (name, norm) in pairwise(list(layer.named_children())):
-            if type(conv) is nn.Conv2d and type(norm) in _NORMS and conv.out_channels == norm.num_features:
+            if type(conv) in _CONVS and type(norm) in _NORMS and conv.out_channels == norm.num_features:
                 moments: Any = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
                 conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *moments)
                 setattr(layer, name, nn.Identity().eval())
@@ -55,7 +56,7 @@ def _for_cpu(scored: Segmentor) -> Segmentor:
                 setattr(parent, name, LowDecoder(layer))
             elif type(layer) is nn.InstanceNorm2d and not layer.track_running_stats:
                 setattr(parent, name, ImageNorm(layer))
-    for conv in (layer for layer in scored.modules() if type(layer) is nn.Conv2d):
+    for conv in (layer for layer in scored.modules() if type(layer) in _CONVS):
         weight = conv.weight.detach().contiguous(memory_format=torch.channels_last)
         conv.weight = nn.Parameter(weight, requires_grad=False)
     return scored

@@ -20,8 +20,8 @@ from utils.errors import Stopped, UserError, first_few
 Result = TypeVar("Result")
 REASONS = {  # what torch says -> what it means for the user
     "gloo.*(by peer|reset)|Broken pipe|failed to recv": "another process of this run has ended; it says why",
-    "(?s)gloo.*Timed out|Watchdog caught collective operation timeout": "another process of this run has not answered "
-    "within --dist_timeout; its own log says where it is, or it hangs",
+    "(?s)gloo.*Timed out|Application timeout|Watchdog caught collective operation timeout": "another process of this "
+    "run has not answered within --dist_timeout; its own log says where it is, or it hangs",
     "Bus error|shared memory": "the memory that loader processes share (/dev/shm) is full: give more of it (docker "
     "--shm-size 8g; Kubernetes: a volume emptyDir of medium Memory at /dev/shm), or --num_workers 0",
     "^DataLoader worker": "a loader process was killed, most likely for want of memory: lower --num_workers (0 for "
