@@ -41,7 +41,8 @@ def scoring_copy(network: Segmentor) -> Segmentor:
         heads.append(scored.backbone)
         scored.backbone.relu_after_site.inplace = True
     for layer in (layer for part in heads for layer in part.modules()):
-        for (_, conv), (name, norm) in pairwise(list(layer.named_children())):
+        children: list[tuple[str, Any]] = list(layer.named_children())
+        for (_, conv), (name, norm) in pairwise(children):
             if type(conv) in _CONVS and type(norm) in _NORMS and conv.out_channels == norm.num_features:
                 moments: Any = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
                 conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *moments)
@@ -56,7 +57,8 @@ def _for_cpu(scored: Segmentor) -> Segmentor:
                 setattr(parent, name, LowDecoder(layer))
             elif type(layer) is nn.InstanceNorm2d and not layer.track_running_stats:
                 setattr(parent, name, ImageNorm(layer))
-    for conv in (layer for layer in scored.modules() if type(layer) in _CONVS):
+    convs: list[Any] = [layer for layer in scored.modules() if type(layer) in _CONVS]
+    for conv in convs:
         weight = conv.weight.detach().contiguous(memory_format=torch.channels_last)
         conv.weight = nn.Parameter(weight, requires_grad=False)
     return scored

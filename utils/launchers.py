@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import re
 import signal
 import threading
-import time
 from collections.abc import MutableMapping
 
 from utils.errors import TRY_AGAIN, UserError
@@ -65,12 +65,17 @@ def follow() -> None:
     for a process that is gone. Without a launcher nothing is followed: the shell of a run in the background may end.
     """
     if any(name in os.environ for name in LAUNCHED):
-        threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+        done = threading.Event()
+        thread = threading.Thread(target=_follow, args=(os.getppid(), done), daemon=True)
+        thread.start()
+        atexit.register(thread.join)  # a thread that Python has to end at its exit can abort it
+        atexit.register(done.set)  # before
 
 
-def _follow(launcher: int) -> None:
+def _follow(launcher: int, done: threading.Event) -> None:
     while os.getppid() == launcher:
-        time.sleep(1)
+        if done.wait(1):
+            return
     last = threading.Timer(GRACE, os._exit, [TRY_AGAIN])  # first: a log may be held by a thread that waits for a disk
     last.daemon = True
     last.start()
