@@ -29,7 +29,7 @@ from transforms.corruptions import Corruption
 from transforms.geometry import CentreSquare, NativeSize
 from utils.distributed import check_same, is_main
 from utils.errors import UserError
-from utils.parallel import cores, leave_to_parent
+from utils.parallel import check_shared_memory, cores, leave_to_parent
 
 
 class TrainingBatch(NamedTuple):
@@ -53,9 +53,16 @@ def choose_workers(requested: int) -> int:
     return max(1, min(16, cores() // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)))
 
 
+class _Loader(DataLoader[Any]):
+    def __iter__(self) -> Any:
+        if self.num_workers:
+            check_shared_memory(queues=self.num_workers + 2)
+        return super().__iter__()
+
+
 def _loader(dataset: Any, *, cfg: Config, collate: Any, persistent: bool = False, **order: Any) -> DataLoader[Any]:
     workers = choose_workers(cfg.DATASET.NUM_WORKERS)
-    return DataLoader(
+    return _Loader(
         dataset,
         num_workers=workers,
         collate_fn=collate,
@@ -194,7 +201,7 @@ def _add_coarse(cfg: Config, splits: Splits, pools: list[Split], sources: list[S
 def frame_cache(cfg: Config) -> FrameCache | None:
     if not cfg.DATASET.FRAME_CACHE:
         return None
-    return FrameCache(Path(cfg.DATASET.FRAME_CACHE).expanduser().resolve(), required=False)
+    return FrameCache(Path(os.path.realpath(os.path.expanduser(cfg.DATASET.FRAME_CACHE))), required=False)
 
 
 @dataclass(eq=False)

@@ -13,17 +13,18 @@ from typing import Any, TypedDict, TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 
 from utils import launchers
 from utils.errors import Stopped, UserError, first_few
+from utils.parallel import NO_SHARED_MEMORY
 
 Result = TypeVar("Result")
 REASONS = {  # what torch says -> what it means for the user
     "gloo.*(by peer|reset)|Broken pipe|failed to recv": "another process of this run has ended; it says why",
     "(?s)gloo.*Timed out|Application timeout|Watchdog caught collective operation timeout": "another process of this "
     "run has not answered within --dist_timeout; its own log says where it is, or it hangs",
-    "Bus error|shared memory": "the memory that loader processes share (/dev/shm) is full: give more of it (docker "
-    "--shm-size 8g; Kubernetes: a volume emptyDir of medium Memory at /dev/shm), or --num_workers 0",
+    "Bus error|shared memory": NO_SHARED_MEMORY,
     "^DataLoader worker": "a loader process was killed, most likely for want of memory: lower --num_workers (0 for "
     "none); a training resumes with --resume auto",
     "Expected more than 1 (value|spatial)": "an image, or a crop of --crop_size, is too small for this network: its "
@@ -119,7 +120,10 @@ def process_group(
         try:
             number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
             backend = "nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, init_method=dist_url, timeout=limit, rank=number, world_size=count)
+            store = _store_after_restart(dist_url, rank=number, world_size=count, timeout=limit)
+            dist.init_process_group(
+                backend, None if store else dist_url, store=store, timeout=limit, rank=number, world_size=count
+            )
             if backend == "nccl":
                 _groups["cpu"] = dist.new_group(backend="gloo", timeout=limit)
         except (ValueError, RuntimeError) as error:
@@ -136,6 +140,22 @@ def process_group(
             raise known from error
         raise
     _leave()
+
+
+def _store_after_restart(
+    dist_url: str, *, rank: int, world_size: int, timeout: datetime.timedelta
+) -> dist.Store | None:
+    """Return where processes meet that torchrun has started again (--max_restarts), and None at their first start.
+
+    torchrun's own store still holds the addresses of those that have ended, at which others would wait for them. Nodes
+    count their restarts apart, so that processes of several meet there nevertheless.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return None
+    store, _, _ = next(rendezvous(dist_url, rank, world_size, timeout=timeout))
+    store.set_timeout(timeout)
+    return dist.PrefixStore(f"restart_{attempt}", store)
 
 
 def _check_launcher() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -19,10 +20,15 @@ from tqdm import tqdm
 
 from utils.errors import UserError
 
+logger = logging.getLogger("parallel")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 # That ask a run to end. SIGUSR1 and SIGUSR2 are warnings of schedulers, minutes before the end; Windows lacks them.
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+NO_SHARED_MEMORY = (
+    "the memory that loader processes share (/dev/shm) is full, or there is none: give more of it (docker --shm-size "
+    "8g; Kubernetes: a volume emptyDir of medium Memory at /dev/shm), or --num_workers 0"
+)
 _work: Callable[[Any], Any]  # of this worker: handed over once, it may hold the list of a whole data set
 
 
@@ -45,6 +51,18 @@ def opencv() -> Any:
     return cv2
 
 
+def check_shared_memory(*, queues: int) -> None:
+    """Raise `UserError` where the semaphores of so many queues between processes find no room in /dev/shm.
+
+    A loader that finds out by itself leaves a traceback behind.
+    """
+    try:
+        held: list[Any] = [multiprocessing.Queue() for _ in range(queues)]
+        del held
+    except (OSError, ImportError) as error:  # ImportError where the system has no semaphores
+        raise UserError(NO_SHARED_MEMORY) from error
+
+
 def parallel_map(
     work: Callable[[Item], Result], items: Sequence[Item], *, workers: int, title: str, unit: str
 ) -> Iterator[Result]:
@@ -54,10 +72,17 @@ def parallel_map(
     0.2 s; spawned ones would import torch again (eight of them 20 s on two cores). A fork is safe because OpenCV
     (`opencv`) and torch use one thread in a worker. Items and results must pickle, and `work` outside Linux.
 
+    They share memory; where there is none the work is done in this process.
+
     Raises:
         UserError: as `work` raised it, in a worker too; or a worker was killed.
     """
     bar, workers = partial(tqdm, total=len(items), desc=title, unit=unit, disable=None), min(workers, len(items))
+    try:
+        check_shared_memory(queues=4 * (workers > 0))
+    except UserError as error:
+        logger.warning("%s: %s; one process does the work", title, error)
+        workers = 0
     if workers < 1:
         yield from bar(map(work, items))
         return
