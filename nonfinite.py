@@ -130,7 +130,8 @@ def replay(cfg: Config, *, device: torch.device, gradients: Gradients) -> None:
         step, epoch, batches = content["step"], content["epoch"], content["batches"]
         saved, lists = config.from_dict(content["config"], source=str(file)), content["data"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--replay {file}: not a step that a run has kept ({error!r})") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"--replay {file}: not a step that a run has kept ({reason}); give another file") from error
     weights = next((path for path in (file.with_suffix(".pth"), file.parents[1] / "last.pth") if path.exists()), None)
     if weights is None:
         raise UserError(f"--replay {file}: neither {file.stem}.pth is beside it nor last.pth in the run folder")

@@ -8,6 +8,7 @@ python valid.py --predictions DIR --val_dataset cityscapes
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -196,7 +197,7 @@ def result_folder(cfg: Config) -> Path:
     if cfg.EVAL.OUT:
         return Path(cfg.EVAL.OUT)
     if cfg.EVAL.PREDICTIONS:
-        predictions = Path(cfg.EVAL.PREDICTIONS).resolve()
+        predictions = Path(os.path.realpath(cfg.EVAL.PREDICTIONS))
         return predictions.with_name(f"scores_{predictions.name}_{cfg.DATASET.SPLIT}")
     weights = cfg.RUN.SNAPSHOT
     return beside(weights, f"scores_{Path(weights).stem}_{cfg.DATASET.SPLIT}")

@@ -59,7 +59,7 @@ def _domain(name: str, fields: Any, path: Path) -> Domain:
     root = os.path.expanduser(os.path.expandvars(fields["root"]))
     return Domain(
         name=name,
-        root=root if os.path.isabs(root) else str(path.resolve().parent / root),
+        root=root if os.path.isabs(root) else os.path.join(os.path.dirname(os.path.realpath(path)), root),
         root_key=f"'root', 'images' or 'label' of {path}: {name}",
         layouts=(Layout(fields["images"], tuple(label.items())),),
         encoding=_encoding(name, fields["encoding"]),

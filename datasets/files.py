@@ -14,7 +14,8 @@ from functools import lru_cache
 from typing import IO
 
 from datasets.limits import limit
-from utils.errors import UserError
+from utils.errors import UserError, reason
+from utils.files import likely_cause
 
 # RuntimeError: a password, a method not known
 _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
@@ -86,8 +87,8 @@ def stamp(path: str) -> tuple[int, ...]:
             return status.st_size, status.st_mtime_ns
         info = members(archive)[member]
     except (KeyError, OSError) as error:
-        reason = "no such member" if isinstance(error, KeyError) else error.strerror
-        raise UserError(f"{path}: cannot be read ({reason})") from error
+        text = "no such member" if isinstance(error, KeyError) else error.strerror
+        raise UserError(f"{path}: cannot be read ({text})") from error
     return info.file_size, status.st_mtime_ns, info.CRC
 
 
@@ -98,7 +99,8 @@ def members(archive: str) -> Mapping[str, zipfile.ZipInfo]:
         found = _directory(archive, status.st_size, status.st_mtime_ns)
     except (*_DAMAGED, OSError, ValueError) as error:
         hint = "download it again, or unpack it yourself (another kind, such as RAR) and give the folder"
-        raise UserError(f"{archive}: is not a zip archive that can be read ({error}); {hint}") from error
+        hint = likely_cause(archive, hint)
+        raise UserError(f"{archive}: is not a zip archive that can be read ({reason(error)}); {hint}") from error
     if len(found) > limit("DIIA_MAX_MEMBERS"):
         raise UserError(
             f"{archive}: holds {len(found):,} files, above the limit of {limit('DIIA_MAX_MEMBERS'):,}; if it is sound, "

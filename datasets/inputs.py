@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from pathlib import Path
 
 from utils.errors import UserError
@@ -21,7 +22,9 @@ def find_files(word: str, *, out: Path) -> tuple[list[Path], list[Path]]:
         if path.suffix.lower() not in known:
             raise UserError(f"{word}: neither an image nor a video by its suffix ({' '.join(known)})")
         return [path], [path.parent]
-    if not (matches := sorted(glob.glob(word, recursive=True))):
+    matches = [match for match in glob.glob(word, recursive=True) if os.path.isdir(match) or os.path.isfile(match)]
+    if not matches:  # links that lead nowhere are none
         raise UserError(f"{word}: there is no such file or folder, and as a pattern it matches none")
-    results = [find_files(match, out=out) for match in matches if Path(match).is_dir() or match.lower().endswith(known)]
+    matches = sorted(match for match in matches if os.path.isdir(match) or match.lower().endswith(known))
+    results = [find_files(match, out=out) for match in matches]
     return [file for files, _ in results for file in files], [root for _, roots in results for root in roots]

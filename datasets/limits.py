@@ -11,6 +11,7 @@ from functools import cache
 from PIL import Image, UnidentifiedImageError
 
 from utils.errors import UserError
+from utils.files import likely_cause
 
 # Environment variables (a worker process has them too) and their defaults: a small file may unpack to any size.
 LIMITS = {
@@ -54,4 +55,5 @@ def decode_errors(path: str) -> Iterator[None]:
         reason = (
             "its format is not known" if unknown else getattr(error, "strerror", None) or str(error).splitlines()[0]
         )
-        raise UserError(f"{path}: this file cannot be decoded ({reason}); it is damaged or not an image") from error
+        cause = likely_cause(path, "it is damaged or not an image")
+        raise UserError(f"{path}: this file cannot be decoded ({reason}); {cause}") from error

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from datasets import files
 from datasets.codec import Encoding, image_size
 from datasets.domains import Domain, Layout, get_domain
-from utils.errors import UserError
+from utils.errors import UserError, reason
 
 log = logging.getLogger(__name__)
 
@@ -227,7 +227,7 @@ def read_lists(domain: Domain, folder: Path) -> dict[str, list[str]]:
         except FileNotFoundError:
             continue
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); it should hold one name per line") from error
+            raise UserError(f"{path}: cannot be read ({reason(error)}); it should hold one name per line") from error
         lists[split] = [line.strip() for line in lines if line.strip()]
     return lists
 

@@ -7,6 +7,7 @@ stride too, or labels (N, H, W).
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,8 @@ from config import Config
 from datasets.labels import NUM_CLASSES
 from transforms.appearance import Normalisation
 from transforms.build import build_normalisation
-from utils.errors import UserError
+from utils.errors import UserError, reason
+from utils.files import likely_cause
 
 SUFFIXES = (".onnx", ".pt2")
 _TYPES = {  # of ONNX -> of torch
@@ -230,8 +232,8 @@ def _graph_errors(path: str, what: str) -> Iterator[None]:
     except ImportError as error:
         raise UserError(f"{path}: {error}; pip install onnxruntime") from error
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]  # some name whole signatures
-        raise UserError(f"{path}: {what} ({reason}); it is damaged, or made for other images") from error
+        cause = likely_cause(path, "it is damaged, or made for other images")
+        raise UserError(f"{path}: {what} ({reason(error)}); {cause}") from error
 
 
 def onnx_session(model: str | bytes, device: torch.device) -> Any:
@@ -265,6 +267,7 @@ def _open_onnx(path: str, device: torch.device) -> Opened:
 
 def _open_pt2(path: str, device: torch.device) -> Opened:
     texts = {"metadata.json": ""}
+    logging.getLogger("torch.export").setLevel(logging.ERROR)  # warns with tracebacks of what it raises anyway
     program = torch.export.load(path, extra_files=texts)
     if not texts["metadata.json"]:
         raise UserError(f"{path}: is none of scripts.export's files; export the model as ONNX")

@@ -122,7 +122,9 @@ def convert_published(state: Mapping[str, Any], network: Segmentor, *, path: str
         else:
             converted[ours] = value
     if unknown:
-        raise UserError(f"{path}: {len(unknown)} names are not those of RobustNet or DIIA: {first_few(unknown)}")
+        raise UserError(
+            f"{path}: {len(unknown)} names are not those of RobustNet or DIIA: {first_few(unknown)}; name one of theirs"
+        )
     if unused:
         log.info("%s: %d entries are never used by the original and left out: %s", path, len(unused), ", ".join(unused))
     return converted

@@ -1,4 +1,4 @@
-"""What the programs about data share: flags, configuration and domains."""
+"""What programs share: a check of sizes; those about data also flags, configuration and domains."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from config import Config
 from datasets.domains import Domain, get_domain, load_domains
 from utils import program_parser
 from utils.errors import UserError
+
+
+def check_size(size: Sequence[int]) -> None:
+    if not all(32 <= side < 2**16 for side in size):
+        raise UserError(f"--size {' '.join(map(str, size))}: height and width are from 32 to 65535 pixels")
 
 
 def data_parser(name: str, description: str, *, details: str = "") -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from utils import program_parser
-from utils.errors import UserError, run_entry_point
+from utils.errors import UserError, reason, run_entry_point
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -84,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     page = build_page(load(args.weights, device=args.device), title=os.path.basename(args.weights))
     try:
         serve(page, server_name=args.host, server_port=args.port)
-    except OSError as error:
-        raise UserError(f"--host {args.host} --port {args.port}: cannot listen there ({error})") from error
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--host {args.host} --port {args.port}: cannot listen there ({reason(error)})") from error
 
 
 if __name__ == "__main__":

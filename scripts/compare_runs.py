@@ -123,7 +123,8 @@ def _rows(file: Path, *, checkpoint: str) -> list[tuple[str, int, str, bool, str
                 rows.append((about["method"], about.get("seed") or 0, column, not is_source, images, value, place))
         return rows
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: not a score file of train.py or valid.py ({error!r}); leave it out") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{file}: not a score file of train.py or valid.py ({reason}); leave it out") from error
 
 
 class Mean(NamedTuple):

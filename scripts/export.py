@@ -16,8 +16,9 @@ from typing import Any
 
 import config
 from config import Config
+from scripts import check_size
 from utils import program_parser
-from utils.errors import UserError, run_entry_point
+from utils.errors import UserError, reason, run_entry_point
 
 PACKAGES = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
@@ -243,14 +244,13 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
             for written in {path, facts}:
                 written.replace(out.with_name(written.name))
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{out}: cannot be written ({error}); free space or choose another folder") from error
+        raise UserError(f"{out}: cannot be written ({reason(error)}); free space or choose another folder") from error
     return report
 
 
 def check(args: argparse.Namespace) -> None:
     """Raise `UserError` at flags that do not go together and at packages that are missing."""
-    if min(args.size) < 32:
-        raise UserError(f"--size {args.size[0]} {args.size[1]}: height and width are at least 32 pixels")
+    check_size(args.size)
     unused = [f"--{name}" for name in ("dynamic", "float", "logits") if getattr(args, name)]
     if args.format not in GRAPHS and unused:
         raise UserError(f"{', '.join(unused)}: --format {args.format} holds weights and no graph; leave it out")

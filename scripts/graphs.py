@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from network import Segmentor
 from transforms.appearance import Normalisation
-from utils.errors import UserError
+from utils.errors import UserError, reason
 
 
 class Deployed(nn.Module):
@@ -56,8 +56,7 @@ class Deployed(nn.Module):
 def reason_of(error: BaseException, args: argparse.Namespace) -> str:
     while error.__cause__ is not None:  # where ONNX's exporter wraps it
         error = error.__cause__
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"({reason}); " + ("leave out --dynamic" if args.dynamic else "use --format safetensors")
+    return f"({reason(error)}); " + ("leave out --dynamic" if args.dynamic else "use --format safetensors")
 
 
 def trace(deployed: Deployed, example: Tensor, args: argparse.Namespace) -> Any:

@@ -6,6 +6,7 @@ import argparse
 import csv
 import io
 import itertools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ from datasets.sampling import (
 from datasets.splits import Pair, find_pairs, list_hash
 from transforms.build import build_geometry
 from transforms.geometry import Geometry, make_view
-from utils.files import make_folder, write_text
+from utils.files import new_folder, write_text
 from utils.parallel import parallel_map
 from utils.pictures import Array, render, save_png
 from utils.tables import format_table
@@ -144,7 +145,7 @@ def inspect_domain(
 
     title, key = f"pixels of {name}", cache_key(pairs, encoding=encoding, tile=0)
     make = partial(counted, count, [Pick(item, item) for item in range(number)], title)
-    path = Path(folder).expanduser() / f"pixels_{name}_{key}.npy"
+    path = Path(os.path.expanduser(folder)) / f"pixels_{name}_{key}.npy"
     pixels = load_or_compute(path, columns=NUM_CLASSES + 1, title=title, make=make)  # (N, 20)
     centroids = source_centroids(pairs, encoding=encoding, tile=tile, name=name, cache_dir=folder, workers=workers)
     per_class = np.bincount(centroids[:, 1], minlength=NUM_CLASSES + 1)
@@ -223,23 +224,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     cfg = data_config(args, "class_uniform_pct")
     domains, share = chosen_domains(cfg, args.names), cfg.DATASET.CLASS_UNIFORM_PCT or SHARE
-    if args.samples < 1:
-        raise UserError(f"--samples {args.samples}: at least one crop is needed")
+    if not 1 <= args.samples <= 10**6:
+        raise UserError(f"--samples {args.samples}: must be a number of crops from 1 to 1,000,000")
     out = Path(args.out or "_".join(["inspect", *(domain.name for domain in domains)]))
     lists = [find_pairs(domain, args.split) for domain in domains]
-    make_folder(out)  # before the long work
     if not cfg.DATASET.CLASS_UNIFORM_PCT:
         sys.stdout.write(f"the configuration samples plainly (DATASET.CLASS_UNIFORM_PCT 0): {SHARE} is taken here\n\n")
     inspections, parts = [], []
-    for domain, pairs in zip(domains, lists, strict=True):
-        inspection = inspect_domain(cfg, domain, pairs, split=args.split, share=share, samples=args.samples)
-        table, sentences = inspection.table(), inspection.sentences()
-        sys.stdout.write(f"{format_table(table)}\n\n{sentences}\n\n")
-        parts.append(f"## {domain.name}\n\n{format_table(table, 'markdown')}\n\n{sentences}\n")
-        inspections.append(inspection)
-    write_text(out / "classes.csv", to_csv(inspections))
-    write_text(out / "classes.md", "\n".join(parts))
-    save_png(render(plot_classes(inspections)), out / "classes.png")
+    with new_folder(out):  # before the long work
+        for domain, pairs in zip(domains, lists, strict=True):
+            inspection = inspect_domain(cfg, domain, pairs, split=args.split, share=share, samples=args.samples)
+            table, sentences = inspection.table(), inspection.sentences()
+            sys.stdout.write(f"{format_table(table)}\n\n{sentences}\n\n")
+            parts.append(f"## {domain.name}\n\n{format_table(table, 'markdown')}\n\n{sentences}\n")
+            inspections.append(inspection)
+        write_text(out / "classes.csv", to_csv(inspections))
+        write_text(out / "classes.md", "\n".join(parts))
+        save_png(render(plot_classes(inspections)), out / "classes.png")
     sys.stdout.write(f"table and plot: {out}\n")
 
 

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from scripts import check_size
 from utils import program_parser
 from utils.errors import UserError, run_entry_point
 
@@ -107,6 +108,7 @@ def _count_switch(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Non
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
+    check_size(args.size)
     import torchvision.models  # noqa: F401  of torch 2.6 it cannot be imported where the meta device is the default
 
     method, table = resolve_method(args.method, args.wt_layer), [HEADING]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from utils import program_parser
-from utils.errors import UserError, run_entry_point
+from utils.errors import UserError, reason, run_entry_point
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -44,7 +45,8 @@ def plot_curves(folders: Sequence[Path], out: Path) -> None:
         for folder, lines in histories.items():
             points = [(line["step"], line[tag]) for line in lines if tag in line]
             if points:
-                marker, name = "." if len(points) < 20 else "", folder.resolve().parent.name  # the --exp of the run
+                marker = "." if len(points) < 20 else ""
+                name = Path(os.path.realpath(folder)).parent.name  # the --exp of the run
                 panel.plot(*zip(*points, strict=True), label=name, linewidth=1.2, marker=marker)
         panel.set_title(tag, fontsize=10)
         panel.grid(alpha=0.3)
@@ -54,7 +56,7 @@ def plot_curves(folders: Sequence[Path], out: Path) -> None:
         with atomic_path(out) as temporary:
             figure.savefig(temporary, dpi=90, format=out.suffix[1:] or "png")
     except (OSError, ValueError) as error:
-        raise UserError(f"--out {out}: the picture cannot be written ({error})") from error
+        raise UserError(f"--out {out}: the picture cannot be written ({reason(error)}); choose another") from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -237,8 +237,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{name}: give --out DIR, or prepare nothing and set {domain.root_key} to the folder of the archives, "
             "which are read where they lie"
         )
-    split_data, *sources = (Path(os.path.abspath(path.expanduser())) for path in (args.split_data, *args.sources))
-    out = Path(os.path.abspath(args.out.expanduser())) if args.out else None
+    split_data, *sources = (
+        Path(os.path.abspath(os.path.expanduser(path))) for path in (args.split_data, *args.sources)
+    )
+    out = Path(os.path.abspath(os.path.expanduser(args.out))) if args.out else None
     files, split_of, lists, jobs, todo = list[File](), None, dict[Path, str](), Jobs(), Jobs()
     lines, notes = list[str](), list[str]()
     for source in sources:

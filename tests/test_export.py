@@ -373,7 +373,7 @@ def test_normalisation_is_that_of_the_evaluation() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--size 31 64", "--size 31 64: height and width are at least 32 pixels"),
+        ("--size 31 64", "--size 31 64: height and width are from 32 to 65535 pixels"),
         (
             "--format safetensors --dynamic --float",
             "--dynamic, --float: --format safetensors holds weights and no graph",

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from utils.errors import UserError, first_few
-from utils.files import sync_folder, write, write_text
+from utils.files import likely_cause, sync_folder, write, write_text
 from utils.hub import CONFIG_FILE, WEIGHTS_FILE, local_path
 
 log = logging.getLogger(__name__)
@@ -153,11 +153,15 @@ def read(path: str | Path) -> dict[str, Any]:
         raise
     except Exception as error:  # what torch raises over a damaged file depends on where it is damaged
         reason = re.sub(r"\x1b\[\d*m", "", str(error)).split("\n")[0].split(". ")[0] or type(error).__name__
+        cause = likely_cause(found, "it is damaged or of another kind; download it again or name another file")
         if blocked := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            reason = f"it needs {blocked[1]}, which may run code; save the weights alone, or take another file"
-        raise UserError(f"{path}: not a readable weight file of tensors and plain values ({reason})") from error
+            reason, cause = f"it needs {blocked[1]}, which may run code", "save the weights alone, or take another file"
+        raise UserError(
+            f"{path}: not a readable weight file of tensors and plain values ({reason}); {cause}"
+        ) from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise UserError(f"{path}: a weight file holds a dictionary of names, this one a {type(content).__name__}")
+        kind = type(content).__name__
+        raise UserError(f"{path}: a weight file holds tensors by name, this one holds {kind}; name another file")
     if not is_ours(content):
         return content
     content = {**_LATER, **content}
@@ -196,7 +200,8 @@ def load_strictly(module: nn.Module, state: dict[str, Any], *, path: str | Path)
         module.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(
-            f"{path}: does not fit what --arch, --method and --wt_layer name ({misfits(error, path=path)})"
+            f"{path}: does not fit what --arch, --method and --wt_layer name ({misfits(error, path=path)}); give those "
+            "that it was trained with"
         ) from error
 
 

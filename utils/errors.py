@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -49,10 +50,17 @@ def one_line(error: BaseException) -> str:
     return re.sub(r"^(\w+\.)*UserError: ", "", lines[-1])
 
 
+def reason(error: BaseException) -> str:
+    """Return what an error says in at most 300 letters: an OSError without its file, others their first line."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (text.strip().splitlines() or [type(error).__name__])[0][:300]
+
+
 def run_entry_point(main: Callable[[], object]) -> None:
     """Run a program's main; a `UserError` becomes one line on stderr and exit code 2, a signal one and `TRY_AGAIN`.
 
-    Ctrl-C, where it ends the program at once, becomes exit code 130.
+    So does what the system says of a file, where no program has caught it. Ctrl-C, where it ends the program at once,
+    becomes exit code 130.
 
     File names may be any bytes: those that are no UTF-8 are read as Python holds them in names, and printed as escapes.
     """
@@ -64,6 +72,15 @@ def run_entry_point(main: Callable[[], object]) -> None:
         main()
     except UserError as error:
         sys.stderr.write(f"error: {one_line(error)}\n")
+        sys.exit(2)
+    except OSError as error:
+        if "No usable temporary directory" in str(error):  # which importing torchvision asks for
+            sentence = "no folder for temporary files can be written to; set TMPDIR to one that can"
+        elif error.filename is None:
+            raise
+        else:  # for instance a name too long, or a folder that only its owner may read
+            sentence = f"{os.fsdecode(error.filename)}: {error.strerror}; give a path that can be read or written"
+        sys.stderr.write(f"error: {sentence}\n")
         sys.exit(2)
     except Stopped as stop:
         sys.stderr.write(f"{stop}\n")

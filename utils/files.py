@@ -103,13 +103,29 @@ def write_text(path: Path, text: str) -> None:
     write(path, partial(Path.write_text, data=text, encoding="utf-8", errors="backslashreplace"))
 
 
+def likely_cause(path: str | Path, otherwise: str) -> str:
+    """Return why a file cannot be read and how to fix it, by its first bytes; `otherwise` where they do not say."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(200).strip().lower()
+    except OSError:
+        return otherwise
+    if not start:
+        return "it is empty; download or copy it again"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "it is a web page; download the file that the page is about"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS; fetch the file by git lfs pull"
+    return otherwise
+
+
 def read_yaml(path: Path, *, flag: str, hint: str = "") -> Any:
     """Return what the YAML file of a flag holds, or raise `UserError`, with a hint on how it should look."""
     try:
         return yaml.safe_load(path.read_bytes())
     except OSError as error:
-        raise UserError(f"{flag} {path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{flag} {path}: cannot be read ({error.strerror}); give another file") from error
     except (yaml.YAMLError, ValueError) as error:  # the second of 2026-02-30 and the like
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"{flag} {path}: not valid YAML{place}{hint}") from error
+        raise UserError(f"{flag} {path}: not valid YAML{place}{hint or '; correct it'}") from error

@@ -179,6 +179,7 @@ def find_option(options: Mapping[str, Option], key: str, source: str) -> Option:
     name = key.upper().replace("-", "_")
     same_name = [known for known in options if known.partition(".")[2] == name.rpartition(".")[2]]
     hint = f"; did you mean {same_name[0]!r}?" if same_name else did_you_mean(name, options)
+    hint = hint or "; config_options.py lists all"
     raise UserError(f"{source}: there is no option {key!r}{hint}")
 
 

@@ -75,7 +75,9 @@ def open_folder(cfg: Config, start: Start) -> Path:
         try:
             folder = start.folder or _new_folder(_root(cfg))
         except OSError as error:
-            raise UserError(f"--ckpt {cfg.RUN.CKPT}: the run folder cannot be made ({error.strerror})") from error
+            raise UserError(
+                f"--ckpt {cfg.RUN.CKPT}: the run folder cannot be made ({error.strerror}); choose another"
+            ) from error
         return folder
 
     return distributed.from_main(make)
