@@ -102,8 +102,8 @@ def test_a_missing_file_and_a_foreign_one_are_refused(tmp_path: Path) -> None:
         ({"schema": 99}, "schema 99, this program reads the schemas 1 and 2"),
         ({"schema": 1, "network": {}}, "not a whole checkpoint, best, .* missing"),
         ({"schema": 1, **content(config=3)}, "its config is a int"),
-        ({1: 2}, "a dictionary of names"),
-        ([1], "this one a list"),
+        ({1: 2}, "holds tensors by name"),
+        ([1], "this one holds list"),
     ],
 )
 def test_what_is_no_whole_checkpoint_is_refused(tmp_path: Path, entries: Any, message: str) -> None:
