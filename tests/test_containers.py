@@ -82,6 +82,30 @@ def test_what_is_decoded_by_processes_is_decoded_by_one_without_shared_memory(sm
     assert done.returncode == 0 and "one process does the work" in done.stderr, done.stderr
 
 
+MEETS = f"""
+import os, signal, sys, time
+sys.path.insert(0, {str(REPOSITORY)!r})
+import torch
+from utils import distributed
+attempt = os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["RANK"]
+if attempt == ("1", "0"):
+    time.sleep(2)  # so that the other one would find its address of before the restart
+with distributed.process_group(torch.device("cpu"), save_memory="", timeout=30):
+    if attempt == ("0", "1"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if attempt[0] == "0":
+        time.sleep(60)
+    print("met")
+"""
+
+
+def test_processes_that_are_started_again_meet_anew(tmp_path: Path) -> None:
+    (tmp_path / "meets.py").write_text(MEETS)
+    words = ["-m", "scripts.launch", "--nproc_per_node=2", "--max_restarts=1", f"--master_port={free_port()}"]
+    done = run_in({}, [*words, str(tmp_path / "meets.py")])
+    assert done.returncode == 0 and done.stdout.split() == ["met", "met"], done.stderr[-3000:]
+
+
 DIES = f"""
 import os, signal, sys, time
 if (os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["RANK"]) == ("1", "0"):
@@ -100,6 +124,7 @@ run_entry_point(train.main)
 """
 
 
+@pytest.mark.exhaustive
 def test_a_process_that_dies_is_started_again_and_nothing_is_lost(small_camvid: Path, tmp_path: Path) -> None:
     flags = {}
     for name in ("whole", "died"):
