@@ -227,15 +227,16 @@ def test_a_process_that_waits_in_torch_ends_with_its_launcher(tmp_path: Path) ->
         "launchers.GRACE = 1\n"
         "with signals.handled(), distributed.process_group(distributed.choose_device('cpu', -1), save_memory=''):\n"
         "    distributed.all_max(0)\n"
-        "    print('waits', flush=True)\n"
+        "    sys.stdout.write('waits\\n')\n"  # at once: two processes write it
         "    with signals.deferred():\n"
         "        time.sleep(600) if distributed.rank() else distributed.all_max(0)\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
     with subprocess.Popen([*command, str(program)], cwd=REPOSITORY, text=True, stdout=subprocess.PIPE) as run:
-        assert run.stdout is not None and [run.stdout.readline() for _ in range(2)] == ["waits\n"] * 2
-        below = descendants(run.pid)
+        assert run.stdout is not None
+        lines, below = [run.stdout.readline() for _ in range(2)], descendants(run.pid)
         run.kill()
+    assert lines == ["waits\n"] * 2
     assert len(below) == 2
     wait_for_end(below, within=15)
 

@@ -6,6 +6,7 @@ import datetime
 import os
 import re
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypedDict, TypeVar
@@ -108,7 +109,7 @@ def process_group(
 ) -> Iterator[None]:
     """Hold the process group that the launcher announced (nccl on GPUs, gloo on CPUs); none without a launcher.
 
-    After an error it is left as it is: the others may be waiting in it, and the launcher ends them when this one exits.
+    After an error nobody waits for the others: the launcher ends them when this one exits.
     Where all processes have stopped together, none leaves before the others are ready to.
     What torch raises for `REASONS` becomes a `UserError`, and a lack of memory one that ends with `save_memory`: which
     flags of this program help. A process waits for the others at most `timeout` seconds.
@@ -135,11 +136,20 @@ def process_group(
         if stop.agreed:
             _leave()
         raise
-    except (RuntimeError, ValueError, MemoryError) as error:
+    except Exception as error:
+        _end_threads()
         if (known := explain(error, save_memory=save_memory)) is not error:
             raise known from error
         raise
     _leave()
+
+
+def _end_threads() -> None:
+    """Let gloo's threads end: one that still runs while Python ends can abort the process, whose exit code is lost."""
+    if is_initialized() and dist.get_backend() == "gloo":
+        thread = threading.Thread(target=dist.destroy_process_group, daemon=True)
+        thread.start()
+        thread.join(3)  # they may wait for another process
 
 
 def _store_after_restart(
