@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from run import Run, build_run
 from utils import distributed
 from utils.errors import UserError
 from utils.logs import write_line
+from utils.memory import peak_memory
 from utils.runs import Start
 
 MOST = 1024  # images that are tried at most
@@ -100,14 +99,15 @@ class _OnCpu:
             if most + growth * (size - last) > self.limit:
                 return False
         _step(run, batch, size, gradients)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        self.peaks[size] = peak if sys.platform == "darwin" else peak * 1024
+        self.peaks[size] = int(peak_memory(run.device) * 2**20)
         logger.info("%d image(s): peak memory %.0f MiB", size, self.peaks[size] / 2**20)
         return self.peaks[size] <= self.limit
 
 
 def _memory(file: Path) -> float:
-    """Return how many bytes this process may hold: what is free now, or what its limits leave (RLIMIT_AS, cgroup)."""
+    """Return how many bytes this process may hold: what is free now, or what its limits leave (RLIMIT_DATA, cgroup)."""
+    import resource  # not on Windows
+
     own, page = Path("/proc/self/statm"), resource.getpagesize()
     limits = list[float]()
     if file.exists():

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from utils.errors import UserError
+from utils.memory import peak_memory
 
 Work = Iterator[object]  # sets up and runs once at the first `next`, runs again at every further one
 Build = Callable[[], Work]
@@ -107,17 +108,6 @@ def _serve(pipe: Any, build: Build, settings: Settings) -> None:
     while pipe.recv():
         pipe.send(work.run())
     pipe.send((idle, peak_memory(settings.device)))
-
-
-def peak_memory(device: torch.device) -> float:
-    """Return the largest MiB that this process has held so far: of a GPU its tensors, else the resident memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    path = Path("/proc/self/status")
-    if path.exists():  # getrusage tells the parent's peak where that is larger
-        return float(next(line.split()[1] for line in path.read_text().splitlines() if line.startswith("VmHWM"))) / 1024
-    unit = 2**20 if platform.system() == "Darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def take_turns(works: Sequence[Here | Alone], *, runs: int) -> list[list[float]]:

@@ -10,7 +10,7 @@ from functools import cache
 
 from PIL import Image, UnidentifiedImageError
 
-from utils.errors import UserError
+from utils.errors import UserError, reason
 from utils.files import likely_cause
 
 # Environment variables (a worker process has them too) and their defaults: a small file may unpack to any size.
@@ -52,8 +52,6 @@ def decode_errors(path: str) -> Iterator[None]:
         ) from error
     except (OSError, ValueError, SyntaxError) as error:
         unknown = isinstance(error, UnidentifiedImageError) or not str(error)
-        reason = (
-            "its format is not known" if unknown else getattr(error, "strerror", None) or str(error).splitlines()[0]
-        )
+        text = "its format is not known" if unknown else reason(error)
         cause = likely_cause(path, "it is damaged or not an image")
-        raise UserError(f"{path}: this file cannot be decoded ({reason}); {cause}") from error
+        raise UserError(f"{path}: this file cannot be decoded ({text}); {cause}") from error

@@ -87,7 +87,7 @@ def _scan_once(pairs: Sequence[Pair], *, encoding: Encoding, workers: int, title
         values: Any = [[tuple(value) if isinstance(value, list) else value for value in row] for row in rows]
         return [Finding(pair, *row) for pair, row in zip(pairs, values, strict=True)]
     findings = scan(pairs, encoding=encoding, workers=workers, processes=False, title=title)
-    if not any(finding.image_error or finding.label_error for finding in findings):  # the others may be mended
+    if not any(finding.image_error or finding.label_error for finding in findings):  # the others may be fixed
         with tolerated("what the quick check found"):
             write_text(path, json.dumps([finding[1:] for finding in findings]))
     return findings

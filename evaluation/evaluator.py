@@ -89,6 +89,7 @@ class Evaluator:
 
         `sources` are the domains that the model was trained on, `findings` what is wrong with a domain's data.
         """
+        model = for_scoring(model)
         rows, plots, per_image, loaders = list[DomainScore](), list[Picture](), dict[str, ImageCounts](), [*loaders]
         domains = BUILTIN | {loader.split.domain.name: loader.split.domain for loader in loaders}
         trained = [domains[name] for name in sources] if domains.keys() >= {*sources} else []
@@ -130,7 +131,7 @@ class Evaluator:
         frames, position = list[Frame](), 0
         bar = tqdm(total=share, desc=f"evaluate {name}", unit="image", disable=not distributed.is_main(), leave=False)
         samples = signals.stoppable(_same_size(loader, self.batch_size))
-        model = scoring_copy(model) if isinstance(model, Segmentor) else model
+        model = for_scoring(model)
         for group in evaluation_mode(model, cudnn_benchmark_off(samples)):
             images = torch.stack([sample.image for sample in group]).to(self.device)  # (B,3,h,w)
             labels = torch.stack([sample.label for sample in group]).to(self.device)  # (B,h,w) uint8
@@ -210,6 +211,11 @@ class Evaluator:
                 name = f"{_file_name(loader)}_{number}"
                 for kind, picture in self.plotter(*frame, merged=merged).items():
                     yield Picture(f"{name}/{kind}", f"features/{name}_{kind}.png", picture)
+
+
+def for_scoring(model: Predictor | Labeller) -> Predictor | Labeller:
+    """Return the scoring copy of a network of ours, and any other model as it is."""
+    return scoring_copy(model) if isinstance(model, Segmentor) else model
 
 
 def evaluation_mode(model: object, items: Iterable[T]) -> Iterator[T]:

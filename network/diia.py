@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from network.backbone_base import BackboneBase
 from network.deeplab import AuxHead, Decoder, Refined, Segmentor, conv_norm_relu, initialise_heads, split_stride
 from network.layout import Confidence, coarse_layout
-from network.outputs import Features, SegmentorOutput
+from network.outputs import COARSE_SHARE, Features, SegmentorOutput
 from network.upsampling import SmallLogits, resize
 
 
@@ -165,6 +165,11 @@ class _Pass(NamedTuple):
     edge_features: Tensor | None  # (B, 256, h, w)
     edge_maps: Tensor | None  # (B, 64, h1, w1)
 
+    def logits(self) -> tuple[Tensor, Tensor | None]:
+        """Return the final logits (B, classes, H, W) and, where they are others, the coarse ones."""
+        assert self.upsampled is not None
+        return (self.upsampled, None) if self.fused is None else (resize(self.fused, self.coarse.size), self.upsampled)
+
 
 class DIIASegmentor(Segmentor):
     """Coarse and auxiliary head, and what `method.parts` names: both branches, their aggregation, final decoder."""
@@ -178,7 +183,6 @@ class DIIASegmentor(Segmentor):
         self.attends = "aggregation" in parts
         corrected = self.method.corrections
         self.layout_confidence: Confidence = "softmax" if "confidence" in corrected else layout_confidence
-        self.edge_logit = "edge" in corrected
         stride, shape = backbone.output_stride, {"output_stride": backbone.output_stride, "num_classes": num_classes}
         shrinks = stride // backbone.low_stride
         self.coarse = Decoder(top, **shape)
@@ -212,23 +216,21 @@ class DIIASegmentor(Segmentor):
             layout_logits = resize(self.layout.decode(done.layout_features), size)
         if self.edge is not None and done.edge_maps is not None and done.edge_features is not None:
             edge = done.edge_maps.mean(1, keepdim=True)
-            edge = resize(255 * edge.float().sigmoid() if self.edge_logit else edge, size)
+            edge = resize(255 * edge.float().sigmoid() if "edge" in self.method.corrections else edge, size)
             edge_logits = resize(self.edge.decode(done.edge_features), size)
-        assert done.upsampled is not None
-        coarse, fused = (None, done.upsampled) if done.fused is None else (done.upsampled, resize(done.fused, size))
-        aux, style = self.aux(done.features.aux), done.features.style
+        (fused, coarse), aux, style = done.logits(), self.aux(done.features.aux), done.features.style
         return SegmentorOutput(fused, aux, coarse, done.layout, layout_logits, edge, edge_logits, style)
 
     def small_logits(self, images: Tensor) -> SmallLogits:
         done = self._run(images, branches=self.attends, in_parts=True)
         if done.fused is None:
             return done.coarse
-        return SmallLogits((done.fused, *done.coarse.maps), done.coarse.size, factors=(1.0, 0.5))
+        return SmallLogits((done.fused, *done.coarse.maps), done.coarse.size, factors=(1.0, COARSE_SHARE))
 
     def predict(self, images: Tensor) -> Tensor:
         done = self._run(images, branches=self.attends)  # a layout from parts might differ in a pixel
-        assert done.upsampled is not None
-        return done.upsampled if done.fused is None else 0.5 * done.upsampled + resize(done.fused, images.shape[2:])
+        fused, coarse = done.logits()
+        return SegmentorOutput(fused, coarse=coarse).evaluated()
 
     def attention_of(self, images: Tensor, pixels: Sequence[tuple[int, int]]) -> Tensor:
         """Return how the cells at N pixels (x, y) of normalised images (B, 3, H, W) weigh all cells in the aggregation.

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+COARSE_SHARE = 0.5  # with which DIIA's coarse logits are added to the final ones that are evaluated
+
 
 class SegmentorOutput(NamedTuple):
     """What one forward returns; a tuple, because DDP follows gradients through a tuple but not through a dataclass.
@@ -24,7 +26,7 @@ class SegmentorOutput(NamedTuple):
 
     def evaluated(self) -> Tensor:
         """Return the logits that are evaluated, (B, classes, H, W): of DIIA the sum of both, the coarse ones halved."""
-        return self.fused if self.coarse is None else 0.5 * self.coarse + self.fused
+        return self.fused if self.coarse is None else COARSE_SHARE * self.coarse + self.fused
 
     def float(self) -> SegmentorOutput:
         """Return the same with every floating-point map in float32."""

@@ -67,11 +67,8 @@ def check_codes(codes: Sequence[int]) -> None:
         raise UserError(f"{text}: codes 1 (IW/IRW) and 2 or 6 (ISW) cannot be mixed; use one of them at every site")
 
 
-class Beside(nn.Module):
+class Beside(nn.Identity):
     """Leaves the maps as they are, so that pretrained features pass; the whitening loss reads them standardised."""
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return maps
 
 
 def captured(site: nn.Module, maps: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from datasets.codec import read_photo
-from datasets.splits import Pair, find_pairs
+from datasets.splits import Splits
 from scripts import chosen_domains, data_config, data_parser
 from utils.errors import UserError, run_entry_point
 from utils.pictures import Array, new_figure, render, save_png
@@ -88,12 +88,6 @@ def plot_vectors(found: dict[str, list[list[Array]]], domains: Sequence[str]) ->
     return render(figure), table
 
 
-def pictured(pairs: Sequence[Pair], limit: int) -> list[Array]:
-    """Return `limit` images at equal distances in a split."""
-    count = min(limit, len(pairs))
-    return [read_photo(pairs[index * len(pairs) // count].image) for index in range(count)]
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = data_parser(
         "plot_domains",
@@ -112,7 +106,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--weights: give one or several weight files")
     if args.limit < 3:
         raise UserError(f"--limit {args.limit}: at least 3 images per domain are needed")
-    images = [pictured(find_pairs(domain, args.split), args.limit) for domain in domains]
+    splits = Splits({domain.name: domain for domain in domains})
+    chosen = [splits.open(domain, args.split).subset(args.limit) for domain in domains]
+    images = [[read_photo(pair.image) for pair in split.pairs] for split in chosen]
     found = {}
     for weights in args.weights:
         from inference import load  # slow to import

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import Alone, Here, Row, Settings, Work, __main__, data, measure, peak_memory, repeated, scaling, works
+from benchmarks import Alone, Here, Row, Settings, Work, __main__, data, measure, repeated, scaling, works
 from benchmarks.roofline import rates
 from utils.errors import UserError
+from utils.memory import peak_memory
 
 CPU = Settings(torch.device("cpu"), 1, processor_time=False)
 COMPUTED = ("step:", "eval:", "statistics:")

@@ -1,10 +1,11 @@
-"""What the C library does with memory that tensors have freed."""
+"""The memory of this process: its peak, and what the C library does with what tensors have freed."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -19,3 +20,16 @@ def keep_freed_memory(device: torch.device) -> None:
         with suppress(AttributeError, OSError):
             for option, value in ((arenas, 1), (mapped, 0), (trim, 2**31 - 1)):
                 ctypes.CDLL(None).mallopt(option, value)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Return the largest MiB that this process has held so far: of a GPU its tensors, else the resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    path = Path("/proc/self/status")
+    if path.exists():  # getrusage tells the parent's peak where that is larger
+        return float(next(line.split()[1] for line in path.read_text().splitlines() if line.startswith("VmHWM"))) / 1024
+    import resource  # not on Windows
+
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
