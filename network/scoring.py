@@ -59,7 +59,7 @@ def _for_cpu(scored: Segmentor) -> Segmentor:
                 setattr(parent, name, ImageNorm(layer))
     convs: list[Any] = [layer for layer in scored.modules() if type(layer) in _CONVS]
     for conv in convs:
-        weight = conv.weight.detach().contiguous(memory_format=torch.channels_last)
+        weight = conv.weight.detach().to(memory_format=torch.channels_last)  # of one input channel too
         conv.weight = nn.Parameter(weight, requires_grad=False)
     return scored
 
@@ -108,7 +108,15 @@ class LowDecoder(nn.Module):
         total = F.conv2d(decoder.skip(low_level), self.skip, self.bias, padding=1)
         total = total.contiguous(memory_format=torch.channels_last)
         _add_resampled(total.permute(0, 2, 3, 1), F.conv2d(context, self.taps))
-        return decoder.classify(decoder.refine[1](F.relu_(total)))  # type: ignore[no-any-return]
+        return self._classify(F.relu_(total))
+
+    def _classify(self, maps: Tensor) -> Tensor:
+        """Return what the decoder's last layers make of (B, C, h1, w1), some rows at a time with one beside them."""
+        logits = []
+        for start in range(0, maps.shape[2], _BLOCK):
+            rows = self.decoder.refine[1](maps[:, :, max(start - 1, 0) : start + _BLOCK + 1])
+            logits.append(self.decoder.classify(rows[:, :, min(start, 1) :][:, :, :_BLOCK]))
+        return torch.cat(logits, 2)
 
 
 def _add_resampled(total: Tensor, taps: Tensor) -> None:

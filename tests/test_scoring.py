@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from datasets.domains import BUILTIN
 from evaluation.protocols import Inference
-from network import BACKBONES, Architecture, assemble, resolve_method, upsampling
+from network import BACKBONES, Architecture, assemble, resolve_method, scoring, upsampling
 from network.scoring import LowDecoder, scoring_copy
 from network.upsampling import SmallLogits
 from tests import reference
@@ -101,8 +101,12 @@ def test_the_copy_predicts_the_same_and_the_network_stays(backbone: str, method:
     assert_same(network.state_dict(), state)
 
 
+@pytest.mark.parametrize("rows", [5, 64])
 @pytest.mark.parametrize("size", [(16, 24), (17, 31), (7, 40)])
-def test_convolving_before_upsampling_is_the_plain_decoder(size: tuple[int, int]) -> None:
+def test_convolving_before_upsampling_is_the_plain_decoder(
+    size: tuple[int, int], rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "_BLOCK", rows)
     decoder = built("resnet50", "base").head.double().requires_grad_(False)
     torch.manual_seed(0)
     top, low = torch.randn(2, 2048, 4, 6, dtype=torch.float64), torch.randn(2, 256, *size, dtype=torch.float64)
@@ -113,6 +117,14 @@ def test_convolving_before_upsampling_is_the_plain_decoder(size: tuple[int, int]
     )
     decoder.refine[0].norm = nn.Identity()
     torch.testing.assert_close(LowDecoder(decoder)(top, low), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_the_channels_of_a_pixel_lie_together() -> None:
+    scored = scoring_copy(built("resnet50", "diia"))
+    weights = [layer.weight for layer in scored.modules() if isinstance(layer, nn.Conv2d)]
+    assert all(weight.stride(1) == 1 for weight in weights)
+    with torch.inference_mode():  # torch picks the format by the strides: of one channel, both fit
+        assert scored.layout.encoder[0].conv(torch.zeros(1, 1, 64, 64)).stride(1) == 1  # type: ignore[union-attr, index]
 
 
 class Streets:
