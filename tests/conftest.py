@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,15 @@ def golden(test_data: Path) -> Path:
 def _few_threads() -> None:
     """Keep the number of threads the same from the first fixture on: sums in another order have other last bits."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_weights_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Remove the checkpoints of a module's own fixtures: those of all modules would take several GB."""
+    yield
+    for file in tmp_path_factory.getbasetemp().rglob("*.pth"):
+        if file.is_file():
+            file.unlink()
 
 
 def make_camvid(

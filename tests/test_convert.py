@@ -136,7 +136,7 @@ def test_training_starts_from_a_converted_file_but_cannot_continue_it(
     ours = tmp_path / "ours.pth"
     convert.main([str(published), "--out", str(ours), *flags])
     arguments = ["--snapshot", str(ours), "--arch", flags[1], "--method", "isw", "--lr", "1e-9"]
-    run = train_arguments(small_camvid, tmp_path / "out", *arguments, "--max_iter", "1")
+    run = train_arguments(small_camvid, tmp_path / "out", *arguments, "--backbone", "", "--max_iter", "1")
     train.main(run)
     trained = checkpoint.read_checkpoint(run_folder(tmp_path / "out") / "last.pth")["network"]
     weight = "head.classify.weight"

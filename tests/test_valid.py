@@ -27,7 +27,7 @@ from utils.errors import UserError
 def weights(small_camvid: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folder of one step of the affine-IN method."""
     out = tmp_path_factory.mktemp("trained")
-    train.main(train_arguments(small_camvid, out, "--method", "ibn", "--max_iter", "1"))
+    train.main(train_arguments(small_camvid, out, "--backbone", "", "--method", "ibn", "--max_iter", "1"))
     return run_folder(out)
 
 
