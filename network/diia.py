@@ -18,6 +18,8 @@ What `Method.corrections` change (diia-v2):
 * confidence: the coarse layout is confident by probabilities, not by raw logits.
 * encoding: the layout enters as one plane per class, zero where it is void, not as a picture of class numbers.
 * attention: scores are divided by the root of the width, its convolutions start as PyTorch's and the gate at one.
+* content: the final decoder reads the backbone's features whole, to which the attention adds, at first nothing, instead
+  of a projection to 128 channels.
 """
 
 from __future__ import annotations
@@ -107,34 +109,44 @@ class TripleAggregation(nn.Module):
     Where one of the two is missing the other is both; without attention only the backbone's projection is left.
     """
 
-    out_channels = 128
-
     def __init__(
-        self, top_channels: int, *, feature_channels: int = 256, attends: bool = True, scaled: bool = False
+        self,
+        top_channels: int,
+        *,
+        feature_channels: int = 256,
+        attends: bool = True,
+        scaled: bool = False,
+        whole: bool = False,
     ) -> None:
         super().__init__()
-        self.attends, self.scale = attends, self.out_channels**-0.5 if scaled else 1.0
+        width, self.attends = 128, attends
+        self.out_channels, self.scale = top_channels if whole else width, width**-0.5 if scaled else 1.0
         if attends:
-            self.query = nn.Conv2d(feature_channels, self.out_channels, 1)
-            self.key = nn.Conv2d(feature_channels, self.out_channels, 1)
-            self.value = nn.Conv2d(top_channels, self.out_channels, 1)
+            self.query = nn.Conv2d(feature_channels, width, 1)
+            self.key = nn.Conv2d(feature_channels, width, 1)
+            self.value = nn.Conv2d(top_channels, width, 1)
             self.gamma = nn.Parameter(torch.full((1,), float(scaled)))
-        self.up = nn.Conv2d(top_channels, self.out_channels, 1)
-        for conv in [self.up] if scaled else self.children():
+        self.back = nn.Conv2d(width, top_channels, 1, bias=False) if whole else None
+        self.up = None if whole else nn.Conv2d(top_channels, width, 1)
+        for conv in self.children():
             assert isinstance(conv, nn.Conv2d)
-            nn.init.normal_(conv.weight, std=0.01)  # biases keep PyTorch's default, as in the original
+            if not scaled or conv is self.up:
+                nn.init.normal_(conv.weight, std=0.01)  # biases keep PyTorch's default, as in the original
+        if scaled and self.back is not None:
+            nn.init.zeros_(self.back.weight)  # where the gate is at zero, this would stay there
 
     def forward(self, top: Tensor, layout_features: Tensor | None, edge_features: Tensor | None) -> Tensor:
-        """Map (B, C, h, w) and (B, 256, h, w), one or two of them, to (B, 128, h, w)."""
+        """Map (B, C, h, w) and (B, 256, h, w), one or two of them, to (B, 128, h, w), or (B, C, h, w) with `whole`."""
+        content = top if self.up is None else self.up(top)
         if not self.attends:
-            return self.up(top)
+            return content
         with no_float16(top) as cast:
             triple = (*self._query_and_key(cast(layout_features), cast(edge_features)), self.value(cast(top)))
             # (B, 1, hw, 128): the fused kernels, without the (hw, hw) matrix, need it so
             query, key, value = (maps.flatten(2).mT.contiguous().unsqueeze(1) for maps in triple)
             mixed = F.scaled_dot_product_attention(query, key, value, scale=self.scale)
         mixed = mixed.squeeze(1).transpose(1, 2).unflatten(2, top.shape[2:])  # (B, 128, h, w)
-        return self.gamma * mixed + self.up(top)
+        return self.gamma * (mixed if self.back is None else self.back(mixed)) + content
 
     def attention_of(self, cells: Tensor, layout_features: Tensor | None, edge_features: Tensor | None) -> Tensor:
         """Return how cells, (N,) int64 in the flattened map, weigh all others: (B, N, h, w) float32 that sum to one.
@@ -179,7 +191,7 @@ class DIIASegmentor(Segmentor):
     ) -> None:
         super().__init__(backbone, **shared)
         _, low, _, third, top = backbone.channels
-        parts, width = self.method.parts, TripleAggregation.out_channels
+        parts = self.method.parts
         self.attends = "aggregation" in parts
         corrected = self.method.corrections
         self.layout_confidence: Confidence = "softmax" if "confidence" in corrected else layout_confidence
@@ -189,9 +201,11 @@ class DIIASegmentor(Segmentor):
         self.layout = LayoutBranch(**shape, planes="encoding" in corrected) if "layout" in parts else None
         self.edge = EdgeBranch(low, stride=shrinks, num_classes=num_classes) if "edge" in parts else None
         self.aggregate = (
-            TripleAggregation(top, attends=self.attends, scaled="attention" in corrected) if "fused" in parts else None
+            TripleAggregation(top, attends=self.attends, scaled="attention" in corrected, whole="content" in corrected)
+            if "fused" in parts
+            else None
         )
-        self.fused = Decoder(width, low_channels=low, **shape) if "fused" in parts else None
+        self.fused = None if self.aggregate is None else Decoder(self.aggregate.out_channels, low_channels=low, **shape)
         self.aux = AuxHead(third, num_classes=num_classes)
         initialise_heads(self.coarse, self.layout, self.edge, self.fused, self.aux)
 

@@ -191,6 +191,26 @@ def test_attention_never_holds_all_pairs_of_positions() -> None:
     assert largest.size >= (32 * 48) ** 2, "the mode sees what it should"
 
 
+@pytest.mark.parametrize("scaled", [True, False])
+def test_the_attention_adds_to_whole_content(scaled: bool) -> None:
+    torch.manual_seed(0)
+    tiam = TripleAggregation(8, feature_channels=8, scaled=scaled, whole=True)
+    maps = [torch.randn(2, 8, 3, 4) for _ in range(3)]
+    assert tiam.out_channels == 8 and torch.equal(tiam(*maps), maps[0])
+    tiam(*maps).square().sum().backward()
+    assert {name for name, value in tiam.named_parameters() if value.grad is not None and value.grad.any()} == {
+        "back.weight" if scaled else "gamma"
+    }
+    torch.nn.init.normal_(tiam.back.weight)  # type: ignore[union-attr]
+    torch.nn.init.constant_(tiam.gamma, 0.5)
+    narrow = TripleAggregation(8, feature_channels=8, scaled=scaled)
+    narrow.load_state_dict(tiam.state_dict(), strict=False)
+    torch.nn.init.zeros_(narrow.up.weight)  # type: ignore[union-attr]
+    torch.nn.init.zeros_(narrow.up.bias)  # type: ignore[union-attr, arg-type]
+    added = torch.einsum("oi,bihw->bohw", tiam.back.weight[:, :, 0, 0], narrow(*maps))  # type: ignore[union-attr]
+    torch.testing.assert_close(tiam(*maps), maps[0] + added)
+
+
 def test_one_branch_asks_and_answers() -> None:
     torch.manual_seed(0)
     tiam = TripleAggregation(8, feature_channels=8)

@@ -100,10 +100,11 @@ def check_step(network: Segmentor, terms_wanted: set[str]) -> None:
     bad = [key for key, value in network.named_parameters() if value.grad is None or not value.grad.isfinite().all()]
     assert not bad
     still = {key for key, value in network.named_parameters() if not value.grad.any()}  # type: ignore[union-attr]
-    # The published attention's gate starts at zero, so its three inputs wait for it.
+    # What is multiplied by zero at first waits: by the gate of the published attention, by the convolution behind it.
     waiting = {f"aggregate.{part}.{leaf}" for part in ("query", "key", "value") for leaf in ("weight", "bias")}
-    closed = "aggregation" in network.method.parts and "attention" not in network.method.corrections
-    assert still == (waiting if closed else set())
+    gate, whole = ("attention" not in network.method.corrections, "content" in network.method.corrections)
+    waiting |= {"aggregate.back.weight" if gate else "aggregate.gamma"} if whole else set()
+    assert still == (waiting if "aggregation" in network.method.parts and (gate or whole) else set())
 
 
 @torch.no_grad()
