@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import count, islice, takewhile
+from itertools import islice, repeat, takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import config
 from datasets.outputs import ALL_KINDS, KINDS, SUBMISSIONS, file_name
 from utils import program_parser
-from utils.errors import ImageError, UserError, first_few, run_entry_point
+from utils.errors import ImageError, UserError, first_few, reason, run_entry_point
 
 FLAGS = (
     *("--device", "--amp", "--bs_mult_val", "--eval_protocol", "--window", "--stride", "--scales", "--flip"),
@@ -43,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     text = "images, videos, folders (with those below), globs in quotes, - for a list of paths on standard input"
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help=text)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to, DIR/KIND/NAME.png")
-    text = f"what to write: {', '.join(KINDS)}; the frames of a video become one of those that are pictures"
+    text = f"what to write: {', '.join(KINDS)}; a video becomes one, without sound, of those that are pictures"
     parser.add_argument("--write", nargs="+", choices=KINDS, metavar="KIND", help=text)
     text = "write instead what a test server takes: cityscapes, acdc or bravo (docs/evaluation.md)"
     parser.add_argument("--submit", choices=SUBMISSIONS, metavar="SERVER", help=text)
@@ -76,11 +76,14 @@ from inference import SAVE_MEMORY, Array, Model, load
 from network import Segmentor
 from utils import distributed, logs, signals
 from utils.files import make_folder, write
-from utils.parallel import cores, opencv, threaded_map
+from utils.parallel import cores, threaded_map
 
 logger = logging.getLogger("predict")
 Source = TypeVar("Source")
 Maps: TypeAlias = dict[str, Array]
+# What browsers play: H.264 of even sides, in the colours that they expect of a film, with its index in front.
+LOOK = ["-vf", "crop=trunc(iw/2)*2:trunc(ih/2)*2,scale=out_color_matrix=bt709", "-colorspace", "bt709"]
+H264 = {"codec": "libx264", "output_params": [*LOOK, "-preset", "veryfast", "-movflags", "+faststart"]}
 
 
 class Job(NamedTuple):
@@ -148,6 +151,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             except ImageError as error:  # of its frames, which have one size
                 logger.error("%s: %s", job.path, error)
                 failed += 1
+            except OSError as error:
+                why = f"{job.path}: its video cannot be written ({reason(error)})"
+                raise UserError(f"{why}; free space or choose another folder") from error
         failed = int(distributed.all_reduce_sum(torch.tensor(failed, device=device)))
         if distributed.is_main():
             logs.write_line(f"{len(jobs) - failed} of {len(jobs)} files: {writer.out}")
@@ -259,57 +265,54 @@ def _read(job: Job) -> tuple[Job, Array | UserError]:
 
 
 def segment_video(job: Job, predict: Callable[..., Any], writer: Writer) -> bool:
-    """Write a video of every kind, MPEG-4 without sound, and return whether the whole file could be read.
+    """Write a video of every kind, H.264 without sound, and return whether the whole file could be read.
 
     One that cannot be is named; of one that ends too early what there is becomes a video.
     """
-    if re.search("[\ud800-\udfff]", f"{job.path}{writer.out}"):  # OpenCV would end the process without a word
-        logger.error("%s: OpenCV takes no path that is not UTF-8; rename the video, its folder or --out", job.path)
-        return False
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its messages would stand beside ours
-    cv2, kinds = opencv(), writer.of(job)
-    video = cv2.VideoCapture(str(job.path), cv2.CAP_FFMPEG)
-    if not video.isOpened():
+    from imageio.v2 import get_reader, get_writer
+
+    logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)  # it warns of videos that it turns upright
+    try:
+        video = get_reader(str(job.path), "FFMPEG", output_params=["-fps_mode", "passthrough"])  # every frame once
+    except Exception:  # its search of FFmpeg's text ends in any
         logger.error("%s: this video cannot be read; it is damaged or its format is not known", job.path)
         return False
-    length, rate = int(video.get(cv2.CAP_PROP_FRAME_COUNT)), video.get(cv2.CAP_PROP_FPS) or 25.0
+    images, facts, kinds = iter(video), video.get_meta_data(), writer.of(job)
+    rate, done = facts["fps"] or 25.0, 0
+    length = round(rate * facts["duration"])
     make_folder(writer.out)
-    encoders, done = dict[str, Any](), 0
-    bar = tqdm(
-        desc=job.name, total=max(length, 0) or None, unit="frame", disable=None if distributed.is_main() else True
-    )
+    bar = tqdm(desc=job.name, total=length or None, unit="frame", disable=None if distributed.is_main() else True)
 
-    def read(number: int) -> tuple[int, Array] | None:
-        there, frame = video.read()
-        return (number, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)) if there else None
+    def read(_: None) -> Array | None:
+        with suppress(StopIteration, RuntimeError):  # the latter where FFmpeg has crashed
+            return np.asarray(next(images))
+        return None
 
     def draw(result: tuple[int, Array, Maps | ImageError]) -> dict[str, Array]:
         _, image, maps = result
         if isinstance(maps, ImageError):
             raise maps
-        return {kind: np.asarray(writer.draw(kind, image, maps).convert("RGB"))[..., ::-1] for kind in kinds}
+        return {kind: np.asarray(writer.draw(kind, image, maps).convert("RGB")) for kind in kinds}
 
-    with TemporaryDirectory(dir=writer.out, prefix=".", suffix=".tmp") as folder, bar:
+    def encode(pictures: dict[str, Array]) -> None:
+        for kind, picture in pictures.items():
+            encoders[kind].append_data(picture)
 
-        def encode(pictures: dict[str, Array]) -> None:
-            for kind, picture in pictures.items():
-                if kind not in encoders:
-                    size, code = picture.shape[1::-1], cv2.VideoWriter_fourcc(*"mp4v")
-                    encoders[kind] = cv2.VideoWriter(f"{folder}/{kind}.mp4", cv2.CAP_FFMPEG, code, rate, size)
-                encoders[kind].write(np.ascontiguousarray(picture))
-
-        frames = takewhile(lambda frame: frame is not None, threaded_map(read, count(), threads=1))
+    with TemporaryDirectory(dir=writer.out, prefix=".", suffix=".tmp") as folder, bar, ExitStack() as opened:
+        files = {kind: f"{folder}/{kind}.mp4" for kind in kinds}
+        encoder = partial(get_writer, format="FFMPEG", fps=rate, macro_block_size=1, ffmpeg_log_level="quiet", **H264)
+        encoders = {kind: opened.enter_context(closing(encoder(file))) for kind, file in files.items()}
+        frames = enumerate(takewhile(lambda image: image is not None, threaded_map(read, repeat(None), threads=1)))
         for _ in threaded_map(encode, threaded_map(draw, predict(frames), threads=writer.threads), threads=1):
             bar.update()
             done += 1
-        for kind, encoder in encoders.items():
-            encoder.release()
-            if int(cv2.VideoCapture(f"{folder}/{kind}.mp4").get(cv2.CAP_PROP_FRAME_COUNT)) != done:
-                raise UserError(f"{kinds[kind]}: not all frames could be written; free space or choose another folder")
-            write(kinds[kind], partial(os.replace, f"{folder}/{kind}.mp4"), what="the video")
-    whole = done > 0.9 * max(length, 0)  # some containers hold a guess
-    if not whole:
-        logger.error("%s: this video ends after %d of %d frames; it is damaged", job.path, done, length)
+        opened.close()  # the last frames are written
+        for kind, file in files.items() if done else ():
+            if get_reader(file, "FFMPEG").count_frames() != done:
+                raise OSError("not all frames are there")
+            write(kinds[kind], partial(os.replace, file), what="the video")
+    if not (whole := done > 0.9 * length):  # what the file says is a guess
+        logger.error("%s: it ends after %d of %d frames; it is damaged, or its sound is longer", job.path, done, length)
     return whole
 
 

@@ -20,6 +20,7 @@ from datasets.sampling import cache_key
 from datasets.splits import Pair, list_hash
 from tests.conftest import make_camvid
 from tests.runs import REPOSITORY, launch, run_folder, save_random, train_arguments
+from tests.test_predict import write_video
 from utils.files import write_text
 
 KOREAN = os.fsdecode(b"\xb5\xc0\xc2\xb7")  # "road" in EUC-KR
@@ -106,13 +107,16 @@ def test_programs_about_data_read_them(camvid: Path, tmp_path: Path) -> None:
         assert ESCAPED in call("-m", f"scripts.{program}", "camvid", *flags, *opts).stdout
 
 
-def test_predict_writes_the_same_names_and_names_a_video(tmp_path: Path) -> None:
+def test_predict_writes_the_same_names(tmp_path: Path) -> None:
     save_random(tmp_path / "base.pth", "--backbone", "timm/test_vit", "--method", "base")
     files = [tmp_path / f"{KOREAN}.png", tmp_path / "plain.png", tmp_path / f"{KOREAN}drive.mp4"]
     for path in files[:2]:
         Image.fromarray(np.zeros((32, 48, 3), np.uint8)).save(path)
-    files[2].write_bytes(b"no video")
+    write_video(files[2], frames=2)
+    (tmp_path / f"{KOREAN}broken.mp4").write_bytes(b"no video")
+    files.append(tmp_path / f"{KOREAN}broken.mp4")
     arguments = [str(tmp_path / "base.pth"), "-", "--out", str(tmp_path / "out"), "--device", "cpu"]
     done = call("predict.py", *arguments, names="\n".join(map(str, files)))
-    assert done.returncode == 1 and f"{ESCAPED}drive.mp4: OpenCV takes no path that is not UTF-8" in done.stderr
+    assert done.returncode == 1 and f"{ESCAPED}broken.mp4: this video cannot be read" in done.stderr
+    assert {path.name for path in (tmp_path / "out" / "overlay").iterdir()} == {f"{KOREAN}drive.mp4"}
     assert {path.name for path in (tmp_path / "out" / "train_ids").iterdir()} == {f"{KOREAN}.png", "plain.png"}

@@ -39,6 +39,7 @@ LAZY = {
     "gradio",
     "huggingface_hub",
     "imagecorruptions",
+    "imageio",
     "jinja2",
     "kmeans1d",
     "matplotlib",
@@ -154,6 +155,7 @@ def test_third_party_packages_are_required_with_lower_bounds() -> None:
     files = [*FILES, *(ROOT / "benchmarks").glob("*.py")]
     used = {name.partition(".")[0] for path in files for name in imports(path)} - set(sys.stdlib_module_names)
     used = {DISTRIBUTION.get(name, name) for name in used - OWN - {"benchmarks"}}
+    used |= {"imageio-ffmpeg"}  # through imageio
     assert used == set(wanted), "imported, but not in requirements*.txt, or the other way round"
     development = requirements("requirements-dev.txt")
     assert {"pytest", "ruff", "mypy", "hypothesis"} <= set(development) and not set(development) & set(wanted)
