@@ -32,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = program_parser(
         "scripts.export",
         "Write a network with its normalisation to one file or folder for other programs, and compare the two.",
-        details="Below 99.99 %% equal labels, with --half 99 %%, the exit code is 1. FILE.json says how they compare.",
+        details="Below 99.99 % equal labels, with --half 99 %, the exit code is 1. FILE.json says how they compare.",
     )
     text = "checkpoint of train.py or of scripts.convert_weights, folder of --format hub, hf://OWNER/NAME[@REVISION]"
     parser.add_argument("weights", metavar="WEIGHTS", help=text)
