@@ -26,7 +26,7 @@ from datasets.limits import decode_errors
 from datasets.splits import Pair
 from utils.errors import UserError, one_line
 from utils.files import tolerated, write_text
-from utils.parallel import parallel_map
+from utils.parallel import parallel_map, thread_pool
 
 Size = tuple[int, int]  # width, height
 Place = tuple[str, str]  # a split and an image's path
@@ -74,7 +74,7 @@ def scan(
     task = partial(look, encoding=encoding)
     if processes:
         return list(parallel_map(task, pairs, workers=min(workers, len(pairs) // 8), title=title, unit="pair"))
-    with ThreadPoolExecutor(workers) as pool:
+    with thread_pool(workers) as pool:
         return list(pool.map(task, pairs))
 
 

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any, TypeVar
 
@@ -100,6 +101,21 @@ def parallel_map(
     finally:
         pool.shutdown(cancel_futures=True)
         threading.excepthook = hook
+
+
+@contextmanager
+def thread_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool of threads that the system, too, has ended afterwards, so that a process may be forked.
+
+    Python lets go of a thread a moment before OpenCV has freed, under a lock, what it kept for it. A process forked in
+    that moment would wait for the lock in its first call for ever.
+    """
+    numbers = list[int]()
+    with ThreadPoolExecutor(threads, initializer=lambda: numbers.append(threading.get_native_id())) as pool:
+        yield pool
+    last = time.monotonic() + 5  # the system may give the number of an ended thread to another one
+    while any(os.path.exists(f"/proc/self/task/{number}") for number in numbers) and time.monotonic() < last:
+        time.sleep(0.001)
 
 
 def threaded_map(work: Callable[[Item], Result], items: Iterable[Item], *, threads: int) -> Iterator[Result]:
