@@ -11,10 +11,11 @@ from typing import Any
 from torch.distributed import DistNetworkError
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousError
 from torch.distributed.run import main as torchrun
 
 from utils.distributed import port_taken
-from utils.errors import TRY_AGAIN
+from utils.errors import TRY_AGAIN, one_line
 from utils.parallel import SIGNALS
 
 USER_ERROR = 2  # exit code of a program that has said in one line what to fix
@@ -40,6 +41,13 @@ def main() -> None:
         sys.exit(TRY_AGAIN)
     except DistNetworkError as error:
         cause = port_taken(error) or f"the processes cannot meet ({error}); check PET_MASTER_ADDR and PET_MASTER_PORT"
+        sys.stderr.write(f"error: {cause}\n")
+        sys.exit(USER_ERROR)
+    except RendezvousError as error:  # of several nodes
+        place = os.environ.get("PET_RDZV_ENDPOINT", "the rendezvous endpoint")
+        cause = f"the nodes do not meet at {place} ({one_line(error)}); the log of each says why"
+        if isinstance(error, RendezvousConnectionError):
+            cause = f"torchrun of {place}, at which the nodes meet, has ended or is out of reach; its log says why"
         sys.stderr.write(f"error: {cause}\n")
         sys.exit(USER_ERROR)
 

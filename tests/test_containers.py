@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -83,27 +84,60 @@ def test_what_is_decoded_by_processes_is_decoded_by_one_without_shared_memory(sm
 
 
 MEETS = f"""
-import os, signal, sys, time
+import os, pathlib, signal, sys, time
 sys.path.insert(0, {str(REPOSITORY)!r})
 import torch
 from utils import distributed
-attempt = os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["RANK"]
-if attempt == ("1", "0"):
+marker, rank = pathlib.Path(sys.argv[1]), os.environ["RANK"]
+first = not marker.exists()
+if not first and rank == "0":
     time.sleep(2)  # so that the other one would find its address of before the restart
 with distributed.process_group(torch.device("cpu"), save_memory="", timeout=30):
-    if attempt == ("0", "1"):
+    distributed.all_max(0)
+    if first and rank == "1":
+        marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    if attempt[0] == "0":
+    if first:
         time.sleep(60)
     print("met")
 """
 
 
-def test_processes_that_are_started_again_meet_anew(tmp_path: Path) -> None:
+def launch_nodes(nodes: int, words: list[str], *, restarts: int = 0) -> list[subprocess.CompletedProcess[str]]:
+    """Run a program in two processes that one torchrun starts, or two that meet at the first of them, NODE 0."""
+    flags = [f"--nproc_per_node={2 // nodes}", f"--max_restarts={restarts}"]
+    flags += ["--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{free_port()}"] if nodes > 1 else ["--standalone"]
+
+    def start(node: int) -> subprocess.CompletedProcess[str]:
+        host = [f"--rdzv_conf=is_host={int(node == 0)}"] * (nodes > 1)
+        return run_in({"NODE": str(node)}, ["-m", "scripts.launch", f"--nnodes={nodes}", *flags, *host, *words])
+
+    with ThreadPoolExecutor(nodes) as pool:
+        return list(pool.map(start, range(nodes)))
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_processes_that_are_started_again_meet_anew(nodes: int, tmp_path: Path) -> None:
     (tmp_path / "meets.py").write_text(MEETS)
-    words = ["-m", "scripts.launch", "--nproc_per_node=2", "--max_restarts=1", f"--master_port={free_port()}"]
-    done = run_in({}, [*words, str(tmp_path / "meets.py")])
-    assert done.returncode == 0 and done.stdout.split() == ["met", "met"], done.stderr[-3000:]
+    done = launch_nodes(nodes, [str(tmp_path / "meets.py"), str(tmp_path / "marker")], restarts=1)
+    assert not any(node.returncode for node in done), [node.stderr[-3000:] for node in done]
+    assert "".join(node.stdout for node in done).split() == ["met", "met"]
+
+
+def test_a_node_whose_torchrun_ended_first_is_one_sentence_of_the_other(tmp_path: Path) -> None:
+    program = tmp_path / "bad.py"
+    program.write_text(
+        f"import os, sys, time; sys.path.insert(0, {str(REPOSITORY)!r})\n"
+        "from utils.errors import UserError, run_entry_point\n"
+        "def main():\n"
+        "    time.sleep(1 if os.environ['NODE'] == '0' else 90)\n"
+        "    raise UserError('the cause')\n"
+        "run_entry_point(main)\n"
+    )
+    done = launch_nodes(2, [str(program)])
+    assert [node.returncode for node in done] == [2, 2] and "Traceback" not in done[0].stderr + done[1].stderr
+    causes = [node.stderr.splitlines()[-1] for node in done]
+    assert causes[0] == "error: the cause" and "which the nodes meet, has ended" in causes[1], causes
 
 
 DIES = f"""

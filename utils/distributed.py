@@ -5,8 +5,10 @@ from __future__ import annotations
 import datetime
 import os
 import re
+import secrets
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypedDict, TypeVar
@@ -121,7 +123,7 @@ def process_group(
         try:
             number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
             backend = "nccl" if device.type == "cuda" else "gloo"
-            store = _store_after_restart(dist_url, rank=number, world_size=count, timeout=limit)
+            store = _fresh_store(dist_url, rank=number, world_size=count, timeout=limit)
             dist.init_process_group(
                 backend, None if store else dist_url, store=store, timeout=limit, rank=number, world_size=count
             )
@@ -152,20 +154,30 @@ def _end_threads() -> None:
         thread.join(3)  # they may wait for another process
 
 
-def _store_after_restart(
-    dist_url: str, *, rank: int, world_size: int, timeout: datetime.timedelta
-) -> dist.Store | None:
-    """Return where processes meet that torchrun has started again (--max_restarts), and None at their first start.
+def _fresh_store(dist_url: str, *, rank: int, world_size: int, timeout: datetime.timedelta) -> dist.Store | None:
+    """Return where processes meet that torchrun may have started again (--max_restarts), and None where it has not.
 
     torchrun's own store still holds the addresses of those that have ended, at which others would wait for them. Nodes
-    count their restarts apart, so that processes of several meet there nevertheless.
+    count their restarts apart: what is new is agreed on. Process 0 names a part of the store after a number of its own,
+    the others write theirs there, and it answers with all of them, which only one that lives can.
     """
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if attempt == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         return None
     store, _, _ = next(rendezvous(dist_url, rank, world_size, timeout=timeout))
     store.set_timeout(timeout)
-    return dist.PrefixStore(f"restart_{attempt}", store)
+    own, end = secrets.token_hex(8), time.monotonic() + timeout.total_seconds()
+    if rank == 0:
+        store.set("meeting", own)
+        others = [store.get(f"{own}/{number}").decode() for number in range(1, world_size)]  # waits for each
+        store.set(f"{own}/all", " ".join(others))
+        return dist.PrefixStore(own, store)
+    while time.monotonic() < end:
+        meeting = store.get("meeting").decode()
+        store.set(f"{meeting}/{rank}", own)
+        if store.check([f"{meeting}/all"]) and own in store.get(f"{meeting}/all").decode().split():
+            return dist.PrefixStore(meeting, store)
+        time.sleep(0.1)
+    raise RuntimeError("process 0 has not come")
 
 
 def _check_launcher() -> None:
