@@ -51,7 +51,7 @@ class FrameCache:
         place = self.place(path, encoding)
         try:
             return _mapped(place, encoding)
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):  # the second of another user's, which writing tells once
             pass
         except _BROKEN as error:
             log.warning("%s: not the decoded form of %s (%s); it is made again", place, path, error)

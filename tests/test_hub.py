@@ -31,6 +31,7 @@ from tests.runs import train_arguments
 from tests.test_export import write_checkpoint
 from tests.test_inference import STREET
 from tests.test_layering import ROOT
+from tests.test_other_user import give_away
 from tests.test_timm_weights import Hub, network_of
 from utils import checkpoint
 from utils.errors import UserError
@@ -230,6 +231,29 @@ def test_a_hub_is_asked_once_and_not_waited_for(hub: tuple[str, type[Hub]], fold
         assert f"({away} does not answer: " in text and "does not hold it); " in text and "give" in text
         assert seconds < 5
     assert missing[0][0].startswith(f"{absent}: cannot be downloaded")
+
+
+def test_a_cache_of_another_user_is_read_or_one_sentence(
+    hub: tuple[str, type[Hub]], folder: Path, tmp_path: Path
+) -> None:
+    expected, names = load(folder, device="cpu").segment(STREET).tolist(), ["hf://our/last_hub", "test_resnet"]
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE"))}
+    env |= {"HF_ENDPOINT": hub[0], "PYTHONPATH": str(ROOT), "no_proxy": "127.0.0.1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", LOAD, *names]
+    run = partial(subprocess.run, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=True)
+    run(command, env=env | {"HF_HOME": str(tmp_path / "filled")})
+    if os.getuid() == 0:  # who else may do all with the files of others
+        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner", *command]
+    for name in ("closed", "filled"):
+        for path in (tmp_path / name, *(tmp_path / name).rglob("*")):
+            give_away(*([] if path.is_file() else [path]))
+        said = run(command, env=env | {"HF_HOME": str(tmp_path / name)}).stdout.splitlines()
+        (weights, _), (timm, _) = map(json.loads, said)
+        if name == "filled":
+            assert weights == expected, weights
+        else:
+            assert weights.startswith("hf://our/last_hub: cannot be downloaded (") and "ermission" in weights, weights
+            assert timm.startswith("--pretrained timm: timm cannot load") and "ermission" in timm, timm
 
 
 def test_names_on_a_hub() -> None:
