@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from utils.errors import UserError, WriteError
 from utils.logs import read_history
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
+# What a disk says one after the other: over its owner's quota, full, read-only, damaged, a mount that is gone.
+SAYS = (errno.EDQUOT, errno.ENOSPC, errno.EROFS, errno.EIO, errno.ENOENT)
 
 
 @pytest.fixture(autouse=True)
@@ -119,9 +121,9 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     assert_same_run(straight, folder)
 
 
-@pytest.mark.parametrize("cured", [False, True])
+@pytest.mark.parametrize(("cured", "number"), [(False, errno.ENOSPC), (False, errno.EDQUOT), (True, errno.EDQUOT)])
 def test_a_run_without_room_for_checkpoints_goes_on_and_says_so_at_the_end(
-    cured: bool, small_camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cured: bool, number: int, small_camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, calls = torch.save, 0
 
@@ -130,7 +132,7 @@ def test_a_run_without_room_for_checkpoints_goes_on_and_says_so_at_the_end(
         calls += 1
         if calls == 2 or (calls > 2 and not cured):
             file.write(b"half")
-            raise FULL
+            raise OSError(number, os.strerror(number))
         original(value, file)
 
     monkeypatch.setattr(torch, "save", full)
@@ -139,7 +141,9 @@ def test_a_run_without_room_for_checkpoints_goes_on_and_says_so_at_the_end(
         train.main(flags)
         words = "last.pth can be written again"
     else:
-        with pytest.raises(UserError, match=r"^trained to the end, but not all is saved: .*last\.pth.*No space left"):
+        with pytest.raises(
+            UserError, match=rf"^trained to the end, but not all is saved: .*last\.pth.*{os.strerror(number)}"
+        ):
             train.main(flags)
         words = "the run goes on from what it has in memory, and tries again"
     folder = run_folder(tmp_path)
@@ -152,19 +156,23 @@ def test_a_run_without_room_for_checkpoints_goes_on_and_says_so_at_the_end(
 def break_record(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Let a record of a run fail for ever, and return words of the warning."""
 
+    said = cycle(SAYS)
+
     def fails(*_: Any, **__: Any) -> None:
-        raise FULL if name in ("events", "log", "cache") else WriteError("No space left")
+        number = next(said)
+        error = OSError(number, os.strerror(number))
+        raise error if name in ("events", "log", "cache", "history") else WriteError(str(error))
 
     if name == "history":
         original = Path.open
 
         def no_history(self: Path, mode: str = "r", *more: Any, **named: Any) -> Any:
             if self.name == "history.jsonl" and mode == "a":
-                raise OSError(errno.EROFS, "Read-only file system")
+                fails()
             return original(self, mode, *more, **named)
 
         monkeypatch.setattr(Path, "open", no_history)
-        return "history.jsonl cannot be written ([Errno 30] Read-only file system)"
+        return "history.jsonl cannot be written ([Errno 122] Disk quota exceeded)"
     if name == "events":
         monkeypatch.setattr(tensorboardX.event_file_writer.EventsWriter, "write_event", fails)
         return "the events for TensorBoard cannot be written"

@@ -41,7 +41,7 @@ def as_user() -> Iterator[None]:
     if os.getuid() == 0:
         libc = ctypes.CDLL(None)
         libc.capget(header, before)
-        bare[:] = before[:]
+        libc.capget(header, bare)
         bare[0] &= ~OVERRIDES
         assert libc.capset(header, bare) == 0
     yield

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 SCHEMA = 2  # 1: network.weights.upgrade_checkpoint turns it into 2
 PARTS = ("network", "average", "criterion", "optimizer", "scheduler", "scaler")  # of a run, with a state each
 KEYS = frozenset((*PARTS, "schema", "kind", "progress", "best", "config", "versions", "world_size", "data"))
-LAST, PREVIOUS = "last.pth", "previous.pth"  # of a run
+LAST, PREVIOUS, START = "last.pth", "previous.pth", ".start"  # of a run
 CONVERTED, EXPORTED = "converted", "exported"  # kinds of checkpoints that hold weights alone
 _FACTS = ("kind", "progress", "config", "versions")  # JSON in the metadata of safetensors files
 _LATER: dict[str, Any] = {"average": {}, "data": {}}  # what older checkpoints lack
@@ -221,12 +221,13 @@ def misfits(error: Exception, *, path: str | Path) -> str:
 def latest(folder: Path) -> Path | None:
     """Return the newest whole `last.pth` or `previous.pth` of the run folders below `folder`, None where there is none.
 
-    A damaged one is passed over with a warning. Of one run `last.pth` comes first, whatever the clock says.
+    A damaged one is passed over with a warning. The newest run is the one that was started or resumed last: `start_of`
+    counts, whatever the clock said; without counts the time of the files does. Of one run `last.pth` comes first.
     """
     times = dict[Path, int]()
     for path in (path for name in (LAST, PREVIOUS) for path in folder.glob(f"*/{name}")):
-        times[path.parent] = max(path.stat().st_mtime_ns, times.get(path.parent, 0))
-    runs = sorted(times, key=lambda run: (times[run], run), reverse=True)
+        times[path.parent] = max(path.stat().st_mtime_ns, times.get(path.parent, path.stat().st_mtime_ns))
+    runs = sorted(times, key=lambda run: (start_of(run), times[run], run), reverse=True)
     for path in (path for run in runs for name in (LAST, PREVIOUS) if (path := run / name).exists()):
         try:
             read_checkpoint(path)
@@ -234,6 +235,14 @@ def latest(folder: Path) -> Path | None:
         except UserError as error:
             log.warning("%s; the checkpoint before it is taken", error)
     return None
+
+
+def start_of(run: Path) -> int:
+    """Return which start among those of the runs beside it a run's last one was, from 1; 0 where it is not known."""
+    try:
+        return int((run / START).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return 0
 
 
 @dataclass

@@ -228,6 +228,15 @@ class LossMeter:
         return dict(zip(names, values, strict=True))
 
 
+def _get_soon(get: Callable[..., Any], block: bool, timeout: float = 0) -> Any:
+    """Get an item within two minutes at most, whatever the clock says.
+
+    Where it was set back, tensorboardX's thread waits as long, and ends where that is above 24 days; its queue then
+    fills, and the run would wait for room in it for ever.
+    """
+    return get(block, min(timeout, 120))
+
+
 class MetricWriter:
     """Scalars and pictures of a run, written by rank 0 alone: for TensorBoard, and the numbers as `history.jsonl`."""
 
@@ -243,7 +252,10 @@ class MetricWriter:
             safely = partial(tolerated, "the events for TensorBoard", buffered=True)
             with safely():
                 self._writer = SummaryWriter(**place)
-                events = self._writer.file_writer.event_writer._ev_writer
+                queue, events = (
+                    getattr(self._writer.file_writer.event_writer, n) for n in ("_event_queue", "_ev_writer")
+                )
+                queue.get = partial(_get_soon, queue.get)
                 for name in ("write_event", "flush", "close"):
                     setattr(events, name, safely()(getattr(events, name)))
         self.close = self._writer.close  # flushes too

@@ -86,6 +86,8 @@ def open_folder(cfg: Config, start: Start) -> Path:
 def hold(folder: Path, held: ExitStack) -> None:
     """Keep other runs out of a folder until `held` is left, and remove what a kill in the middle of a save left there.
 
+    It becomes the one that was started last of those beside it.
+
     The system frees the folder of a process that dies. Where a disk knows no locks, a warning says so.
 
     Raises:
@@ -97,6 +99,8 @@ def hold(folder: Path, held: ExitStack) -> None:
     try:
         held.enter_context(FileLock(folder / ".lock", timeout=0))
         owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        last = max(map(checkpoint.start_of, folder.parent.iterdir()))
+        (folder / checkpoint.START).write_text(str(last + 1), encoding="ascii")
         for file in folder.glob(".*.tmp"):
             file.unlink(missing_ok=True)
     except Timeout as error:
