@@ -246,6 +246,8 @@ def read_ids(path: str, *, encoding: Encoding) -> np.ndarray:
     with decode_errors(path):
         data = read_bytes(path)
         image = Image.open(io.BytesIO(data))
+        if image.format == "JPEG":  # its ids may all be ids of the encoding, and other ones than were saved
+            raise UserError(f"{path}: a JPEG, whose loss changes ids; take the label files as they were published")
         if image.mode in _ONE_CHANNEL:
             packing: Any = image.tile[0][3] if image.tile else ""
             packing = packing[0] if isinstance(packing, tuple) and packing else packing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import lzma
 import os
@@ -11,6 +12,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import lru_cache
+from stat import S_ISDIR, S_ISREG
 from typing import IO
 
 from datasets.limits import limit
@@ -35,9 +37,14 @@ class DamagedArchiveError(OSError):
 
 
 def open_file(path: str) -> AbstractContextManager[IO[bytes]]:
-    """Open a file or a member for reading; raises as `open_member` does."""
+    """Open a file or a member for reading; raises as `open_member` does, and `OSError` at what has no end or waits."""
     archive, member = split_path(path)
-    return open_member(archive, member) if archive else open(path, "rb")
+    if archive:
+        return open_member(archive, member)
+    kind = os.stat(path).st_mode
+    if not (S_ISREG(kind) or S_ISDIR(kind)):  # a pipe, a socket, a device; open itself speaks of folders
+        raise OSError(errno.EINVAL, "neither a file nor a folder", path)
+    return open(path, "rb")
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from datasets import codec
-from datasets.codec import DECODERS, ENCODINGS, Encoding, decode_label, read_image, write_label
+from datasets.codec import DECODERS, ENCODINGS, Encoding, decode_label, image_size, read_image, read_photo, write_label
 from datasets.labels import CITYSCAPES_IDS, CITYSCAPES_LABELS
 from datasets.scan import look
 from datasets.splits import Pair
@@ -437,3 +439,23 @@ def test_photos_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     for name in ("fractions.tif", "large.tif", "text.jpg", "cut.png", "none.png"):
         with pytest.raises(UserError, match=name):
             codec.read_photo(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero"])
+@pytest.mark.parametrize(
+    "read", [image_size, read_image, read_photo, partial(decode_label, encoding=ENCODINGS["camvid"])]
+)
+def test_what_has_no_end_or_waits_is_no_image(read: Any, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to(kind)
+    with pytest.raises(UserError, match=f"^{path}: .*neither a file nor a folder"):
+        read(str(path))
+
+
+def test_ids_saved_with_loss_are_refused_though_all_of_them_are_known(tmp_path: Path) -> None:
+    label = np.kron(np.arange(12, dtype=np.uint8).reshape(3, 4), np.ones((20, 20), np.uint8))
+    Image.fromarray(label).save(tmp_path / "label.png", "JPEG")
+    stored = np.asarray(Image.open(tmp_path / "label.png"))
+    assert stored.max() < 12 and not np.array_equal(stored, label)
+    with pytest.raises(UserError, match="a JPEG, whose loss changes ids"):
+        decode_label(str(tmp_path / "label.png"), encoding=ENCODINGS["camvid"])

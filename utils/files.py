@@ -105,6 +105,8 @@ def write_text(path: Path, text: str) -> None:
 
 def likely_cause(path: str | Path, otherwise: str) -> str:
     """Return why a file cannot be read and how to fix it, by its first bytes; `otherwise` where they do not say."""
+    if not os.path.isfile(path):  # a pipe would wait
+        return otherwise
     try:
         with open(path, "rb") as file:
             start = file.read(200).strip().lower()
