@@ -126,8 +126,8 @@ class TripleAggregation(nn.Module):
             self.key = nn.Conv2d(feature_channels, width, 1)
             self.value = nn.Conv2d(top_channels, width, 1)
             self.gamma = nn.Parameter(torch.full((1,), float(scaled)))
-        self.back = nn.Conv2d(width, top_channels, 1, bias=False) if whole else None
-        self.up = None if whole else nn.Conv2d(top_channels, width, 1)
+        self.back: Any = nn.Conv2d(width, top_channels, 1, bias=False) if whole else None
+        self.up: Any = None if whole else nn.Conv2d(top_channels, width, 1)
         for conv in self.children():
             assert isinstance(conv, nn.Conv2d)
             if not scaled or conv is self.up:

@@ -201,13 +201,13 @@ def test_the_attention_adds_to_whole_content(scaled: bool) -> None:
     assert {name for name, value in tiam.named_parameters() if value.grad is not None and value.grad.any()} == {
         "back.weight" if scaled else "gamma"
     }
-    torch.nn.init.normal_(tiam.back.weight)  # type: ignore[union-attr]
+    torch.nn.init.normal_(tiam.back.weight)
     torch.nn.init.constant_(tiam.gamma, 0.5)
     narrow = TripleAggregation(8, feature_channels=8, scaled=scaled)
     narrow.load_state_dict(tiam.state_dict(), strict=False)
-    torch.nn.init.zeros_(narrow.up.weight)  # type: ignore[union-attr]
-    torch.nn.init.zeros_(narrow.up.bias)  # type: ignore[union-attr, arg-type]
-    added = torch.einsum("oi,bihw->bohw", tiam.back.weight[:, :, 0, 0], narrow(*maps))  # type: ignore[union-attr]
+    torch.nn.init.zeros_(narrow.up.weight)
+    torch.nn.init.zeros_(narrow.up.bias)
+    added = torch.einsum("oi,bihw->bohw", tiam.back.weight[:, :, 0, 0], narrow(*maps))
     torch.testing.assert_close(tiam(*maps), maps[0] + added)
 
 

@@ -49,7 +49,8 @@ def test_a_correction_left_out_is_the_only_difference() -> None:
     corrected, published = METHODS["diia-v2"], METHODS["diia"]
     assert dataclasses.replace(corrected, name="diia", corrections=(), codes=published.codes) == published
     assert str(corrected) == (
-        "diia-v2 (DIIA head, corrected edge, confidence, encoding, attention, content, wt_layer 0 0 6 6 6 0 0, ISW whitening)"
+        "diia-v2 (DIIA head, corrected edge, confidence, encoding, attention, content, wt_layer 0 0 6 6 6 0 0, "
+        "ISW whitening)"
     )
     for name in corrected.corrections:
         row = METHODS[f"diia-v2-old-{name}"]
