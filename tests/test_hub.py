@@ -193,10 +193,10 @@ class Models(Hub):
 
 
 @pytest.fixture
-def hub(folder: Path) -> Iterator[tuple[str, type[Hub]]]:
+def hub(folder: Path, tmp_path: Path) -> Iterator[tuple[str, type[Hub]]]:
     """Address of a hub on this machine that has the folder as our/last_hub, and its handler."""
-    root = folder.parent / "served"
-    root.mkdir(exist_ok=True)
+    root = tmp_path / "served"
+    root.mkdir()
     (root / "our").symlink_to(folder.parent)
     handler = type("Handler", (Models,), {"folder": root, "asked": []})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
