@@ -61,7 +61,7 @@ class Network(Section):
         "1x1 convolution alone, diia its own; "
         "diia-no-edge, diia-no-layout, diia-no-aggregation and diia-no-whitening omit one part, diia-coarse has the "
         "coarse head alone; diia-v2 corrects what hardly acts in diia, diia-v2-old-edge, -confidence, -encoding, "
-        "-attention and -sites leave one correction out.")
+        "-attention, -content, -losses and -sites leave one correction out.")
     WT_LAYER: list[int] | None = shared(None, "--wt_layer",
         "Seven style codes, stem to last stage: 0 none, 1 whitening (IW, IRW), 2 ISW, 3 IN, 4 affine IN, 5 SW, "
         "6 ISW beside the path, which leaves the features as they are.",

@@ -36,5 +36,5 @@ def build_criterion(cfg: Config, *, method: Any, style_channels: Sequence[int]) 
         smoothing=options.LABEL_SMOOTHING,
         targets=targets,
         ohem=(options.OHEM_THRESH, options.OHEM_MIN_KEPT / cfg.AUGMENT.CROP_SIZE**2) if options.OHEM_THRESH else None,
-        balanced_edges="edge" in method.corrections,
+        corrections=method.corrections,
     )

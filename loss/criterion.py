@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ CLASS_WEIGHTS = (
     *(0.8373, 0.9180, 0.8660, 1.0345, 1.0166, 0.9969, 0.9754, 1.0489, 0.8786, 1.0023),
     *(0.9539, 0.9843, 1.1116, 0.9037, 1.0865, 1.0955, 1.0865, 1.1529, 1.0507),
 )
+CORRECTED = {"edge": {"edge": 0.1}, "losses": {"coarse": 1.0, "aux": 0.4}}  # by correction of diia-v2
 LAYOUT_LIMIT, LAYOUT_DAMPING = 3.0, 0.01
 
 
@@ -47,23 +48,24 @@ class Criterion(nn.Module):
         targets: ImageTargets | None = None,
         smoothing: float = 0.0,
         ohem: tuple[float, float] | None = None,
-        balanced_edges: bool = False,
+        corrections: Collection[str] = (),
     ) -> None:
         """Keep the parts.
 
         Args:
             smoothing: of the labels; the coarse layout, which the network made itself and has to copy, is not smoothed.
             ohem: threshold and least share of `ignore_easy_pixels`.
-            balanced_edges: whether the edge term is `balanced_edge_entropy`, with the weight of the other DIIA terms.
+            corrections: of diia-v2. `edge` makes the edge term `balanced_edge_entropy`, with the weight of the other
+                DIIA terms; `losses` gives the coarse and the auxiliary term the weights of the plain head's terms.
         """
         super().__init__()
         if head not in WEIGHTS:
             raise ValueError(f"head {head!r}: one of {', '.join(WEIGHTS)}")
         self.head, self.whitening, self.targets, self.smoothing, self.ohem = head, whitening, targets, smoothing, ohem
         self.weights: dict[str, float] = dict(WEIGHTS[head])
-        self.edge_loss = balanced_edge_entropy if balanced_edges else edge_distance
-        if balanced_edges:
-            self.weights["edge"] = self.weights["edge_logits"]
+        self.edge_loss = balanced_edge_entropy if "edge" in corrections else edge_distance
+        for name in CORRECTED.keys() & set(corrections):
+            self.weights |= CORRECTED[name]
         if whitening is not None:
             self.weights["whitening"] = whitening_weight
         weights = None if class_weights is None else torch.tensor(class_weights)

@@ -18,6 +18,7 @@ What `Method.corrections` change (diia-v2):
 * confidence: the coarse layout is confident by probabilities, not by raw logits.
 * encoding: the layout enters as one plane per class, zero where it is void, not as a picture of class numbers.
 * attention: scores are divided by the root of the width, its convolutions start as PyTorch's and the gate at one.
+* losses: the coarse and the auxiliary classifier train with the weights of the plain network's (loss.criterion).
 * content: the final decoder reads the backbone's features whole, to which the attention adds, at first nothing, instead
   of a projection to 128 channels.
 """

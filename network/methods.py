@@ -13,7 +13,7 @@ from utils.errors import UserError, did_you_mean
 Head = Literal["plain", "diia", "linear"]
 Whitening = Literal["irw", "isw"]
 Part = Literal["edge", "layout", "aggregation", "fused"]
-Correction = Literal["edge", "confidence", "encoding", "attention", "content"]
+Correction = Literal["edge", "confidence", "encoding", "attention", "content", "losses"]
 DEFAULT_METHOD = "diia"
 PARTS: tuple[Part, ...] = get_args(Part)  # of the DIIA head, beside its coarse and auxiliary classifiers
 CORRECTIONS: tuple[Correction, ...] = get_args(Correction)  # of what hardly acts in the published head (docs/parity.md)

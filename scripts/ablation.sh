@@ -11,7 +11,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 folder=${ABLATION_DIR:-./logs/ablation}
 parts="diia-coarse diia-no-edge diia-no-layout diia-no-aggregation diia-no-whitening diia"
 parts+=" diia-v2-old-edge diia-v2-old-confidence diia-v2-old-encoding diia-v2-old-attention diia-v2-old-content"
-parts+=" diia-v2-old-sites diia-v2"
+parts+=" diia-v2-old-losses diia-v2-old-sites diia-v2"
 strengths=" mixstyle=0.5 advstyle=1 fda=0.05 randaugment=9 randconv=0.5 randconv_repeats=10 label_smoothing=0.1"
 read -ra methods <<<"${METHODS:-base ibn isw $parts}"
 read -ra seeds <<<"${SEEDS:-304}"

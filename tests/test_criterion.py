@@ -65,6 +65,9 @@ def test_edges_and_the_rest_weigh_alike() -> None:
     criterion = build("diia-v2")
     assert criterion.weights["edge"] == criterion.weights["edge_logits"] == 0.1
     assert build("diia-v2-old-edge").weights["edge"] == 0.001
+    old, plain = build("diia-v2-old-losses").weights, build("base").weights
+    assert (criterion.weights["coarse"], criterion.weights["aux"]) == (plain["fused"], plain["aux"])
+    assert (old["coarse"], old["aux"]) == (0.5, 0.1) and old["edge"] == 0.1
 
 
 def test_terms_and_weights_of_diia() -> None:

@@ -18,7 +18,7 @@ from utils.errors import UserError
 def test_rows_say_what_was_published() -> None:
     plain_and_published = ["base", "linear", "ibn", "is", "iw", "irw", "isw", "sw", "diia"]
     parts_off = ["no-edge", "no-layout", "no-aggregation", "no-whitening", "coarse"]
-    put_back = ["edge", "confidence", "encoding", "attention", "content", "sites"]
+    put_back = ["edge", "confidence", "encoding", "attention", "content", "losses", "sites"]
     corrected = ["diia-v2", *(f"diia-v2-old-{name}" for name in put_back)]
     assert list(METHODS) == [*plain_and_published, *(f"diia-{part}" for part in parts_off), *corrected]
     assert {name: row.whitening for name, row in METHODS.items() if row.whitening and "-" not in name} == {
@@ -49,8 +49,8 @@ def test_a_correction_left_out_is_the_only_difference() -> None:
     corrected, published = METHODS["diia-v2"], METHODS["diia"]
     assert dataclasses.replace(corrected, name="diia", corrections=(), codes=published.codes) == published
     assert str(corrected) == (
-        "diia-v2 (DIIA head, corrected edge, confidence, encoding, attention, content, wt_layer 0 0 6 6 6 0 0, "
-        "ISW whitening)"
+        "diia-v2 (DIIA head, corrected edge, confidence, encoding, attention, content, losses, "
+        "wt_layer 0 0 6 6 6 0 0, ISW whitening)"
     )
     for name in corrected.corrections:
         row = METHODS[f"diia-v2-old-{name}"]
