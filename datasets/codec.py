@@ -240,7 +240,8 @@ def _read_colours(path: str, encoding: Encoding, table: np.ndarray) -> tuple[np.
 def read_ids(path: str, *, encoding: Encoding) -> np.ndarray:
     """Return the raw ids (H, W) of a label file, of integers of any kind; what is no such file raises `UserError`.
 
-    They are its only channel, indices of a palette too, at the file's own depth. Three equal channels of a file without
+    They are its only channel, indices of a palette too, at the file's own depth; 1 bit where an encoding has no more
+    than two ids. Three equal channels of a file without
     loss count as one, an alpha channel that is opaque everywhere as none.
     """
     with decode_errors(path):
@@ -252,6 +253,8 @@ def read_ids(path: str, *, encoding: Encoding) -> np.ndarray:
             packing: Any = image.tile[0][3] if image.tile else ""
             packing = packing[0] if isinstance(packing, tuple) and packing else packing
             array = np.asarray(image)
+            if image.mode == "1":
+                return array * _white(path, encoding)
             if encoding.foreign is not None:
                 index, colour, sentence = encoding.foreign
                 if tuple((image.getpalette() or [])[3 * index : 3 * index + 3]) == colour:
@@ -279,6 +282,19 @@ def read_ids(path: str, *, encoding: Encoding) -> np.ndarray:
     if (channels[..., :1] != channels[..., 1:3]).any():
         raise UserError(_not_ids(path, encoding, "a colour image"))
     return channels[..., 0]
+
+
+def _white(path: str, encoding: Encoding) -> np.uint8:
+    """Return the id of white in a file of 1 bit, or raise `UserError` where an encoding has more than two ids.
+
+    A file that had more ids would be read as classes 0 and 1.
+    """
+    ids = {raw for raw, train in encoding.table if (raw, train) != (255, IGNORE)}
+    for white in (1, 255):  # as some programs pack masks of 0 and 255
+        if ids <= {0, white}:
+            return np.uint8(white)
+    holds = f"a 1-bit image, which tells two ids apart, where the encoding {encoding.name} has {len(ids)}"
+    raise UserError(f"{path}: {holds}; take the label files as they were published")
 
 
 def _not_ids(path: str, encoding: Encoding, what: str) -> str:

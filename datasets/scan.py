@@ -145,6 +145,7 @@ def _likely_cause(path: str, encoding: Encoding) -> str:
     causes = (  # in the order in which they are looked for
         (not form, ""),
         (form == "JPEG", f"label files in JPEG; {LOSSY}"),
+        (mode == "1" and not grey, "1-bit pictures, which tell two ids apart; take the label files as published"),
         (kind != "colours" and not opaque, "ids behind transparent pixels; save the label files without transparency"),
         (mode == "F" and not grey, "numbers that are not whole; save the ids as integers, without interpolation"),
         (kind == "synthia" and not grey, "8-bit colour pictures; take the class files of GT/LABELS, not of GT/COLOR"),

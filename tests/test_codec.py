@@ -141,11 +141,9 @@ def test_unknown_ids_are_refused(tmp_path: Path, encoding: str, bad: int) -> Non
     assert decode_label(str(path), encoding=lenient)[1].tolist() == [255, 255]
 
 
-def test_sixteen_bit_and_binary_ids(tmp_path: Path) -> None:
+def test_sixteen_bit_ids(tmp_path: Path) -> None:
     Image.fromarray(LABEL.astype(np.uint16)).save(tmp_path / "16.png")
     np.testing.assert_array_equal(decode(tmp_path / "16.png", "train_ids"), LABEL)
-    Image.fromarray(LABEL > 3).save(tmp_path / "1.png")
-    np.testing.assert_array_equal(decode(tmp_path / "1.png", "train_ids"), LABEL > 3)
     with pytest.raises(UserError, match="a colour image where the encoding train_ids"):
         decode(save(tmp_path / "rgb.png", COLOURS), "train_ids")
 
@@ -183,6 +181,40 @@ def test_ids_in_files_of_other_kinds(tmp_path: Path, kind: str, encoding: str) -
     np.testing.assert_array_equal(decode_label(str(path), encoding=replace(ENCODINGS[encoding], other=255)), wanted)
     finding = look(Pair(str(save(tmp_path / "image.png", raw)), str(path), ""), encoding=ENCODINGS[encoding])
     assert not finding.label_error and sum(finding.pixels) == raw.size
+
+
+TWO = np.array([[0, 1, 0], [1, 1, 0]])
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
+@pytest.mark.parametrize(
+    ("table", "white"),
+    [
+        ({0: 0, 1: 13, 255: 255}, 13), ({1: 0, 255: 255}, 0), ({0: 255, 1: 7}, 7), ({0: 4, 255: 9}, 9),
+        ({0: 0, 1: 1, 255: 2}, None), ({0: 0, 1: 1, 2: 2, 255: 255}, None), ({0: 0, 7: 1, 255: 255}, None),
+    ],
+)  # fmt: skip
+def test_one_bit_is_read_where_two_ids_are_meant(
+    tmp_path: Path, table: dict[int, int], white: int | None, suffix: str
+) -> None:
+    Image.fromarray(TWO.astype(bool)).save(path := tmp_path / f"label.{suffix}")
+    assert Image.open(path).mode == "1"
+    encoding = Encoding("mine", "ids", tuple(sorted(table.items())), other=255)
+    if white is None:
+        with pytest.raises(UserError, match=rf"label\.{suffix}: a 1-bit image, which tells two ids apart, where .* has"):
+            decode_label(str(path), encoding=encoding)
+    else:
+        black = table.get(0, 255)
+        np.testing.assert_array_equal(decode_label(str(path), encoding=encoding), np.where(TWO, white, black))
+
+
+@pytest.mark.parametrize("encoding", ["train_ids", "camvid", "synthia", "cityscapes_ids", "cityscapes_colours"])
+def test_one_bit_is_no_label_of_many_classes(tmp_path: Path, encoding: str) -> None:
+    Image.fromarray(TWO.astype(bool)).save(path := tmp_path / "label.png")
+    with pytest.raises(UserError, match=r"label\.png: a (1-bit image|grey image where)"):
+        decode(path, encoding)
+    finding = look(Pair("", str(path), ""), encoding=ENCODINGS[encoding])
+    assert finding.label_cause.startswith("1-bit pictures, which tell two ids apart")
 
 
 def test_minus_one_is_no_class_where_255_is_none(tmp_path: Path) -> None:
