@@ -7,7 +7,6 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from functools import partial
 from itertools import chain, islice
 
@@ -24,7 +23,6 @@ log = logging.getLogger(__name__)
 MANY = 8  # labels that must all lack the discriminative classes before their absence says anything
 MOST = 0.5  # share of the labels that are ignored altogether, or of pairs of unequal size, which is a fault
 UNIQUE_NAMES = ("cityscapes", "bdd100k", "gtav", "synthia", "mapillary")  # one name in two splits is one frame
-IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 UNREAD = (
     "images of another suffix (upper and lower case differ) beside those that are read; they are neither trained on "
     "nor evaluated: rename or convert them"
@@ -69,7 +67,7 @@ def check_domain(
         faults += _check_partners(domain, reports[-1], listing, orphans, fault)
         faults += _check_pairs(domain, of_split, fault)
         faults += _check_values(domain, split, of_split, fault)
-        faults += [] if quick else [fault("not-read", "fault", unread_images(domain, listing), UNREAD)]
+        faults.append(fault("not-read", "fault", listing.unread, UNREAD))
     faults += _check_duplicates(domain, listings, quick=quick)
     return DomainReport(domain.name, domain.root, quick, tuple(reports), tuple(row for row in faults if row.count))
 
@@ -103,7 +101,8 @@ def refuse_or_warn(
     for fault in quick_check(pairs, list_one=splits.listing, cache=cache):
         if fault.severity == "fatal":
             raise UserError(fault.sentence())
-        log.warning(fault.sentence())
+        if fault.name != "not-read":  # which listing a split has told
+            log.warning(fault.sentence())
         if evaluated in fault.split:  # also in "train and val"
             findings[fault.domain].append(fault.sentence())
     return findings
@@ -167,20 +166,6 @@ def orphan_labels(domain: Domain, listing: Listing) -> list[str]:
     known = {layout.label_path(pair.name, listing.folder) for layout in layouts for pair in listing.pairs}
     parts = [new.replace("{split}", listing.folder) for _, new in listing.layout.label]
     return [name for name in listing.labels if name not in known and all(part in name for part in parts)]
-
-
-def unread_images(domain: Domain, listing: Listing) -> list[str]:
-    """Return the images of other suffixes in the folders of a split's images; archives are not looked into."""
-    suffix = os.path.splitext(listing.layout.images)[1]
-    folders, labels = {os.path.dirname(pair.name) for pair in listing.pairs}, {*listing.labels}
-    paths = [f"{folder}/{name}" for folder in folders for name in _names(f"{domain.root}/{folder}")]
-    ends = {path: os.path.splitext(path)[1] for path in paths}
-    others = [path for path, end in ends.items() if end.lower() in IMAGES and not fnmatchcase(end, suffix)]
-    return sorted({*others} - labels)
-
-
-def _names(folder: str) -> list[str]:
-    return os.listdir(folder) if os.path.isdir(folder) else []
 
 
 def _check_partners(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,10 +19,12 @@ from typing import NamedTuple
 from datasets import files
 from datasets.codec import Encoding, image_size
 from datasets.domains import Domain, Layout, get_domain
-from utils.errors import UserError, reason
+from utils.errors import UserError, first_few, reason
 
 log = logging.getLogger(__name__)
 
+IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+RENAME = "rename or convert them (upper and lower case differ)"
 SPLIT_DATA = Path(__file__).resolve().parents[1] / "split_data"
 
 
@@ -34,13 +37,17 @@ class Pair(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """What is there of a split in one layout: its pairs, those of them whose label exists, and names of all labels."""
+    """What is there of a split in one layout: its pairs, those of them whose label exists, and names of all labels.
+
+    `unread` names images that are like those of the pairs but for their suffix.
+    """
 
     layout: Layout
     folder: str
     pairs: list[Pair]
     labelled: list[Pair]
     labels: list[str]
+    unread: list[str]
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class Splits:
 
     def __init__(self, domains: Mapping[str, Domain]) -> None:
         self.domains = domains
-        self.listing = cache(list_split)  # for the first process alone
+        self.listing = cache(_list_and_tell)  # for the first process alone
         self._open: dict[tuple[Domain, str, bool], Split] = {}
 
     def open(self, domain: str | Domain, split: str, *, need_labels: bool = True) -> Split:
@@ -90,6 +97,14 @@ class Splits:
             pairs = from_main(lambda: find_pairs(*key[:2], need_labels=need_labels, listing=self.listing))
             self._open[key] = Split(domain, split, tuple(pairs))
         return self._open[key]
+
+
+def _list_and_tell(domain: Domain, split: str) -> Listing | None:
+    listing = list_split(domain, split)
+    if listing is not None and listing.unread:
+        counts = f"{len(listing.unread)} images are not read because of their suffix, {len(listing.pairs)} are"
+        log.warning("%s/%s: %s: %s; %s", domain.name, split, counts, first_few(listing.unread), RENAME)
+    return listing
 
 
 def list_split(domain: Domain, split: str) -> Listing | None:
@@ -129,7 +144,9 @@ def _list_layout(root: str, layout: Layout, folder: str, stems: set[str] | None,
         return {name: paths[name] for name in sorted(paths) if stems is None or PurePosixPath(name).stem in stems}
 
     image_pattern, label_pattern = layout.patterns(folder)
-    images = find(image_pattern)
+    is_image = re.compile(files.glob_regex(image_pattern)).fullmatch
+    there = find(_of_any_suffix(image_pattern))
+    images = {name: path for name, path in there.items() if is_image(name)}
     labels = find(label_pattern) if images else {}
     names = {image: layout.label_path(image, folder) for image in images}
     folders = {os.path.dirname(f"{root}/{name}") for name in names.values() if name not in labels}
@@ -137,7 +154,18 @@ def _list_layout(root: str, layout: Layout, folder: str, stems: set[str] | None,
     pairs = [Pair(path, labels.get(names[name], f"{root}/{names[name]}"), name) for name, path in images.items()]
     existing = others.union(labels.values())
     labelled = [pair for pair in pairs if pair.label != pair.image and pair.label in existing]
-    return Listing(layout, folder, pairs, labelled, list(labels))
+    unread = [name for name in there if name not in images and name not in labels and _is_image(name)]
+    return Listing(layout, folder, pairs, labelled, list(labels), unread if images else [])
+
+
+def _of_any_suffix(pattern: str) -> str:
+    """Return a glob with any suffix in place of its own."""
+    stem, suffix = os.path.splitext(pattern)
+    return f"{stem}.*" if suffix and stem.count("[") == stem.count("]") else pattern
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGES
 
 
 def find_pairs(
@@ -163,6 +191,7 @@ def find_pairs(
         count = f"{len(bare)} of {len(pairs)}"
         if not is_known_gap(domain, len(bare), of=len(pairs)):
             hint = "add the label or remove the image" if existing else _hint(domain)
+            hint = _other_case(domain, bare[0].label) or hint
             raise UserError(
                 f"{domain.name}/{split}: {count} images have no label, "
                 f"the first is {bare[0].image} without {bare[0].label}; {hint}"
@@ -170,6 +199,15 @@ def find_pairs(
         names = ", ".join(pair.name for pair in bare)
         log.warning("%s/%s: %s images are skipped because they have no label: %s", domain.name, split, count, names)
     return _without_unequal(labelled, domain, split) if domain.skip_unequal else labelled
+
+
+def _other_case(domain: Domain, label: str) -> str:
+    """Return what to do where a label's name differs from one that is there in upper and lower case alone, else ""."""
+    folder, name = os.path.split(label)
+    whole = label.removeprefix(f"{domain.root}/")
+    there = {*files.archived(domain.root), *(os.listdir(folder) if os.path.isdir(folder) else ())} - {whole, name}
+    near = next((other for other in there if other.lower() in (whole.lower(), name.lower())), "")
+    return near and f"{near} is there, but case counts: rename the labels"
 
 
 def is_known_gap(domain: Domain, count: int, *, of: int) -> bool:
@@ -189,9 +227,11 @@ def no_images(domain: Domain, split: str) -> str:
             f"`python -m scripts.prepare_data {domain.name} {domain.root}` makes the lists"
             + (", with the provider's read_mapping.zip in that folder" if domain.name == "gtav" else "")
         )
-    return (
-        f"no image matches {' or '.join(patterns)} in {domain.root}; {_further_down(domain, folders) or _hint(domain)}"
-    )
+    of_any = {name for pattern in patterns for name in files.find(domain.root, _of_any_suffix(pattern), members)}
+    others = sorted(filter(_is_image, of_any))
+    hint = f"{len(others)} have another suffix: {first_few(others)}; {RENAME}" if others else ""
+    hint = hint or _further_down(domain, folders) or _hint(domain)
+    return f"no image matches {' or '.join(patterns)} in {domain.root}; {hint}"
 
 
 def _further_down(domain: Domain, folders: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +14,12 @@ import pytest
 from PIL import Image
 
 from datasets import checks
-from datasets.checks import check_domain, quick_check
+from datasets.checks import check_domain, quick_check, refuse_or_warn
 from datasets.codec import ENCODINGS, Encoding
 from datasets.domains import BUILTIN, Domain
 from datasets.faults import DomainReport, Fault
 from datasets.scan import Finding, discriminative_classes, look, scan
-from datasets.splits import Pair, find_pairs
+from datasets.splits import Pair, Splits, find_pairs, list_split
 from scripts import check_data as check
 from tests.street_data import (
     GTAV_PALETTE,
@@ -185,7 +186,7 @@ def test_missing_label(tmp_path: Path, quick: bool) -> None:
 
 @pytest.mark.parametrize(("images", "kind"), [(700, "note"), (500, "fatal")])  # 6 are a hundredth of 600
 def test_files_that_the_publisher_left_out_are_skipped_with_a_count(
-    tmp_path: Path, images: int, kind: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, images: int, kind: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save(tmp_path / "image.jpg", IMAGE)
     save(tmp_path / "label.png", LABEL)
@@ -199,6 +200,16 @@ def test_files_that_the_publisher_left_out_are_skipped_with_a_count(
     assert (bare.name, orphans.name) == ("missing-label", "label-without-image")
     assert bare.severity == kind and orphans.severity == ("note" if kind == "note" else "fault")
     assert len(bare.examples) == len(orphans.examples) == bare.count == 6
+    for flag in ("--json", "--verbose", ""):
+        code, text, _ = run(
+            capsys, "bdd100k", "--quick", *filter(None, [flag]), "--opts", f"DATASET.BDD_DIR={tmp_path}"
+        )
+        named = [f"images/train/{number:05d}.jpg without labels/train/{number:05d}.png" for number in range(6)]
+        named += [f"labels/train/{number + images:05d}.png" for number in range(6)]
+        assert code == (kind == "fatal") and sum(name in text for name in named) == (12 if flag else 6)
+        if flag == "--json":
+            examples = [row["examples"] for row in json.loads(text)["domains"][0]["faults"]]
+            assert [name for names in examples for name in names if "/train/" in name] == named
     if kind == "fatal":
         with pytest.raises(UserError, match=f"6 of {images} images have no label"):
             find_pairs(domain, "train")
@@ -224,15 +235,73 @@ def test_an_image_that_is_to_be_turned_is_pointed_out(tmp_path: Path, suffix: st
     assert fault.examples == (f"images/1{suffix}",) and "stored" in fault.advice
 
 
-def test_images_of_another_suffix_are_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("archived", [False, True])
+@pytest.mark.parametrize("quick", [False, True])
+def test_images_of_another_suffix_are_counted(
+    tmp_path: Path, quick: bool, archived: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     write_domain(tmp_path, "gtav")
     folder = tmp_path / "images/train/folder"
     (folder / "00001.png").rename(folder / "00001.PNG")
     for name in ("x.jpg", "y.txt"):
         shutil.copy(folder / "00002.png", folder / name)
-    faults = {fault.name: fault for fault in found(examine(domain_at(tmp_path, "gtav"), quick=False))}
-    assert faults["not-read"].examples == ("images/train/folder/00001.PNG", "images/train/folder/x.jpg")
+    if archived:
+        shutil.make_archive(str(tmp_path.with_suffix("")), "zip", tmp_path)
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()
+        tmp_path.with_suffix(".zip").rename(tmp_path / "gtav.zip")
+    domain = domain_at(tmp_path, "gtav")
+    faults = {fault.name: fault for fault in found(examine(domain, quick=quick))}
+    unread = ("images/train/folder/00001.PNG", "images/train/folder/x.jpg")
+    assert faults["not-read"].examples == unread
     assert faults["not-read"].severity == "fault" and set(faults) == {"not-read", "label-without-image"}
+    assert not caplog.text
+    splits = Splits({"gtav": domain})
+    for need_labels in (True, False):
+        assert len(splits.open("gtav", "train", need_labels=need_labels).pairs) == 3
+    findings = refuse_or_warn(splits, [("gtav", "train")], evaluated="train")
+    assert any("not-read (2, the first: " in text for text in findings["gtav"])
+    told = f"gtav/train: 2 images are not read because of their suffix, 3 are: {', '.join(unread)}; rename or convert"
+    assert caplog.text.count(told) == 1 and caplog.text.count("not read") == 1
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_a_folder_of_another_case_is_named(tmp_path: Path, archived: bool) -> None:
+    (root := tmp_path / "root").mkdir()
+    write_domain(tmp_path / "files", "gtav")
+
+    def pack() -> None:
+        if archived:
+            shutil.make_archive(str(root / "gtav"), "zip", tmp_path / "files")
+        else:
+            shutil.copytree(tmp_path / "files", root, dirs_exist_ok=True)
+
+    for path in (tmp_path / "files/labels/train").rglob("*.png"):
+        path.rename(path.with_suffix(".PNG"))
+    pack()
+    with pytest.raises(UserError, match=r"4 of 4 images have no label.*00000.PNG is there, but case counts: rename"):
+        find_pairs(domain_at(root, "gtav"), "train")
+    shutil.rmtree(root)
+    root.mkdir()
+    for path in (tmp_path / "files/images/train").rglob("*.png"):
+        path.rename(path.with_suffix(".PNG"))
+    pack()
+    words = r"no image matches images/train/.*; 4 have another suffix: .*00000.PNG.* and 1 more; rename .*case differ"
+    with pytest.raises(UserError, match=words):
+        find_pairs(domain_at(root, "gtav"), "train")
+    assert re.search(words, only(examine(domain_at(root, "gtav"), splits=("train",)), "no-images", "fatal").advice)
+
+
+def test_other_files_beside_images_are_no_images_of_another_suffix(tmp_path: Path) -> None:
+    for name in ("a_rgb.png", "a_depth.tif", "a_rgb.txt", "a_rgb.json", "b_rgb.PNG", "a_rgb_mask.bmp"):
+        save(tmp_path / "facades" / name, IMAGE) if name[-4:].lower() in (".png", ".bmp") else None
+        (tmp_path / "facades" / name).touch()
+    save(tmp_path / "facades/a_label.png", LABEL)
+    fields = {"root": "facades", "images": "'*_rgb.png'", "label": "{_rgb: _label}", "splits": "[val]"}
+    assert list_split(declare(tmp_path, **fields)["mine"], "val").unread == ["b_rgb.PNG"]  # type: ignore[union-attr]
+    fields["images"] = "'*_rgb*'"
+    listing = list_split(declare(tmp_path, **fields)["mine"], "val")
+    assert listing is not None and len(listing.pairs) == 5 and not listing.unread
 
 
 @pytest.mark.parametrize("name", ["gtav", "synthia", "cityscapes"])

@@ -201,7 +201,7 @@ def test_one_bit_is_read_where_two_ids_are_meant(
     assert Image.open(path).mode == "1"
     encoding = Encoding("mine", "ids", tuple(sorted(table.items())), other=255)
     if white is None:
-        with pytest.raises(UserError, match=rf"label\.{suffix}: a 1-bit image, which tells two ids apart, where .* has"):
+        with pytest.raises(UserError, match=rf"label\.{suffix}: a 1-bit image, which tells two ids apart, "):
             decode_label(str(path), encoding=encoding)
     else:
         black = table.get(0, 255)
