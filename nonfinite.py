@@ -27,7 +27,7 @@ from run import Run, build_run, trained_lists
 from utils import checkpoint, distributed
 from utils.checkpoint import Progress
 from utils.errors import UserError
-from utils.files import tolerated, write_text
+from utils.files import read_whole, tolerated, write_text
 from utils.logs import LossMeter, describe_loss, write_line
 from utils.options import build_tree, flatten
 from utils.runs import Records, Start, check_lists
@@ -126,7 +126,7 @@ def replay(cfg: Config, *, device: torch.device, gradients: Gradients) -> None:
     if distributed.world_size() > 1:
         raise UserError(f"--replay {file}: runs the batches of all processes in one; start it without a launcher")
     try:
-        content: Any = json.loads(file.read_text(encoding="utf-8"))
+        content: Any = json.loads(read_whole(file))
         step, epoch, batches = content["step"], content["epoch"], content["batches"]
         saved, lists = config.from_dict(content["config"], source=str(file)), content["data"]
     except (OSError, ValueError, KeyError, TypeError) as error:

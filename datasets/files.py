@@ -103,6 +103,8 @@ def members(archive: str) -> Mapping[str, zipfile.ZipInfo]:
     """Return the files of a zip archive by name, or raise `UserError` where it cannot be read."""
     try:
         status = os.stat(archive)
+        if not S_ISREG(status.st_mode):  # a pipe would wait
+            raise OSError(errno.EINVAL, "not a file")
         found = _directory(archive, status.st_size, status.st_mtime_ns)
     except (*_DAMAGED, OSError, ValueError) as error:
         hint = "download it again, or unpack it yourself (another kind, such as RAR) and give the folder"

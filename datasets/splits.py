@@ -20,6 +20,7 @@ from datasets import files
 from datasets.codec import Encoding, image_size
 from datasets.domains import Domain, Layout, get_domain
 from utils.errors import UserError, first_few, reason
+from utils.files import read_whole
 
 log = logging.getLogger(__name__)
 
@@ -263,7 +264,7 @@ def read_lists(domain: Domain, folder: Path) -> dict[str, list[str]]:
     for split, _ in domain.splits:
         path = folder / f"{domain.name}_split_{split}.txt"
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = read_whole(path).decode().splitlines()
         except FileNotFoundError:
             continue
         except (OSError, UnicodeDecodeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 from collections import defaultdict
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from config import Config
 from datasets.codec import ENCODINGS, decode_errors, decode_label, read_ids
+from datasets.files import read_bytes
 from datasets.labels import CITYSCAPES_IDS, IGNORE, NUM_CLASSES, PALETTE
 from datasets.outputs import frame_name
 from datasets.splits import Split
@@ -189,7 +191,7 @@ def tell_encoding(files: Sequence[str], *, folder: Path) -> str:
 def _ids_of(path: str) -> set[int] | None:
     """Return the ids that a file holds, None where it holds colours."""
     with decode_errors(path):
-        image = Image.open(path)
+        image = Image.open(io.BytesIO(read_bytes(path)))
         counts = image.convert("RGB").getcolors(256) if image.mode in ("P", "RGB", "RGBA") else None
         if image.mode in ("RGB", "RGBA") and counts is None:
             return None  # far more colours than classes: reading it says so

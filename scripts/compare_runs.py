@@ -42,7 +42,7 @@ from datasets.labels import CLASS_NAMES
 from evaluation.metrics import score
 from evaluation.page import template
 from evaluation.report import PER_IMAGE_FILE
-from utils.files import write_text
+from utils.files import read_whole, write_text
 from utils.logs import write_line
 from utils.tables import format_table, no_formula
 
@@ -110,7 +110,7 @@ def read_scores(paths: Sequence[Path], *, checkpoint: str) -> tuple[Scores, dict
 def _rows(file: Path, *, checkpoint: str) -> list[tuple[str, int, str, bool, str, float | None, Place]]:
     """Return method, seed, column, whether it is a target, images, mean IoU and place of each domain's main score."""
     try:
-        content, rows = json.loads(file.read_text(encoding="utf-8")), []
+        content, rows = json.loads(read_whole(file)), []
         about = content["weights"]
         for row in content["domains"] if about["checkpoint"] == checkpoint else ():
             protocol, is_source = row["protocol"], row["is_source"]

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from datasets.domains import BUILTIN
-from datasets.files import DamagedArchiveError, glob_regex, members, open_member, stamp
+from datasets.files import DamagedArchiveError, glob_regex, members, open_file, open_member, stamp
 from utils.errors import UserError
 from utils.files import atomic_path, make_folder
 
@@ -40,7 +40,7 @@ class File(NamedTuple):
         return f"{self.archive}:{self.name}" if self.archive else self.name
 
     def open(self) -> AbstractContextManager[IO[bytes]]:
-        return open_member(self.archive, self.name) if self.archive else open(self.name, "rb")
+        return open_member(self.archive, self.name) if self.archive else open_file(self.name)
 
 
 def kinds(name: str, image: str, label: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import secrets
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from stat import S_ISFIFO, S_ISREG
 from typing import Any
 
 import yaml
@@ -17,6 +19,7 @@ from utils.errors import UserError, WriteError, one_line
 
 log = logging.getLogger(__name__)
 _failing = set[str]()
+_pipes = dict[str, bytes]()  # what was read from them
 
 
 def make_folder(folder: Path) -> None:
@@ -121,10 +124,29 @@ def likely_cause(path: str | Path, otherwise: str) -> str:
     return otherwise
 
 
+def read_whole(path: str | Path) -> bytes:
+    """Return what a file or pipe holds; `OSError` at what has no end or waits: a device, a pipe without a writer."""
+
+    def at_once(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK)  # opening a pipe waits for its writer otherwise
+
+    with open(path, "rb", opener=at_once) as file:
+        kind = os.fstat(file.fileno()).st_mode
+        if not (S_ISREG(kind) or S_ISFIFO(kind) or os.path.samefile(path, os.devnull)):
+            raise OSError(errno.EINVAL, "neither a file nor a pipe", str(path))
+        os.set_blocking(file.fileno(), True)
+        content = file.read()
+    if S_ISFIFO(kind) and not content and not (content := _pipes.get(str(path), b"")):
+        raise OSError(errno.EPIPE, "a pipe that nobody writes to, or that was read already", str(path))
+    if S_ISFIFO(kind):
+        _pipes[str(path)] = content  # a second reading finds nothing
+    return content
+
+
 def read_yaml(path: Path, *, flag: str, hint: str = "") -> Any:
     """Return what the YAML file of a flag holds, or raise `UserError`, with a hint on how it should look."""
     try:
-        return yaml.safe_load(path.read_bytes())
+        return yaml.safe_load(read_whole(path))
     except OSError as error:
         raise UserError(f"{flag} {path}: cannot be read ({error.strerror}); give another file") from error
     except (yaml.YAMLError, ValueError) as error:  # the second of 2026-02-30 and the like

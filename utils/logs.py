@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from utils import distributed
 from utils.errors import Stopped, UserError, first_few, one_line
-from utils.files import tolerated, write, write_text
+from utils.files import read_whole, tolerated, write, write_text
 
 log = logging.getLogger(__name__)
 
@@ -291,7 +291,7 @@ def read_history(path: Path) -> list[dict[str, float]]:
     if not path.exists():
         return []
     kept, damaged = list[dict[str, float]](), list[str]()
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    for number, line in enumerate(read_whole(path).split(b"\n")[:-1], start=1):
         try:
             content = json.loads(line)
         except ValueError:  # also of bytes that are no text
