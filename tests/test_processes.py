@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+import valid
+from tests.conftest import make_camvid
 from tests.runs import REPOSITORY, launch, read_weights, run_folder, train_arguments
+from tests.street_data import write_domain
 from utils import distributed
 
 PLAIN = (
@@ -128,3 +131,31 @@ def test_other_reasons_are_not_a_taken_port() -> None:
     assert not distributed.port_taken(RuntimeError("connection refused"))
     older = RuntimeError("The server socket has failed to bind to [::]:29500 (errno: 98 - Address already in use)")
     assert distributed.port_taken(older).startswith("port 29500 of")
+
+
+def test_fewer_images_than_processes_and_classes_that_no_source_has(tmp_path: Path) -> None:
+    """Three images to train on, one for the statistics and one to evaluate; CamVid holds 11 of the 19 classes."""
+    camvid, cityscapes = make_camvid(tmp_path / "camvid", train=3, val=1), tmp_path / "cityscapes"
+    write_domain(cityscapes, "cityscapes", train=0, val=1)
+    roots = [f"DATASET.CAMVID_DIR={camvid}", f"DATASET.CITYSCAPES_DIR={cityscapes}"]
+    flags = train_arguments(camvid, tmp_path / "out", "--method", "isw", "--cov_stat_epoch", "0", "--stat_images", "1")
+    flags += ["--bs_mult", "1", "--max_iter", "2", "--class_uniform_pct", "1", "--val_dataset", "camvid", "cityscapes"]
+    launch("train.py", [*flags, "--val_interval", "1", "--opts", *roots], processes=2)
+    folder = run_folder(tmp_path / "out")
+    log = (folder / "log.txt").read_text()
+    assert "no label holds wall, " in log and "1 steps of 2 per epoch" in log
+    assert "1 of 3 samples of the first epoch aimed at a class" in log  # 3 x 11 / 19
+    masks = [value for value in read_weights(folder / "last.pth")["criterion"].values() if value.ndim == 2]
+    assert len(masks) == 3 and all(mask.sum() > 0 for mask in masks)
+    found = json.loads((folder / "scores/scores.json").read_text())["domains"]
+    words = ["--snapshot", str(folder / "last.pth"), "--val_dataset", "camvid", "cityscapes", "--device", "cpu"]
+    valid.main([*words, "--out", str(tmp_path / "alone"), "--num_workers", "0", "--opts", *roots])
+    for row, alone in zip(found, json.loads((tmp_path / "alone/scores.json").read_text())["domains"], strict=True):
+        assert row["confusion"] == alone["confusion"] and row["scores"] == alone["scores"]
+    whole = next(row for row in found if row["domain"] == "cityscapes" and not row["subset"])
+    counts = np.array(whole["confusion"])  # truth by prediction
+    union = counts.sum(0) + counts.sum(1) - counts.diagonal()
+    seen = union > 0
+    assert whole["scores"]["classes_in_mean"] == seen.sum() > 11
+    assert whole["scores"]["mean_iou"] == pytest.approx((counts.diagonal()[seen] / union[seen]).mean(), rel=1e-12)
+    assert [value is None for value in whole["scores"]["iou"].values()] == (~seen).tolist()
