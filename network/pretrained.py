@@ -55,6 +55,7 @@ def load_pretrained(network: Segmentor, source: str) -> None:
         state = backbone_entries(
             own_weights(content, network) if checkpoint.is_ours(content) else unwrap_state(content)
         )
+        checkpoint.check_kinds(state, path=origin)  # which timm copies
     if isinstance(backbone, TimmBackbone):
         state = _of_timm(state, backbone, source=source)
     else:
@@ -70,7 +71,8 @@ def load_pretrained(network: Segmentor, source: str) -> None:
 
 def _check_adapters(content: dict[str, Any], tune: str, *, origin: str) -> None:
     """Raise `UserError` at a checkpoint with adapters that a network fine-tuned otherwise has no place for."""
-    adapters = content.get("config", {}).get("NETWORK", {}).get("TUNE") if checkpoint.is_ours(content) else None
+    settings = content["config"].get("NETWORK") if checkpoint.is_ours(content) else None
+    adapters = settings.get("TUNE") if isinstance(settings, dict) else None
     ways = {"lora": "merge them by python -m scripts.export FILE --format safetensors", "rein": "they cannot be merged"}
     if adapters in ways and adapters != tune:
         raise UserError(

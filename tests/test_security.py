@@ -161,7 +161,13 @@ def test_texts_of_a_safetensors_file_are_checked_as_settings(tmp_path: Path) -> 
     save_random(tmp_path / "w.pth", "--backbone", "mobilenet_v2", "--method", "base")
     content = checkpoint.read(tmp_path / "w.pth")
     for config, words in (({"RUN": {"NOTHING": 1}}, "NOTHING"), ({"NETWORK": {"ARCH": "os.system"}}, "os.system")):
-        facts = {"schema": "2", "kind": '"last"', "progress": "{}", "versions": "{}", "config": json.dumps(config)}
+        facts = {
+            "schema": "2",
+            "kind": '"last"',
+            "progress": json.dumps({"epoch": 0}),
+            "versions": "{}",
+            "config": json.dumps(config),
+        }
         save_file(content["network"], file := tmp_path / "w.safetensors", facts)
         with pytest.raises(UserError, match=words):
             inference.load(file)

@@ -262,3 +262,34 @@ def test_unknown_names_are_all_listed() -> None:
 def test_unwrapping() -> None:
     assert unwrap_state({"state_dict": {"module.a": 1}, "epoch": 3}) == {"a": 1}
     assert unwrap_state({"model": {"module.a": 1}}) == unwrap_state({"a": 1}) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda value: (100 * value).to(torch.int8), lambda value: value > 0, lambda value: value.to(torch.complex64),
+        lambda value: value.to(torch.float8_e4m3fn), Tensor.to_sparse,
+    ],
+)  # fmt: skip
+def test_values_that_are_no_plain_fractions_are_refused(
+    change: Any, tmp_path: Path, imagenet: dict[str, Tensor]
+) -> None:
+    network = reference.small_network("base")
+    state = {name: change(value) if name.endswith("weight") else value for name, value in imagenet.items()}
+    file = save(tmp_path / "r50.pth", {name: value for name, value in state.items() if value.dim()})
+    with pytest.raises(
+        UserError, match=r"r50.pth: holds integers, or sparse, .* in conv1.weight, .* and \d+ more; take"
+    ):
+        load_pretrained(network, file)
+    timm = build_network(make_cfg(BACKBONE="timm/test_resnet", METHOD="base"))
+    with pytest.raises(UserError, match=r"r50.pth: holds integers, or sparse, "):
+        load_pretrained(timm, file)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_fractions_of_any_precision_are_read(dtype: torch.dtype, tmp_path: Path, imagenet: dict[str, Tensor]) -> None:
+    network = reference.small_network("base")
+    state = {f"module.module.{name}": value.to(dtype) if value.dim() else value for name, value in imagenet.items()}
+    load_pretrained(network, save(tmp_path / "r50.pth", state))
+    expected = imagenet["layer2.0.conv1.weight"].to(dtype).float()
+    assert torch.equal(network.backbone.state_dict()["layer2.0.conv1.weight"], expected)

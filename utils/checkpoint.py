@@ -30,6 +30,8 @@ KEYS = frozenset((*PARTS, "schema", "kind", "progress", "best", "config", "versi
 LAST, PREVIOUS, START = "last.pth", "previous.pth", ".start"  # of a run
 CONVERTED, EXPORTED = "converted", "exported"  # kinds of checkpoints that hold weights alone
 _FACTS = ("kind", "progress", "config", "versions")  # JSON in the metadata of safetensors files
+_COUNTS = (torch.int64, torch.int32, torch.uint8, torch.int8, torch.bool)  # of batches, indices
+_NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64, *_COUNTS)
 _LATER: dict[str, Any] = {"average": {}, "data": {}}  # what older checkpoints lack
 
 # Published files hold their mean IoU as a numpy number, under numpy 1's or numpy 2's name.
@@ -172,6 +174,9 @@ def read(path: str | Path) -> dict[str, Any]:
     for name in sorted(KEYS - {"schema", "kind", "world_size"}):
         if not isinstance(content[name], dict):
             raise UserError(f"{path}: not a checkpoint of a run, its {name} is a {type(content[name]).__name__}")
+    content["progress"] = start = asdict(Progress()) | content["progress"]
+    if start.keys() != asdict(Progress()).keys() or {*map(type, start.values())} != {int}:
+        raise UserError(f"{path}: not a checkpoint of a run, its progress is no numbers of epochs and steps")
     return content
 
 
@@ -188,10 +193,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_strictly(module: nn.Module, state: dict[str, Any], *, path: str | Path) -> None:
-    """Load a state, or raise `UserError` with the first entries that are missing, unexpected or of another shape.
-
-    Nor may a value be nan or infinite: what such weights compute looks like a bad network.
-    """
+    """Load a state of finite values, or raise `UserError`: what others compute looks like a bad network."""
+    check_kinds(state, path=path)
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and not value.is_meta}
     broken = [name for name, value in tensors.items() if not value.isfinite().all()]
     if broken:
@@ -203,6 +206,16 @@ def load_strictly(module: nn.Module, state: dict[str, Any], *, path: str | Path)
             f"{path}: does not fit what --arch, --method and --wt_layer name ({misfits(error, path=path)}); give those "
             "that it was trained with"
         ) from error
+
+
+def check_kinds(state: Mapping[str, Any], *, path: str | Path) -> None:
+    """Raise `UserError` at quantised, sparse or complex weights: of some kinds torch copies what is no weight yet."""
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    odd = [name for name, value in tensors.items() if value.layout != torch.strided or value.dtype not in _NUMBERS]
+    odd += [name for name, value in tensors.items() if value.dtype in _COUNTS and name.endswith("weight")]
+    if odd:
+        kinds = "integers, or sparse, complex or quantised values, for weights"
+        raise UserError(f"{path}: holds {kinds}, in {first_few(odd)}; take the file with float32 or float16 weights")
 
 
 def misfits(error: Exception, *, path: str | Path) -> str:
@@ -294,9 +307,9 @@ class RunState:
                 load_strictly(module, state, path=path)
         try:
             self.optimizer.load_state_dict(content["optimizer"])
-        except ValueError as error:  # another number of groups, or of parameters in one of them
+        except (ValueError, KeyError, TypeError) as error:  # another number of groups or parameters, or no state at all
             raise UserError(
-                f"{path}: its optimizer state belongs to other parameter groups: resume with --backbone_lr, "
+                f"{path}: its optimizer state is none or of other parameter groups: resume with --backbone_lr, "
                 "--layer_decay and --no_norm_decay as before, or start a new run from the weights (--snapshot without "
                 "--restore_optimizer)"
             ) from error

@@ -20,9 +20,10 @@ import subprocess
 import sys
 import tempfile
 import traceback
+import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,7 +136,9 @@ class Bench:
         """Yield kinds of bad files, made beside the good one under names with its suffix."""
         contents: dict[str, bytes] = {
             "empty": b"", "text": b"hello", "truncated": good.read_bytes()[: good.stat().st_size // 2],
-            "page": b"<!DOCTYPE html><html><body>404</body></html>", "garbage": np.random.default_rng(0).bytes(5000),
+            "page": b"<!DOCTYPE html><html><body>404</body></html>",
+            "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
+            "garbage": np.random.default_rng(0).bytes(5000),
         }  # fmt: skip
         stem = str(self.folder / "bad" / f"{good.stem}_{{}}{good.suffix}")
         for kind, content in contents.items():
@@ -220,12 +223,34 @@ def weights(bench: Bench) -> Iterator[Case]:
     own: dict[str, Any] = {"code": ExecutesCode(), "number": 3, "list": [torch.ones(2)], "nothing": {}}
     own["no weights"] = {"state_dict": {}}
     own["names"] = {"state_dict": {f"layer{number}.odd": torch.ones(2) for number in range(500)}}
+    own |= {
+        "tensor": torch.ones(2),
+        "nested": {"a": {"b": {"c": torch.ones(2)}}},
+        "numbers for names": {0: torch.ones(2)},
+    }
+    own["optimizer"] = {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    saved = torch.load(bench.weights, weights_only=True)
+    own["progress"] = {**saved, "progress": {"epoch": "x"}}
+    own["texts"] = {**saved, "network": dict.fromkeys(saved["network"], "x")}
+    changes: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "int8": lambda value: (100 * value).to(torch.int8), "bool": lambda value: value > 0,
+        "complex64": lambda value: value.to(torch.complex64), "float8": lambda value: value.to(torch.float8_e4m3fn),
+        "sparse": torch.Tensor.to_sparse, "shapes": lambda value: value.reshape(-1)[0].clone(),
+    }  # fmt: skip
+    for kind, change in changes.items():
+        own[kind] = {**saved, "network": {key: change(value) for key, value in saved["network"].items()}}
     own["not finite"] = broken = torch.load(bench.weights, weights_only=True)
     broken["network"] = {name: value * float("nan") for name, value in broken["network"].items()}
     files = [*bench.bad_files(bench.weights)]
     for kind, content in own.items():
         torch.save(content, path := bench.folder / "bad" / f"weights_{kind.replace(' ', '_')}.pth")
         files.append((kind, path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(torch.nn.Conv2d(3, 3, 1), torch.ones(1, 3, 4, 4)).save(
+            file := bench.folder / "bad" / "graph.pth"
+        )
+    files.append(("TorchScript", file))
     save_random(path := bench.folder / "bad" / "weights_other.pth", "--backbone", "timm/test_vit", "--method", "base")
     for program, flag in places:
         for kind, file in files:
@@ -235,7 +260,11 @@ def weights(bench: Bench) -> Iterator[Case]:
     for suffix in ("onnx", "pt2", "safetensors"):
         (good := bench.folder / f"graph.{suffix}").write_bytes(b"\x08\x07" + bytes(range(256)) * 40)
         for program, flag in ("valid", "--snapshot"), ("predict", "0"), ("train", "--pretrained"):
-            for kind, file in bench.bad_files(good) if suffix == "safetensors" or program != "train" else ():
+            wrong = [*bench.bad_files(good)]
+            for kind, header in ("length", (1 << 60).to_bytes(8, "little")), ("header", (5).to_bytes(8, "little")):
+                (place := bench.folder / "bad" / f"{kind}.{suffix}").write_bytes(header + b"{abc}")
+                wrong.append((kind, place))
+            for kind, file in wrong if suffix == "safetensors" or program != "train" else ():
                 yield Case(program, f"{suffix}: {kind}", bench.changed(program, flag, [str(file)]), (file.name,))
 
 
