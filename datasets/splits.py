@@ -231,6 +231,9 @@ def no_images(domain: Domain, split: str) -> str:
     of_any = {name for pattern in patterns for name in files.find(domain.root, _of_any_suffix(pattern), members)}
     others = sorted(filter(_is_image, of_any))
     hint = f"{len(others)} have another suffix: {first_few(others)}; {RENAME}" if others else ""
+    inside = re.compile("(?:.*/)?(?:" + "|".join(map(files.glob_regex, patterns)) + ")", re.DOTALL).fullmatch
+    deeper = [path for name, path in members.items() if inside(name.replace("\\", "/").replace("//", "/"))]
+    hint = hint or (f"{deeper[0]} is in other folders of its archive: unpack it by hand" if deeper else "")
     hint = hint or _further_down(domain, folders) or _hint(domain)
     return f"no image matches {' or '.join(patterns)} in {domain.root}; {hint}"
 

@@ -367,3 +367,23 @@ def test_links_to_folders_are_followed_once_and_have_an_end(tmp_path: Path) -> N
     assert sorted(files.find(str(root), "images/*/*.png", {})) == [
         *("images/b/frame.png", "images/b/linked.png", "images/x/frame.png", "images/y/frame.png"),
     ], "without ** as before"
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("names", ["bdd100k/bdd100k/{}", "DOS\\\\", "./{}", "{0} {0}", "{0} bdd100k/bdd100k/{0}"])
+def test_archives_packed_otherwise(tmp_path: Path, names: str) -> None:
+    """Folders twice, DOS names and the like are a sentence with the cause; members that are there twice count once."""
+    write_domain(tmp_path / "files", "bdd100k")
+    (tmp_path / "root").mkdir()
+    with zipfile.ZipFile(tmp_path / "root/a.zip", "w") as archive:
+        for path in sorted((tmp_path / "files").rglob("*.*")):
+            name = path.relative_to(tmp_path / "files").as_posix()
+            for member in [name.replace("/", "\\")] if "\\" in names else names.format(name).split():
+                info = zipfile.ZipInfo("x")
+                info.filename = member  # as it is
+                archive.writestr(info, path.read_bytes())
+    if "{0}" in names:
+        assert len(opened(tmp_path / "root", "bdd100k").pairs) == 4
+    else:
+        with pytest.raises(UserError, match=r"no image matches .*a\.zip/.* is in other folders of its archive: unpack"):
+            opened(tmp_path / "root", "bdd100k")
