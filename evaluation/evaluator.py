@@ -132,28 +132,29 @@ class Evaluator:
         bar = tqdm(total=share, desc=f"evaluate {name}", unit="image", disable=not distributed.is_main(), leave=False)
         samples = signals.stoppable(_same_size(loader, self.batch_size))
         model = for_scoring(model)
-        for group in evaluation_mode(model, cudnn_benchmark_off(samples)):
-            images = torch.stack([sample.image for sample in group]).to(self.device)  # (B,3,h,w)
-            labels = torch.stack([sample.label for sample in group]).to(self.device)  # (B,h,w) uint8
-            try:
-                predictions, loss = self._predict(model, images, labels, [sample.name for sample in group], more=more)
-            except UserError as error:
-                raise UserError(f"{name}: {group[0].name}: {error}") from error
-            if not self.per_image:
-                counts[0] += confusion_matrix(labels, predictions, num_classes=num_classes)
-            sums[0] += loss
-            sums[1] += (labels != IGNORE).sum()
-            sums[2] += len(group)
-            for sample, label, prediction in zip(group, labels, predictions, strict=True):
-                if self.per_image:  # as the loaders share the images
-                    index = rank + position * distributed.world_size()
-                    counts[index] = confusion_matrix(label, prediction, num_classes=num_classes)
-                if spacing and len(frames) < self.num_pictures and position % spacing == 0:
-                    image = sample.image.permute(1, 2, 0).numpy()
-                    frames.append((image, sample.label.numpy(), prediction.cpu().numpy()))
-                position += 1
-            bar.update(len(group))
-        bar.close()
+        with bar:  # an error is told on a line of its own
+            for group in evaluation_mode(model, cudnn_benchmark_off(samples)):
+                images = torch.stack([sample.image for sample in group]).to(self.device)  # (B,3,h,w)
+                labels = torch.stack([sample.label for sample in group]).to(self.device)  # (B,h,w) uint8
+                names = [sample.name for sample in group]
+                try:
+                    predictions, loss = self._predict(model, images, labels, names, more=more)
+                except UserError as error:
+                    raise UserError(f"{name}: {names[0]}: {error}") from error
+                if not self.per_image:
+                    counts[0] += confusion_matrix(labels, predictions, num_classes=num_classes)
+                sums[0] += loss
+                sums[1] += (labels != IGNORE).sum()
+                sums[2] += len(group)
+                for sample, label, prediction in zip(group, labels, predictions, strict=True):
+                    if self.per_image:  # as the loaders share the images
+                        index = rank + position * distributed.world_size()
+                        counts[index] = confusion_matrix(label, prediction, num_classes=num_classes)
+                    if spacing and len(frames) < self.num_pictures and position % spacing == 0:
+                        image = sample.image.permute(1, 2, 0).numpy()
+                        frames.append((image, sample.label.numpy(), prediction.cpu().numpy()))
+                    position += 1
+                bar.update(len(group))
         distributed.all_reduce_sum(counts)
         if more is not None:
             more.share()

@@ -416,3 +416,13 @@ def test_bad_inputs_end_with_exit_code_2(city: Path, tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("text")
     done = launch("valid.py", [str(tmp_path / "text.onnx"), "--val_dataset", "cityscapes"], check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "text.onnx" in done.stderr
+
+
+def test_an_error_has_a_line_of_its_own(city: Path, tmp_path: Path) -> None:
+    """The bar of the evaluation that it ends is wiped first."""
+    for number in range(3):
+        Image.fromarray(np.full((8, 8), 2, np.uint8)).save(tmp_path / f"aachen_{number:05d}_000019.png")
+    flags = ["--val_dataset", "cityscapes", "--opts", f"DATASET.CITYSCAPES_DIR={city}", "--device", "cpu"]
+    done = launch("valid.py", ["--predictions", str(tmp_path), *flags, "--out", str(tmp_path / "out")], check=False)
+    shown = done.stderr.splitlines()[-1]  # a return ends a line too
+    assert done.returncode == 2 and shown.startswith("error: ") and "--resize_predictions nearest" in shown
