@@ -41,7 +41,7 @@ def decode_errors(path: str) -> Iterator[None]:
     _limit_pixels()
     try:
         yield
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
@@ -50,7 +50,7 @@ def decode_errors(path: str) -> Iterator[None]:
             f"{path}: has more than {limit('DIIA_MAX_PIXELS'):,} pixels, which may be an attack on the memory; if the "
             "file is sound, raise the environment variable DIIA_MAX_PIXELS"
         ) from error
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # Pillow's are of many kinds, OpenCV's are its own
         unknown = isinstance(error, UnidentifiedImageError) or not str(error)
         text = "its format is not known" if unknown else reason(error)
         cause = likely_cause(path, "it is damaged or not an image")

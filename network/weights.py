@@ -259,9 +259,9 @@ def upgrade_checkpoint(content: dict[str, Any], network: Segmentor) -> dict[str,
             return name
         return _backbone_name(published, network.backbone) or name
 
-    names = {name: upgrade(name) for name in content["network"]}
     numbers = {name: number for number, (name, _) in enumerate(network.named_parameters())}
-    order = dict(enumerate(numbers[name] for name in names.values() if name in numbers))
+    order = dict(enumerate(numbers[name] for name in map(upgrade, content["network"]) if name in numbers))
     state = {order.get(number, number): value for number, value in content["optimizer"].get("state", {}).items()}
-    renamed = {part: {names[name]: value for name, value in content[part].items()} for part in ("network", "average")}
+    parts = ("network", "average")
+    renamed = {part: {upgrade(name): value for name, value in content[part].items()} for part in parts}
     return content | renamed | {"schema": checkpoint.SCHEMA, "optimizer": content["optimizer"] | {"state": state}}

@@ -34,7 +34,7 @@ def plot_curves(folders: Sequence[Path], out: Path) -> None:
 
     histories = {folder: read_history(folder / "history.jsonl") for folder in folders}
     for folder, lines in histories.items():
-        if not lines:
+        if not any(line.keys() - {"step"} for line in lines):
             raise UserError(f"{folder}: has no history.jsonl with numbers; give run folders of train.py")
     tags = {tag for lines in histories.values() for line in lines for tag in line} - {"step"}
     columns = min(4, len(tags))

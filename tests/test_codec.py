@@ -491,3 +491,11 @@ def test_ids_saved_with_loss_are_refused_though_all_of_them_are_known(tmp_path: 
     assert stored.max() < 12 and not np.array_equal(stored, label)
     with pytest.raises(UserError, match="a JPEG, whose loss changes ids"):
         decode_label(str(tmp_path / "label.png"), encoding=ENCODINGS["camvid"])
+
+
+def test_what_opencv_refuses_is_a_sentence(tmp_path: Path) -> None:
+    high = tmp_path / "high.tif"
+    Image.new("RGB", (1, 2**20 + 1)).save(high)  # a row more than OpenCV takes; Pillow counts pixels
+    with pytest.raises(UserError, match=r"high\.tif: this file cannot be decoded \("):
+        decode(high, "camvid")
+    assert read_photo(str(high)).shape == (2**20 + 1, 1, 3)

@@ -40,6 +40,13 @@ def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path: Path) -> None:
     assert read_history(tmp_path / "history.jsonl") == [{"step": 1}, {"step": 2}]
 
 
+def test_a_history_without_numbers_is_told(tmp_path: Path) -> None:
+    (tmp_path / "history.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
+    with pytest.raises(UserError, match="has no history.jsonl with numbers"):
+        plot_runs.plot_curves([tmp_path], tmp_path / "curves.png")
+    assert not (tmp_path / "curves.png").exists()
+
+
 def test_lines_that_a_crash_damaged_are_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     history = tmp_path / "history.jsonl"
     lines = [b'{"step": 1, "a": 0.5}', bytes(40), b'{"step": 2}', b"\xff\xfe", b"7", b'{"a": 1}', b"", b'{"step": 9}']

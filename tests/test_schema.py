@@ -145,6 +145,8 @@ def test_a_network_resumes_from_schema_1(key: str) -> None:
     assert (len(old["network"]), digest(list(old["network"]), old["network"])) == (count, recorded)
     assert list(old["optimizer"]["state"]) != list(content["optimizer"]["state"]), "another order of parameters"
 
+    stranger = upgrade_checkpoint(old | {"average": {"another": torch.zeros(1)}}, again)
+    assert stranger["average"].keys() == {"another"}, "loading it names what does not fit"
     upgraded = upgrade_checkpoint(old, again)
     assert upgraded["schema"] == checkpoint.SCHEMA and upgrade_checkpoint(upgraded, again) is upgraded
     again.load_state_dict(upgraded["network"])
