@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -228,13 +228,23 @@ class LossMeter:
         return dict(zip(names, values, strict=True))
 
 
-def _get_soon(get: Callable[..., Any], block: bool, timeout: float = 0) -> Any:
-    """Get an item within two minutes at most, whatever the clock says.
+@cache
+def _summary_writer() -> Any:
+    """Return tensorboardX's `SummaryWriter` with a thread that waits for two minutes at most, whatever the clock says.
 
-    Where it was set back, tensorboardX's thread waits as long, and ends where that is above 24 days; its queue then
-    fills, and the run would wait for room in it for ever.
+    Where that was set back, its own waits as long, and ends where that is above 24 days; its queue then fills, and the
+    run would wait for room in it for ever.
     """
-    return get(block, min(timeout, 120))
+    from tensorboardX import SummaryWriter, event_file_writer
+
+    class EventThread(event_file_writer._EventLoggerThread):  # type: ignore[misc]
+        def run(self) -> None:
+            get = self._queue.get
+            self._queue.get = lambda block, timeout=0: get(block, min(timeout, 120))
+            super().run()
+
+    event_file_writer._EventLoggerThread = EventThread
+    return SummaryWriter
 
 
 class MetricWriter:
@@ -242,20 +252,15 @@ class MetricWriter:
 
     def __init__(self, event_folder: Path, history: Path, *, first_step: int) -> None:
         """Open both files; what an earlier try wrote after step `first_step` is hidden or dropped."""
-        from tensorboardX import SummaryWriter
-
         self._history, self._first_step, write = history, first_step, distributed.is_main()
         place: dict[str, Any] = {"logdir": str(event_folder), "purge_step": first_step + 1}
-        self._writer: Any = SummaryWriter(**place, write_to_disk=False)
+        self._writer: Any = _summary_writer()(**place, write_to_disk=False)
         self._waiting = ""  # lines that could not be written yet
         if write:  # its thread would end with a full disk, and then every call wait for it
             safely = partial(tolerated, "the events for TensorBoard", buffered=True)
             with safely():
-                self._writer = SummaryWriter(**place)
-                queue, events = (
-                    getattr(self._writer.file_writer.event_writer, n) for n in ("_event_queue", "_ev_writer")
-                )
-                queue.get = partial(_get_soon, queue.get)
+                self._writer = _summary_writer()(**place)
+                events = self._writer.file_writer.event_writer._ev_writer
                 for name in ("write_event", "flush", "close"):
                     setattr(events, name, safely()(getattr(events, name)))
         self.close = self._writer.close  # flushes too
