@@ -29,7 +29,10 @@ CLASS_WEIGHTS = (
     *(0.8373, 0.9180, 0.8660, 1.0345, 1.0166, 0.9969, 0.9754, 1.0489, 0.8786, 1.0023),
     *(0.9539, 0.9843, 1.1116, 0.9037, 1.0865, 1.0955, 1.0865, 1.1529, 1.0507),
 )
-CORRECTED = {"edge": {"edge": 0.1}, "losses": {"coarse": 1.0, "aux": 0.4}}  # by correction of diia-v2
+CORRECTED = {  # by correction of diia-v2
+    "edge": {"edge": WEIGHTS["diia"]["edge_logits"]},
+    "losses": {"coarse": WEIGHTS["plain"]["fused"], "aux": WEIGHTS["plain"]["aux"]},
+}
 LAYOUT_LIMIT, LAYOUT_DAMPING = 3.0, 0.01
 
 
