@@ -241,8 +241,8 @@ def read_ids(path: str, *, encoding: Encoding) -> np.ndarray:
     """Return the raw ids (H, W) of a label file, of integers of any kind; what is no such file raises `UserError`.
 
     They are its only channel, indices of a palette too, at the file's own depth; 1 bit where an encoding has no more
-    than two ids. Three equal channels of a file without
-    loss count as one, an alpha channel that is opaque everywhere as none.
+    than two ids. Three equal channels of a file without loss count as one, an alpha channel that is opaque everywhere
+    as none.
     """
     with decode_errors(path):
         data = read_bytes(path)

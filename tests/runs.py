@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,20 @@ from utils import checkpoint
 from utils.runs import Start
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@contextmanager
+def watched(seconds: int) -> Iterator[None]:
+    """Let what waits for ever fail."""
+
+    def late(*_: Any) -> None:
+        raise AssertionError("waits for ever")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 def train_arguments(camvid: Path, out: Path, *more: str) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import signal
 import subprocess
 from collections.abc import Iterator
 from itertools import count, cycle
@@ -22,7 +21,7 @@ import utils.runs
 from datasets import frames
 from datasets.frames import FrameCache
 from evaluation import Report
-from tests.runs import read_weights, run_folder, train_arguments
+from tests.runs import read_weights, run_folder, train_arguments, watched
 from tests.street_data import paint, save
 from tests.test_checkpoint import content
 from tests.test_signals import assert_same_run
@@ -37,16 +36,8 @@ SAYS = (errno.EDQUOT, errno.ENOSPC, errno.EROFS, errno.EIO, errno.ENOENT)
 
 @pytest.fixture(autouse=True)
 def watch() -> Iterator[None]:
-    """End a test that waits for ever."""
-
-    def late(*_: Any) -> None:
-        raise AssertionError("waits for ever")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(240)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    with watched(240):
+        yield
     files._failing.clear()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -22,7 +21,7 @@ from datasets.domains import BUILTIN
 from datasets.files import members
 from datasets.splits import read_lists
 from scripts import compare_runs, prepare_data
-from tests.runs import REPOSITORY
+from tests.runs import REPOSITORY, watched
 from tests.street_data import make_cfg, write_domain
 from utils.errors import UserError
 from utils.files import read_whole
@@ -47,16 +46,8 @@ READERS: dict[str, tuple[Callable[[Path], object], str]] = {  # and the name of 
 
 @pytest.fixture(autouse=True)
 def _watch() -> Iterator[None]:
-    """End what waits."""
-
-    def late(*_: object) -> None:
-        raise TimeoutError("it waits")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(60)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    with watched(60):
+        yield
 
 
 @pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "/dev/tty"])
