@@ -68,7 +68,7 @@ def load(weights: str | Path, *, device: str | torch.device = "auto", **flags: A
         return Model(graph, graph.normalise, place, None, build_inference(cfg))
     built, recipe = load_network(cfg, checkpoint.read(weights))
     dtype = autocast_dtype(place, amp=cfg.OPTIM.AMP)
-    return Model(scoring_copy(built.to(place)), build_normalisation(recipe), place, dtype, build_inference(cfg))
+    return Model(scoring_copy(built.place(place)), build_normalisation(recipe), place, dtype, build_inference(cfg))
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,10 @@ def apply_settings(cfg: Config, network: nn.Module, optimizer: Optimizer, schedu
     assert isinstance(scheduler, LambdaLR)
     own = parameter_groups(cfg, network)
     scheduler.base_lrs = [group["lr"] for group in own]
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():  # laid out as the parameter, which the fused optimizers need
+            if value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     for group, wanted, factor in zip(optimizer.param_groups, own, scheduler.lr_lambdas, strict=True):
         rate = wanted["lr"] * factor(scheduler.last_epoch)
         group.update(initial_lr=wanted["lr"], lr=rate, weight_decay=wanted["weight_decay"], fused=True)

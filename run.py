@@ -125,7 +125,7 @@ def build_run(cfg: Config, splits: Splits, *, device: torch.device, start: Start
     criterion = build_criterion(cfg, method=network.method, style_channels=network.style_channels).to(device)
     if synchronised:
         network = share_batch_norms(network)
-    network.to(device)
+    network.place(device)
     average, optimizer = build_average(cfg, network), build_optimizer(cfg, network)
     model = _compiled(network, criterion, device) if cfg.OPTIM.COMPILE else network
     if world_size > 1:

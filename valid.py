@@ -144,7 +144,7 @@ def needs_network(cfg: Config) -> bool:
 def open_network(cfg: Config, device: torch.device) -> Candidate:
     content = checkpoint.read(cfg.RUN.SNAPSHOT)
     network, saved, weights = load_network(cfg, content)
-    network.to(device)
+    network.place(device)
     logger.info("built %s", weights["network"])
     shown = cfg.EVAL.VISUALIZE or cfg.EVAL.REPORT
     whitening = load_whitening(saved, network, content, path=cfg.RUN.SNAPSHOT) if shown else None

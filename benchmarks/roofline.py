@@ -19,8 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import Settings
 from benchmarks.works import make_batch, make_criterion, make_network
-from network.deeplab import resize
-from network.diia import coarse_layout
+from network.layout import coarse_layout
+from network.upsampling import upsample_logits
 from optimizer import build_optimizer
 
 PARTS = {
@@ -141,7 +141,7 @@ def make_parts(network: Any, batch: tuple[Tensor, Tensor, Tensor], *, cfg: Any, 
     planes, small = output.fused.shape[1], [side // 16 for side in size]
     widths = (*(planes,) * 4, 1) if training else (planes, planes)
     maps = [leaves(torch.randn(len(images), width, *small, device=images.device), wanted=training) for width in widths]
-    enlarged = [partial(run_part, resize, (value, size), backward=training) for value in maps]
+    enlarged = [partial(run_part, upsample_logits, (value, size), backward=training) for value in maps]
     moved = four * sum(value.shape[1] for value in maps) * (2 if training else 1)  # written, its gradient read
     parts["upsampling"] = Part(list(enlarged), moved)
     parts["coarse layout"] = Part([partial(coarse_layout, output.coarse)], four * (planes + 1))

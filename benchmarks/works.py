@@ -43,7 +43,7 @@ FLAGS = ("--method", "diia", "--clusters", "3", "--gblur", "--color_aug", "0.5",
 def make_network(device: torch.device, flags: Sequence[str]) -> tuple[Segmentor, config.Config]:
     cfg = config.parse([*FLAGS, *flags], program="train")
     torch.manual_seed(0)
-    return build_network(cfg).to(device), cfg
+    return build_network(cfg).place(device), cfg
 
 
 def make_criterion(network: Segmentor, cfg: config.Config, device: torch.device) -> Criterion:
@@ -170,8 +170,8 @@ def make_rows(device: torch.device, *, flags: Sequence[str], tiny: bool) -> dict
         return Row(partial(ours, *size, device, flags), partial(plainly, *size, device), alone=True)
 
     rows = {}
-    for size in (64,) if tiny else (256, 384):
-        rows[f"step: diia, 2 x {size}x{size}"] = pair(step, plain_step, 2, size)
+    for batch, size in [(2, 64)] if tiny else [(8, 768)] if device.type == "cuda" else [(2, 256), (2, 384)]:
+        rows[f"step: diia, {batch} x {size}x{size}"] = pair(step, plain_step, batch, size)
     for height in (64,) if tiny else (512, 1024):
         rows[f"eval: {height}x{2 * height}"] = pair(evaluation, plain_evaluation, height, 2 * height)
     height, width = (64, 96) if tiny else (1052, 1914)

@@ -18,7 +18,7 @@ from network.backbone_base import BackboneBase
 from network.dilated import DilatedConv2d
 from network.methods import Method
 from network.outputs import SegmentorOutput
-from network.upsampling import SmallLogits, resize
+from network.upsampling import SmallLogits, resize, upsample_logits
 from utils import distributed
 
 
@@ -178,6 +178,11 @@ class Segmentor(nn.Module, abc.ABC):
         """Return the captured standardised maps, running the backbone only as far as they need it."""
         return self.backbone.style_features(images)
 
+    def place(self, device: torch.device) -> Any:
+        """Move to a device and return itself; on a GPU the channels of a pixel lie together, as its cores want them."""
+        layout: dict[str, Any] = {"memory_format": torch.channels_last} if device.type == "cuda" else {}
+        return self.to(device, **layout)
+
     def train(self, mode: bool = True) -> Any:
         """Switch the mode; a frozen backbone's batch norms keep using the statistics that came with its weights."""
         super().train(mode)
@@ -216,7 +221,7 @@ class PlainSegmentor(Segmentor):
 
     def forward(self, images: Tensor) -> SegmentorOutput:
         features = self.backbone(images)
-        fused = resize(self.head(features.top, features.low_level), images.shape[2:])
+        fused = upsample_logits(self.head(features.top, features.low_level), images.shape[2:])
         return SegmentorOutput(fused=fused, aux=self.aux(features.aux), style=features.style)
 
     def small_logits(self, images: Tensor) -> SmallLogits:

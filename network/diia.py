@@ -37,7 +37,7 @@ from network.backbone_base import BackboneBase
 from network.deeplab import AuxHead, Decoder, Refined, Segmentor, conv_norm_relu, initialise_heads, split_stride
 from network.layout import Confidence, coarse_layout
 from network.outputs import COARSE_SHARE, Features, SegmentorOutput
-from network.upsampling import SmallLogits, resize
+from network.upsampling import SmallLogits, upsample_logits
 
 
 @contextmanager
@@ -181,7 +181,9 @@ class _Pass(NamedTuple):
     def logits(self) -> tuple[Tensor, Tensor | None]:
         """Return the final logits (B, classes, H, W) and, where they are others, the coarse ones."""
         assert self.upsampled is not None
-        return (self.upsampled, None) if self.fused is None else (resize(self.fused, self.coarse.size), self.upsampled)
+        if self.fused is None:
+            return self.upsampled, None
+        return upsample_logits(self.fused, self.coarse.size), self.upsampled
 
 
 class DIIASegmentor(Segmentor):
@@ -228,11 +230,11 @@ class DIIASegmentor(Segmentor):
     def forward(self, images: Tensor) -> SegmentorOutput:
         done, size, layout_logits, edge, edge_logits = self._run(images), images.shape[2:], None, None, None
         if self.layout is not None and done.layout_features is not None:
-            layout_logits = resize(self.layout.decode(done.layout_features), size)
+            layout_logits = upsample_logits(self.layout.decode(done.layout_features), size)
         if self.edge is not None and done.edge_maps is not None and done.edge_features is not None:
             edge = done.edge_maps.mean(1, keepdim=True)
-            edge = resize(255 * edge.float().sigmoid() if "edge" in self.method.corrections else edge, size)
-            edge_logits = resize(self.edge.decode(done.edge_features), size)
+            edge = upsample_logits(255 * edge.float().sigmoid() if "edge" in self.method.corrections else edge, size)
+            edge_logits = upsample_logits(self.edge.decode(done.edge_features), size)
         (fused, coarse), aux, style = done.logits(), self.aux(done.features.aux), done.features.style
         return SegmentorOutput(fused, aux, coarse, done.layout, layout_logits, edge, edge_logits, style)
 

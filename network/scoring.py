@@ -55,26 +55,11 @@ def _for_cpu(scored: Segmentor) -> Segmentor:
         for name, layer in parent.named_children():
             if isinstance(layer, Decoder) and hasattr(layer, "skip"):
                 setattr(parent, name, LowDecoder(layer))
-            elif type(layer) is nn.InstanceNorm2d and not layer.track_running_stats:
-                setattr(parent, name, ImageNorm(layer))
     convs: list[Any] = [layer for layer in scored.modules() if type(layer) in _CONVS]
     for conv in convs:
         weight = conv.weight.detach().to(memory_format=torch.channels_last)  # of one input channel too
         conv.weight = nn.Parameter(weight, requires_grad=False)
     return scored
-
-
-class ImageNorm(nn.Module):
-    """Instance norm as batch norm of single images, which leaves the channels of a pixel together."""
-
-    def __init__(self, norm: nn.InstanceNorm2d) -> None:
-        super().__init__()
-        self.norm = norm
-
-    def forward(self, maps: Tensor) -> Tensor:
-        norm = self.norm
-        options: Any = {"weight": norm.weight, "bias": norm.bias, "training": True, "eps": norm.eps}
-        return torch.cat([F.batch_norm(image, None, None, **options) for image in maps.split(1)])
 
 
 class LowDecoder(nn.Module):

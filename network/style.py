@@ -7,8 +7,10 @@ B batch, G groups of c consecutive channels, h x w size of a map, n = h w.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils import distributed
@@ -67,16 +69,34 @@ def check_codes(codes: Sequence[int]) -> None:
         raise UserError(f"{text}: codes 1 (IW/IRW) and 2 or 6 (ISW) cannot be mixed; use one of them at every site")
 
 
+class InstanceNorm2d(nn.InstanceNorm2d):
+    """torch's, which copies maps whose channels of a pixel lie together (channels last) before and behind it."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map (B, C, h, w) to the same shape, zero mean and unit deviation per image and channel, then the affine."""
+        return instance_norm(maps, weight=self.weight, bias=self.bias, eps=self.eps)
+
+
+def instance_norm(
+    maps: Tensor, *, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Do what torch's function does, on channels last by the batch norm of each image, which keeps them so."""
+    if maps.is_contiguous() or not maps.is_contiguous(memory_format=torch.channels_last):
+        return F.instance_norm(maps, weight=weight, bias=bias, eps=eps)
+    options: dict[str, Any] = {"weight": weight, "bias": bias, "training": True, "eps": eps}
+    return torch.cat([F.batch_norm(image, None, None, **options) for image in maps.split(1)])
+
+
 class Beside(nn.Identity):
     """Leaves the maps as they are, so that pretrained features pass; the whitening loss reads them standardised."""
 
 
 def captured(site: nn.Module, maps: Tensor) -> Tensor:
     """Return what the whitening loss reads of a site's output (B, C, h, w): zero mean, unit deviation per image."""
-    return nn.functional.instance_norm(maps) if isinstance(site, Beside) else maps
+    return instance_norm(maps) if isinstance(site, Beside) else maps
 
 
-def build_site(channels: int, *, kind: str) -> nn.InstanceNorm2d | SyncSwitchWhiten2d | Beside:
+def build_site(channels: int, *, kind: str) -> InstanceNorm2d | SyncSwitchWhiten2d | Beside:
     """Build the layer of a style site; raises `UserError` where switchable whitening does not fit the channels."""
     if kind not in SITE_KINDS.values():
         raise ValueError(f"style site kind {kind!r}: one of {', '.join(sorted(set(SITE_KINDS.values())))}")
@@ -84,7 +104,7 @@ def build_site(channels: int, *, kind: str) -> nn.InstanceNorm2d | SyncSwitchWhi
         return SyncSwitchWhiten2d(channels)
     if kind == "beside":
         return Beside()
-    return nn.InstanceNorm2d(channels, affine=kind == "instance_affine")
+    return InstanceNorm2d(channels, affine=kind == "instance_affine")
 
 
 def inverse_root(covariances: Tensor, *, iterations: int) -> Tensor:

@@ -121,7 +121,7 @@ def test_processes_that_are_started_again_meet_anew(nodes: int, tmp_path: Path) 
     (tmp_path / "meets.py").write_text(MEETS)
     done = launch_nodes(nodes, [str(tmp_path / "meets.py"), str(tmp_path / "marker")], restarts=1)
     assert not any(node.returncode for node in done), [node.stderr[-3000:] for node in done]
-    assert "".join(node.stdout for node in done).split() == ["met", "met"]
+    assert "".join(node.stdout for node in done).count("met") == 2  # two processes, whose lines may mix
 
 
 def test_a_node_whose_torchrun_ended_first_is_one_sentence_of_the_other(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_a_scaled_step_in_float16() -> None:
         optimizer.zero_grad()
         with torch.autocast("cuda", dtype=torch.float16):
             output: SegmentorOutput = network(images)
-        assert output.fused.dtype == torch.float16
+        assert output.aux is not None and output.aux.dtype == torch.float16
         total = criterion.total(criterion(output.float(), labels.long(), edges, whiten=False))
         assert total.isfinite()
         scaler.scale(total * factor).backward()
