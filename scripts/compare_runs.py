@@ -11,10 +11,8 @@ import csv
 import io
 import json
 import re
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
@@ -29,7 +27,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("paths", nargs="+", type=Path, metavar="FOLDER", help="run folders, or scores.json files")
     parser.add_argument("--against", default="", metavar="METHOD", help="what differences are taken from [the first]")
     parser.add_argument("--checkpoint", default="last", metavar="NAME", help="last, best_source or best_TARGET")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the tables too: FILE.md, .html, .csv or .tex")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write FILE.md, .html, .csv or .tex too, or plot FILE.png",
+    )
     return parser
 
 
@@ -38,35 +41,24 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from datasets.labels import CLASS_NAMES
-from evaluation.metrics import score
+from evaluation.bootstrap import Place, Places, image_interval
 from evaluation.page import template
 from evaluation.report import PER_IMAGE_FILE
 from utils.files import read_whole, write_text
 from utils.logs import write_line
+from utils.pictures import new_figure, save_png
+from utils.pictures import render as render_figure
 from utils.tables import format_table, no_formula
 
 UNSEEN = "mean over targets"
-SUFFIXES = (".md", ".html", ".csv", ".tex")
+SUFFIXES = (".md", ".html", ".csv", ".tex", ".png")
 LEVEL = 0.05
 NOTE = "Mean IoU in %, mean ± deviation over seeds."
 DIFFERENCE_NOTE = """Bold: the best mean of a column; †: p < 0.05. Differences in points, paired by seed. p: paired
 t-test over seeds, two-sided, not corrected for several comparisons; - below two seeds or without spread."""
 INTERVAL_NOTE = """95 % over images, of a mean in brackets: percentile bootstrap, 1,000 draws of each domain's images,
 the same for all methods and seeds. It holds for these weights: what another seed would change is not in it."""
-RESAMPLES = 1000
 Scores = dict[str, dict[str, dict[int, float]]]  # method -> column (a domain and split) -> seed -> mean IoU, a fraction
-
-
-class Place(NamedTuple):
-    """Where the counts of single images are: a file of --per_image, a domain in it, the scored classes' names."""
-
-    file: Path
-    domain: str
-    classes: tuple[str, ...]
-
-
-Places = dict[tuple[str, str, int], Place]  # of method, column and seed
 
 
 def read_scores(paths: Sequence[Path], *, checkpoint: str) -> tuple[Scores, dict[str, bool], Places]:
@@ -252,32 +244,6 @@ def _numbers(mean: Mean) -> list[float | None]:
     return [len(mean.values), value, mean.deviation, *(mean.interval or (None, None))]
 
 
-def image_interval(places: Places, keys: Sequence[Sequence[tuple[str, str, int]]]) -> tuple[float, float] | None:
-    """Return the 95 % interval over resampled images of a mean over cells, or of a mean difference of pairs of them.
-
-    None where a cell lacks the counts of its images. `keys` has per cell its method, column and seed, alone or paired.
-    """
-    if not keys or not all(key in places for pair in keys for key in pair):
-        return None
-    values = [
-        [resampled_scores(places[key], column=key[1]) for key in pair] for pair in keys
-    ]  # (cells,1 or 2,RESAMPLES)
-    means = np.mean(values, axis=0)
-    low, high = np.percentile(means[0] - means[1:].sum(axis=0), (2.5, 97.5))
-    return float(low), float(high)
-
-
-@cache
-def resampled_scores(place: Place, *, column: str) -> np.ndarray[Any, Any]:
-    """Return the mean IoU of each of RESAMPLES draws with replacement of all images; a column has its own draws."""
-    with np.load(place.file, allow_pickle=False) as content:
-        counts = content[f"{place.domain}/confusion"].astype(np.float64)  # (N,C,C)
-    number, classes = len(counts), [CLASS_NAMES.index(name) for name in place.classes]
-    draws = np.random.default_rng(zlib.crc32(column.encode())).multinomial(number, [1 / number] * number, RESAMPLES)
-    totals = (draws @ counts.reshape(number, -1)).reshape(RESAMPLES, *counts.shape[1:])
-    return np.array([score(total, CLASS_NAMES, classes=classes).mean_iou for total in totals])
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     if args.out is not None and args.out.suffix not in SUFFIXES:
@@ -293,10 +259,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = Comparison(scores, columns, places, (args.against or methods[0]) if len(methods) > 1 else "")
     tables = [found.mean_table(), *([found.difference_table()] if found.others else [])]
     note = "\n".join([NOTE, *([DIFFERENCE_NOTE] if found.others else []), *([INTERVAL_NOTE] if places else [])])
-    if args.out is not None:
+    if args.out is not None and args.out.suffix == ".png":
+        save_png(render_figure(plot(found)), args.out)
+    elif args.out is not None:
         write_text(args.out, render(found, tables, note, suffix=args.out.suffix))
     plain = [[[cell.replace("**", "") for cell in line] for line in table] for table in tables]
     write_line("\n\n".join([*map(format_table, plain), note]))
+
+
+def plot(found: Comparison) -> Any:
+    """Return a figure of each target, and their mean, against the source: means and deviations over seeds.
+
+    Without a source the first column takes its place.
+    """
+    source = next((column for column, is_target in found.columns.items() if not is_target), found.shown[0])
+    others = [column for column in found.shown if column != source] or [source]
+    figure = new_figure(4.2 * len(others), 4.2)
+    panels = figure.subplots(1, len(others), squeeze=False)[0]
+    for panel, column in zip(panels, others, strict=True):
+        for number, method in enumerate(found.scores):
+            across, up = (found.mean(method, name) for name in (source, column))
+            if across.values and up.values:
+                spread = [100 * (mean.deviation or 0) for mean in (across, up)]
+                values = [100 * fmean(mean.values) for mean in (across, up)]
+                label = f"{method} ({len(up.values)})"
+                style = {"fmt": "osD^vPX*"[number % 8], "capsize": 3, "label": label}
+                panel.errorbar(*values, xerr=spread[0], yerr=spread[1], **style)
+        panel.set(title=column, xlabel=f"{source}: mean IoU in %")
+    panels[0].set_ylabel("mean IoU in %")
+    handles, labels = panels[0].get_legend_handles_labels()
+    title = "mean and deviation over seeds (their number)"
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), title=title, frameon=False)
+    return figure
 
 
 def render(found: Comparison, tables: Sequence[Sequence[Sequence[str]]], note: str, *, suffix: str) -> str:

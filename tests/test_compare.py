@@ -97,6 +97,20 @@ def test_tables_for_papers_and_pages(runs: Path, suffix: str, words: str, best: 
         assert "±" not in "".join(line for line in text.splitlines() if not line.startswith("%"))
 
 
+def test_a_picture_of_targets_against_the_source(runs: Path) -> None:
+    scores, columns, places = compare.read_scores([runs], checkpoint="last")
+    figure = compare.plot(compare.Comparison(scores, columns, places, "base"))
+    panels = {panel.get_title(): panel for panel in figure.axes}
+    assert list(panels) == ["far", "night", "own test (source)", "mean over targets"]
+    base, diia = (container.lines for container in panels["mean over targets"].containers)
+    assert base[0].get_xydata() == pytest.approx(np.array([[50, 25]]))
+    assert diia[0].get_xydata() == pytest.approx(np.array([[60, 100 * (0.22 + 0.30 + 0.37) / 3]]))
+    (_, low), (_, high) = base[2][1].get_segments()[0]  # of one deviation up and down
+    assert (low, high) == pytest.approx((15, 35))
+    compare.main([str(runs), "--out", str(runs / "picture.png")])
+    assert (runs / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_table_for_programs(runs: Path) -> None:
     write_scores(runs, "=1+1", 0, own=0.1, far=0.1, night=0.1)
     compare.main([str(runs), "--against", "base", "--out", str(runs / "table.csv")])
@@ -152,7 +166,7 @@ def test_what_cannot_be_compared_is_said(runs: Path, tmp_path_factory: pytest.Te
         ([str(runs / "none")], "no scores.json there"),
         ([str(runs), "--checkpoint", "best_far"], "--checkpoint best_far: none of the 9 score files"),
         ([str(runs), "--against", "dia"], "did you mean 'diia'"),
-        ([str(runs), "--out", "table.doc"], "--out table.doc: must end with .md, .html, .csv, .tex"),
+        ([str(runs), "--out", "table.doc"], "--out table.doc: must end with .md, .html, .csv, .tex, .png"),
         ([str(again), "--against", "diia"], "there is one method only, base"),
         ([str(write_scores(other / "empty", "is", 0, far=None))], "far has no labelled pixel"),
     ):

@@ -240,4 +240,5 @@ def edge_target(images: Tensor, *, magnitude: bool = False) -> Tensor:
         strength = torch.hypot(sobel, (down[..., :-2] + down[..., 2:]).add_(down[..., 1:-1], alpha=2))
         deviation, mean = torch.std_mean(strength, dim=(1, 2), keepdim=True)
         return (strength * (255 / (mean + 3 * deviation).clamp(min=1))).clamp_(max=255)
-    return sobel.div_(1000).round_().abs_().clamp_(max=255)
+    thousand = sobel.new_full((), 1000)  # as a plain number a GPU would multiply by its rounded reciprocal
+    return sobel.div_(thousand).round_().abs_().clamp_(max=255)
