@@ -180,7 +180,8 @@ def residual_sum(block: Any, maps: Tensor) -> Tensor:
     out = block.bn2(block.conv2(F.relu(block.bn1(block.conv1(maps)), inplace=True)))
     if hasattr(block, "conv3"):
         out = block.bn3(block.conv3(F.relu(out, inplace=True)))
-    return out + (maps if block.downsample is None else block.downsample(maps))
+    out += maps if block.downsample is None else block.downsample(maps)
+    return out
 
 
 def _dilate(stage: Iterable[nn.Module], dilation: int, *, whole: bool) -> None:

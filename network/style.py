@@ -84,7 +84,8 @@ def instance_norm(
     if maps.is_contiguous() or not maps.is_contiguous(memory_format=torch.channels_last):
         return F.instance_norm(maps, weight=weight, bias=bias, eps=eps)
     options: dict[str, Any] = {"weight": weight, "bias": bias, "training": True, "eps": eps}
-    return torch.cat([F.batch_norm(image, None, None, **options) for image in maps.split(1)])
+    normalised = [F.batch_norm(image, None, None, **options) for image in maps.split(1)]
+    return torch.cat(normalised) if len(normalised) > 1 else normalised[0]
 
 
 class Beside(nn.Identity):
