@@ -144,10 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             network, flag = model.network, f"--submit {args.submit} needs" if args.submit else "--write"
             what = f"the method {network.method.name}" if isinstance(network, Segmentor) else args.weights
             raise UserError(f"{flag} {' '.join(missing)}: {what} has none; leave it out")
-        # Two side by side on a CPU, each with half of torch's threads, which wait for each other less and for no file.
-        batches = 2 if device.type == "cpu" and torch.get_num_threads() > 1 else 1
-        torch.set_num_threads(torch.get_num_threads() // batches)
-        predict = partial(_predicted, model, names=wanted, batch_size=args.bs_mult_val, batches=batches)
+        predict = predictor(model, names=wanted, batch_size=args.bs_mult_val)
         share = slice(distributed.rank(), None, distributed.world_size())
         failed = segment_images([job for job in jobs if not job.is_video][share], predict, writer)
         for job in [job for job in jobs if job.is_video][share]:
@@ -207,6 +204,16 @@ def find_jobs(inputs: Sequence[str], writer: Writer, *, force: bool) -> list[Job
         more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
         raise UserError(f"{existing[0]}{more}: exists already; name another folder with --out, or add --force")
     return jobs
+
+
+def predictor(model: Model, *, names: set[str], batch_size: int) -> Callable[..., Any]:
+    """Return what yields every image with its source and its maps; torch has half of its threads from then on a CPU.
+
+    There two batches are in the network side by side, whose threads wait for each other less, and for no file.
+    """
+    batches = 2 if model.device.type == "cpu" and torch.get_num_threads() > 1 else 1
+    torch.set_num_threads(torch.get_num_threads() // batches)
+    return partial(_predicted, model, names=names, batch_size=batch_size, batches=batches)
 
 
 def _predicted(

@@ -19,14 +19,15 @@ from utils.files import atomic_path
 from utils.logs import write_line
 from utils.tables import format_table
 
-COMPUTING = ("step", "eval", "statistics", "layout", "appearance")
+COMPUTING = ("step", "eval", "statistics", "layout", "predict", "appearance")
 READING = ("worker", "data", "startup")
 TABLES = ("roofline", "scaling")
 DETAILS = (
-    "Names: step, eval, statistics, layout, appearance (of a batch, on the device), worker (sample of a loader's "
-    "worker), data (labels, decoders), startup; roofline (floor of every part of a step and an evaluation from counted "
-    "operations and the measured rates of the machine), scaling (1, 2 and 4 processes, and from these a computed table "
-    "of 8 to 256 GPUs). 'eval: 512' takes the rows of eval that begin so. Without names all but the last two are timed."
+    "Names: step, eval, statistics, layout, predict (own images), appearance (of a batch, on the device), worker "
+    "(sample of a loader's worker), data (labels, decoders), startup; roofline (floor of every part of a step and an "
+    "evaluation from counted operations and the measured rates of the machine), scaling (1, 2 and 4 processes, and "
+    "from these a computed table of 8 to 256 GPUs). 'eval: 512' takes the rows of eval that begin so. Without names "
+    "all but the last two are timed."
 )
 
 

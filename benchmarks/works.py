@@ -1,4 +1,4 @@
-"""The works of `python -m benchmarks` that compute: training step, evaluation, ISW's statistics, coarse layout.
+"""The works of `python -m benchmarks` that compute: step, evaluation, ISW's statistics, coarse layout, own images.
 
 The networks have random weights. A plain work is the same one done by `benchmarks.plain` on the same inputs.
 """
@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import io
+import tempfile
 from collections.abc import Sequence
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
 import config
+import predict
 from benchmarks import Row, Work, plain
+from datasets.codec import read_photo
 from datasets.domains import BUILTIN
 from datasets.labels import NUM_CLASSES
 from datasets.loaders import EvaluationLoader
@@ -26,14 +31,17 @@ from datasets.sampling import sample_rng
 from datasets.segmentation import EvaluationSample
 from datasets.splits import Pair, Split
 from evaluation import build_evaluator
+from evaluation.protocols import Inference
+from inference import Model
 from loss import Criterion, MaskStatistics, build_criterion
 from network import Segmentor, build_network
 from network.layout import coarse_layout
 from network.scoring import scoring_copy
 from optimizer import build_optimizer
 from transforms.appearance import MEAN, STD, edge_target
-from transforms.build import build_appearance, build_appearance_sampler
+from transforms.build import build_appearance, build_appearance_sampler, build_normalisation
 from utils.memory import keep_freed_memory
+from utils.parallel import cores
 from utils.precision import autocast_dtype
 
 # The published recipe, at a rate with which random labels cannot make the weights diverge.
@@ -163,6 +171,31 @@ def appearance(batch: int, size: int, device: torch.device) -> Work:
         yield apply(images, params), edge_target(images)
 
 
+def prediction(number: int, device: torch.device, flags: Sequence[str], *, plainly: bool = False) -> Work:
+    """What predict.py does with a folder of JPEGs of 640x480, once its weights are loaded; plainly one by one.
+
+    MobileNetV2 with ISW; train ids and overlays are written.
+    """
+    network, cfg = make_network(device, ("--method", "isw", "--backbone", "mobilenet_v2", *flags))
+    dtype = autocast_dtype(device, amp=cfg.OPTIM.AMP)
+    model = Model(scoring_copy(network), build_normalisation(cfg), device, dtype, Inference())
+    with tempfile.TemporaryDirectory() as folder:
+        rng, jobs = np.random.default_rng(0), []
+        for name in map(str, range(number)):
+            jobs.append(predict.Job(Path(folder, f"{name}.jpg"), name))
+            field = Image.fromarray(rng.integers(0, 256, (15, 20, 3), np.uint8))
+            field.resize((640, 480), Image.Resampling.BICUBIC).save(jobs[-1].path)
+        kinds = {kind: f"{kind}/{{path}}.png" for kind in ("train_ids", "overlay")}
+        writer = predict.Writer(Path(folder, "out"), kinds, opacity=0.5, threads=min(cores(), 8))
+        predicted = predict.predictor(model, names={"labels"}, batch_size=1) if not plainly else None
+        while True:
+            for job in jobs if plainly else ():
+                image = read_photo(str(job.path))
+                writer.save((job, image, {"labels": model.segment(image)}))
+            with contextlib.redirect_stderr(io.StringIO()):  # the bar
+                yield predicted and predict.segment_images(jobs, predicted, writer)
+
+
 def make_rows(device: torch.device, *, flags: Sequence[str], tiny: bool) -> dict[str, Row]:
     """Return the rows of these works; `flags` are further ones of train.py for ours."""
 
@@ -179,6 +212,9 @@ def make_rows(device: torch.device, *, flags: Sequence[str], tiny: bool) -> dict
     batch, size = (2, 64) if tiny else (8, 768)
     both = [partial(layout, batch, size, device, plainly=plainly) for plainly in (False, True)]
     rows[f"layout: {batch} x {size}x{size}"] = Row(both[0], both[1], alone=True)
+    number = 3 if tiny else 24
+    both = [partial(prediction, number, device, flags, plainly=plainly) for plainly in (False, True)]
+    rows[f"predict: {number} JPEGs of 640x480, train ids and overlays"] = Row(both[0], both[1], alone=True)
     for batch, size in ((2, 64),) if tiny else ((2, 256), (8, 768)):
         name = f"appearance: colour, blur, normalisation, edges, {batch} x {size}x{size}"
         rows[name] = Row(partial(appearance, batch, size, device))
