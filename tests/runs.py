@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +26,8 @@ from utils import checkpoint
 from utils.runs import Start
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["train", "valid", "predict", "tests.runs"])
 
 
 @contextmanager
@@ -108,24 +113,45 @@ def save_random(path: Path, *flags: str) -> Segmentor:
 
 
 def launch(
-    program: str,
-    arguments: list[str],
-    *,
-    processes: int = 0,
-    check: bool = True,
-    launcher: str = "torch.distributed.run",
+    program: str, arguments: list[str], *, processes: int = 0, check: bool = True, launcher: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program in a fresh process, or under torchrun with several."""
-    command = [sys.executable]
-    if processes:
-        command += ["-m", launcher, f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
+    """Run a program in a process of its own or in several, by a launcher or, sooner, as forks of one that has torch."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*command, str(REPOSITORY / program), *arguments],
-        capture_output=True, text=True, cwd=REPOSITORY, env=environment, timeout=600, check=False,
-    )  # fmt: skip
+    words = [str(REPOSITORY / program), *arguments]
+    group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    if launcher:
+        command = [sys.executable, "-m", launcher, f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
+        done = subprocess.run(
+            [*command, *words],
+            capture_output=True, text=True, cwd=REPOSITORY, env=environment, timeout=600, check=False,
+        )  # fmt: skip
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            written = [Path(folder, name) for name in ("stdout", "stderr")]
+            running = []
+            for rank in map(str, range(max(processes, 1))):
+                own = {**environment, **({**group, "RANK": rank, "LOCAL_RANK": rank} if processes else {})}
+                running.append(FORKS.Process(target=_run_fork, args=(words, own, written)))
+                running[-1].start()
+            for process in running:
+                process.join(timeout=300)
+                process.kill()
+                process.join()
+            code = next((process.exitcode for process in running if process.exitcode), 0)
+            done = subprocess.CompletedProcess(words, code, *(path.read_text() for path in written))
     assert not check or done.returncode == 0, done.stderr[-4000:]
     return done
+
+
+def _run_fork(words: list[str], environment: dict[str, str], written: list[Path]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(1)  # OMP_NUM_THREADS was read when torch was imported
+    for number, path in enumerate(written, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)
+    os.chdir(REPOSITORY)
+    sys.argv = words
+    runpy.run_path(words[0], run_name="__main__")
 
 
 def free_port() -> int:

@@ -67,7 +67,7 @@ def straight(small_camvid: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def arguments(camvid: Path, out: Path, *more: str) -> list[str]:
-    return resumable(camvid, out, "--method", "isw", "--backbone", "mobilenet_v2", "--save_interval", "0", *more)
+    return resumable(camvid, out, "--method", "isw", "--backbone", "timm/test_resnet", "--save_interval", "0", *more)
 
 
 def assert_same_run(expected: Path, found: Path) -> None:
@@ -118,13 +118,16 @@ def test_processes_end_at_the_same_step_when_one_gets_the_signal(
 ) -> None:
     flags = {name: arguments(small_camvid, tmp_path / name, "--bs_mult", "1") for name in ("straight", "out")}
     launch("train.py", flags["straight"], processes=2)
-    for place, step in (("train.train_step 1", 1), ("evaluation.evaluator.confusion_matrix 2", 2)):
+    for place, step, launcher in (
+        ("train.train_step 1", 1, "scripts.launch"),
+        ("evaluation.evaluator.confusion_matrix 2", 2, ""),
+    ):
         done = launch(
             signalled,
             ["train", *place.split(), "SIGUSR1", "1", *flags["out"], "--resume", "auto"],
             processes=2,
             check=False,
-            launcher="scripts.launch",
+            launcher=launcher,
         )
         assert done.returncode == TRY_AGAIN, done.stderr
         assert done.stderr.count("stopped by SIGUSR1; start again") >= 2, "on every process"
@@ -174,7 +177,7 @@ def test_scores_are_written_whole_or_not_at_all(
     flags += ["--device", "cpu", "--num_workers", "0", "--opts", f"DATASET.CAMVID_DIR={small_camvid}"]
     place = ["evaluation.evaluator.confusion_matrix", "2", "SIGTERM", "1"]
     for processes in (0, 2):
-        done = launch(signalled, ["valid", *place, *flags], check=False, processes=processes, launcher="scripts.launch")
+        done = launch(signalled, ["valid", *place, *flags], check=False, processes=processes)
         assert done.returncode == TRY_AGAIN, done.stderr
         assert "stopped by SIGTERM; start again to go on (exit code 75)" in done.stderr
         assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
