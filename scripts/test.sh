@@ -17,4 +17,4 @@ if [[ -z ${DIIA_OLDEST:-} ]]; then
   "$python" -m mypy .
 fi
 workers=$("$python" -c 'import os; print(min(4, os.cpu_count() or 1))') # every worker holds a network or two
-exec "$python" -m pytest -q -n "$workers" --dist loadfile --durations=15 "$@"
+exec "$python" -m pytest -q -n "$workers" --dist loadfile --no-loadscope-reorder --durations=15 "$@"
