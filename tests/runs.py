@@ -52,7 +52,7 @@ def train_arguments(camvid: Path, out: Path, *more: str) -> list[str]:
         *("--max_iter", "4", "--clusters", "3", "--trials", "1", "--stat_images", "2", "--val_interval", "0"),
         *("--pictures", "1", "--log_interval", "1", "--color_aug", "0.5", "--gblur"),
         *("--ckpt", str(out), "--tb_path", str(out), "--date", "d", "--exp", "e"),
-        *("--centroid_cache", str(out / "cache"), "--backbone", "resnet18"),
+        *("--centroid_cache", str(out / "cache"), "--backbone", "timm/test_resnet"),
         *("--opts", f"DATASET.CAMVID_DIR={camvid}"),
         *more,
     ]

@@ -42,7 +42,7 @@ def run_two(code: str) -> list[subprocess.CompletedProcess[str]]:
         running.append(
             subprocess.Popen(
                 command, cwd=REPOSITORY, env={**os.environ, **group, "OMP_NUM_THREADS": "1"}, text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             )
         )  # fmt: skip
     done = []
@@ -62,7 +62,7 @@ def test_the_others_of_a_process_that_died_end_with_a_sentence() -> None:
 
 
 def test_a_collective_that_hangs_ends_with_a_sentence() -> None:
-    alone, hanging = run_two("time.sleep(12) if number else distributed.all_max(1)")
+    alone, hanging = run_two("sys.stdin.read() if number else distributed.all_max(1)")
     assert alone.returncode == 2 and "within --dist_timeout" in alone.stderr, alone.stderr
     assert hanging.returncode in (1, 2)
 
@@ -79,12 +79,8 @@ def test_a_process_of_a_run_with_another_seed_ends_it(small_camvid: Path, tmp_pa
         f"import os, sys; sys.path.insert(0, {str(REPOSITORY)!r}); sys.argv += ['--seed', os.environ['RANK']]\n"
         "import train; from utils.errors import run_entry_point; run_entry_point(train.main)"
     )
-    flags = train_arguments(small_camvid, tmp_path / "out", "--method", "base", "--backbone", "mobilenet_v2")
-    command = [sys.executable, "-m", "scripts.launch", "--nproc_per_node=2", f"--master_port={free_port()}"]
-    done = subprocess.run(
-        [*command, str(program), *flags], cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+    flags = train_arguments(small_camvid, tmp_path / "out", "--method", "base")
+    done = launch(str(program), flags, processes=2, check=False)
     assert done.returncode == 2 and not (tmp_path / "out").exists(), done.stderr
     assert done.stderr.count("error: process 1 runs with another RUN.SEED: 1 instead of 0") == 2
 
@@ -102,7 +98,9 @@ def test_a_lack_of_shared_memory_is_one_sentence(words: str) -> None:
 
 
 def test_a_folder_has_one_run_at_a_time(small_camvid: Path, tmp_path: Path) -> None:
-    flags = train_arguments(small_camvid, tmp_path, "--method", "base", "--backbone", "mobilenet_v2", "--max_iter", "1")
+    flags = train_arguments(
+        small_camvid, tmp_path, "--method", "base", "--backbone", "timm/test_resnet", "--max_iter", "1"
+    )
     train.main(flags)
     folder = run_folder(tmp_path)
     before = (folder / "last.pth").stat().st_mtime_ns
@@ -172,7 +170,7 @@ def wait_for_end(processes: list[int], *, within: float) -> float:
 @pytest.mark.parametrize("processes", [0, 2])
 def test_nothing_stays_behind_a_launcher_that_was_killed(processes: int, small_camvid: Path, tmp_path: Path) -> None:
     """Neither processes nor their loaders' workers; what was trained is saved where a launcher was killed."""
-    flags = train_arguments(small_camvid, tmp_path, "--method", "base", "--backbone", "timm/test_resnet")
+    flags = train_arguments(small_camvid, tmp_path, "--method", "base")
     flags += ["--max_iter", "100000", "--num_workers", "2", "--bs_mult", "1"]
     launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
     with (
@@ -262,7 +260,7 @@ def test_the_sentence_of_a_hang_names_process_and_step(small_camvid: Path, tmp_p
         "    return step(run, *rest)\n"
         "train.train_step = hang; run_entry_point(train.main)"
     )
-    flags = train_arguments(small_camvid, tmp_path / "out", "--method", "base", "--backbone", "timm/test_resnet")
+    flags = train_arguments(small_camvid, tmp_path / "out", "--method", "base")
     done = launch(str(program), [*flags, "--bs_mult", "1", "--dist_timeout", "6"], processes=2, check=False)
     sentence = "process 0 at step 2: another process of this run has not answered within --dist_timeout"
     assert sentence in done.stderr.replace("error: ", ""), done.stderr[-3000:]

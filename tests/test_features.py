@@ -30,7 +30,7 @@ from utils import pictures
 from utils.errors import UserError
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3)).astype(np.uint8)
-TINY = ("--backbone", "resnet18", "--test_mode", "--max_iter", "2", "--val_interval", "1")
+TINY = ("--test_mode", "--max_iter", "2", "--val_interval", "1")
 MERGED = np.arange(256, dtype=np.uint8)
 
 

@@ -136,7 +136,8 @@ def test_synchronised_batch_norm_on_one_process(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("amp", ["off", "fp16", "bf16", "auto"])
 def test_a_short_training(small_camvid: Path, tmp_path: Path, amp: str) -> None:
-    train.main(train_arguments(small_camvid, tmp_path, "--device", "cuda", "--num_workers", "2", "--amp", amp))
+    flags = ("--backbone", "resnet18", "--device", "cuda", "--num_workers", "2", "--amp", amp)
+    train.main(train_arguments(small_camvid, tmp_path, *flags))
     folder = run_folder(tmp_path)
     assert read_weights(folder / "last.pth")["progress"]["step"] == 4
     losses = [row["loss/train_loss"] for row in read_history(folder / "history.jsonl") if "loss/train_loss" in row]

@@ -30,7 +30,7 @@ from tests.runs import run_folder, train_arguments
 from utils.pictures import Picture, colorize
 
 EVIL = "<script>alert(1)</script>"
-SMALL = ("--backbone", "mobilenet_v2", "--output_stride", "16", "--pictures", "0")
+SMALL = ("--backbone", "timm/test_resnet", "--pictures", "0")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 

@@ -56,7 +56,7 @@ def test_two_processes_make_the_gradients_of_one_with_the_doubled_batch(trained:
         expected, found = state["momentum_buffer"], two["optimizer"]["state"][index]["momentum_buffer"]
         moved += bool(expected.abs().max() > 0)
         assert float((found - expected).norm()) <= 1e-4 * float(expected.norm()) + 1e-9, index
-    assert moved > 90
+    assert moved > 70
     for part in ("network", "average"):
         for name, value in one[part].items():
             torch.testing.assert_close(two[part][name], value, rtol=1e-4, atol=1e-6)

@@ -141,7 +141,7 @@ def test_a_signal_to_all_processes_ends_the_run_between_steps(
     launcher: bool, number: signal.Signals, small_camvid: Path, tmp_path: Path
 ) -> None:
     """As a scheduler sends it: to the launcher, the run and its loaders' workers."""
-    flags = train_arguments(small_camvid, tmp_path, "--method", "base", "--backbone", "mobilenet_v2")
+    flags = train_arguments(small_camvid, tmp_path, "--method", "base")
     flags += ["--max_iter", "100000", "--num_workers", "2"]
     command = [sys.executable, *(["-m", "scripts.launch", "--nproc_per_node=1", "--standalone"] if launcher else [])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

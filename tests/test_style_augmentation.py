@@ -366,7 +366,7 @@ def test_advstyle_trains_on_plain_and_on_harder_images(
     if scaled:
         scaler = torch.amp.GradScaler
         monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, init_scale=1024.0))
-    plain = ("--method", "base", "--backbone", "resnet18", "--scale_min", "1", "--clip_grad_norm", "1e9")
+    plain = ("--method", "base", "--scale_min", "1", "--clip_grad_norm", "1e9")
     torch.manual_seed(0)
     run = build_run(train_arguments(full_camvid, tmp_path, *plain, "--advstyle", "0.1"))
     run.model.eval()  # batch norm would see another batch, dropout other masks
@@ -408,7 +408,7 @@ def test_advstyle_reaches_the_images_through_a_frozen_backbone(full_camvid: Path
 
 SINGLE = (
     *("--advstyle", "0.5", "--randaugment", "9", "--randconv", "0.5", "--randconv_repeats", "3"),
-    *("--label_smoothing", "0.1", "--backbone", "resnet18"),
+    *("--label_smoothing", "0.1"),
 )
 MIXING = ("--mixstyle", "0.7", "--fda", "0.1")
 

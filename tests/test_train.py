@@ -93,7 +93,7 @@ def test_a_run_leaves_what_it_was_made_with(straight: Path) -> None:
     assert {"torch", "git", "python"} <= json.loads((straight / "versions.json").read_text()).keys()
     log = (straight / "log.txt").read_text()
     assert f"run folder {straight}" in log
-    for word in ("built", "DIIA", "ISW", "recipe", "4 per step, 2 steps per epoch", "whitening masks keep"):
+    for word in ("built", "DIIA", "ISW", "4 per step, 2 steps per epoch", "whitening masks keep"):
         assert word.lower() in log.lower(), word
 
 
@@ -119,7 +119,7 @@ def test_restoring_a_snapshot_continues_in_a_new_folder(straight: Path, small_ca
 
 
 def test_accumulated_batches_give_the_gradients_of_one(full_camvid: Path, tmp_path: Path) -> None:
-    plain = ("--method", "base", "--backbone", "resnet18", "--scale_min", "1.0")  # no pixel is ignored
+    plain = ("--method", "base", "--scale_min", "1.0")  # no pixel is ignored
     arguments = train_arguments(full_camvid, tmp_path, *plain)
     torch.manual_seed(0)  # the weights
     run = build_run(arguments)
@@ -198,7 +198,7 @@ def test_a_resume_on_other_images_is_refused_until_it_is_asked_for(
 
 
 MODERN = (
-    *("--method", "base", "--backbone", "mobilenet_v2", "--optimizer", "adamw", "--lr", "0.001"),
+    *("--method", "base", "--backbone", "timm/test_resnet", "--optimizer", "adamw", "--lr", "0.001"),
     *("--clip_grad_norm", "0.5", "--ema_decay", "0.5", "--ohem_thresh", "0.9", "--ohem_min_kept", "500"),
     *("--lr_schedule", "scl-poly", "--rlx_off_iter", "1", "--rescale", "0.7", "--save_interval", "1"),
     *("--backbone_lr", "0.5", "--layer_decay", "0.9", "--warmup_iters", "3", "--no_norm_decay"),
@@ -246,7 +246,7 @@ def test_gradients_are_scaled_down_to_the_limit(
     """A GPU's float16 scales the loss; the limit is on the gradient itself all the same."""
     if scaled:
         monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: REAL_SCALER(device, init_scale=1024.0))
-    small = ("--method", "base", "--backbone", "mobilenet_v2", "--max_iter", "1", "--weight_decay", "0")
+    small = ("--method", "base", "--backbone", "timm/test_resnet", "--max_iter", "1", "--weight_decay", "0")
     train.main(train_arguments(small_camvid, tmp_path, *small, "--clip_grad_norm", "0.01", "--val_dataset"))
     (line,) = [line for line in read_history(run_folder(tmp_path) / "history.jsonl") if "optim/grad_norm" in line]
     states = read_weights(run_folder(tmp_path) / "last.pth")["optimizer"]["state"].values()
@@ -270,7 +270,7 @@ def test_what_is_wrong_with_evaluated_data_stands_beside_its_scores(small_camvid
     shutil.copytree(small_camvid, data)
     train_image, val_image = (sorted((data / split).iterdir())[0] for split in ("train", "val"))
     shutil.copy(train_image, val_image)
-    few = ("--method", "base", "--backbone", "mobilenet_v2", "--max_iter", "1")
+    few = ("--method", "base", "--backbone", "timm/test_resnet", "--max_iter", "1")
     train.main(train_arguments(data, tmp_path / "out", *few))
     (row,) = json.loads((run_folder(tmp_path / "out") / "scores" / "scores.json").read_text())["domains"]
     (sentence,) = row["findings"]
@@ -281,7 +281,7 @@ def test_what_is_wrong_with_evaluated_data_stands_beside_its_scores(small_camvid
 def test_a_truncated_image_costs_no_step(split: str, small_camvid: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(small_camvid, data)
-    flags = ["--method", "base", "--backbone", "mobilenet_v2", "--max_iter", "6", "--val_interval", "1"]
+    flags = ["--method", "base", "--backbone", "timm/test_resnet", "--max_iter", "6", "--val_interval", "1"]
     flags += ["--no_quick_check"]
     train.main(train_arguments(data, tmp_path / "straight", *flags))
     arguments = train_arguments(data, tmp_path / "out", *flags)
@@ -332,7 +332,7 @@ def test_a_step_that_was_cut_short_is_not_saved_but_told(
 
     monkeypatch.setattr(train, "add_gradient", dies)
     with pytest.raises((type(error), UserError)):
-        train.main(train_arguments(small_camvid, tmp_path, "--method", "base", "--backbone", "mobilenet_v2"))
+        train.main(train_arguments(small_camvid, tmp_path, "--method", "base"))
     last = (run_folder(tmp_path) / "log.txt").read_text().splitlines()[-1]
     assert f" E {sentence}" in last
     assert not (run_folder(tmp_path) / "last.pth").exists()
@@ -393,7 +393,9 @@ def test_a_batch_of_one_trains_and_waiting_for_data_is_told(
 
 @pytest.mark.parametrize("method", ["sw", "diia-no-edge"])
 def test_other_rows_train_and_are_known_again(method: str, small_camvid: Path, tmp_path: Path) -> None:
-    train.main(train_arguments(small_camvid, tmp_path, "--method", method, "--max_iter", "2", "--val_limit", "1"))
+    flags = ("--method", method, "--backbone", "resnet18", "--max_iter", "2", "--val_limit", "1")
+    train.main(train_arguments(small_camvid, tmp_path, *flags))
+    assert "recipe" in (run_folder(tmp_path) / "log.txt").read_text()
     file = str(run_folder(tmp_path) / "last.pth")
     network, _, about = valid.load_network(
         config.parse(["--snapshot", file], program="valid"), read_weights(Path(file))
@@ -422,7 +424,7 @@ def test_test_mode_does_a_little_of_everything(small_camvid: Path, tmp_path: Pat
 
 
 def test_the_last_steps_are_logged_where_epochs_end_the_run(small_camvid: Path, tmp_path: Path) -> None:
-    long = ("--max_iter", "1000", "--log_interval", "3", "--backbone", "resnet18", "--method", "base")
+    long = ("--max_iter", "1000", "--log_interval", "3", "--method", "base")
     train.main(train_arguments(small_camvid, tmp_path, *long, "--max_epoch", "1", "--val_limit", "1"))
     assert read_weights(run_folder(tmp_path) / "last.pth")["progress"] == {"epoch": 1, "step_in_epoch": 0, "step": 4}
     assert re.findall(r"step (\d/\d), lr", (run_folder(tmp_path) / "log.txt").read_text()) == ["3/4", "4/4"]
@@ -446,7 +448,7 @@ def test_a_crop_that_leaves_one_pixel_is_refused_at_the_start(
 ) -> None:
     crop, batch, stride = flags.split()
     sizes = ("--crop_size", crop, "--bs_mult", batch, "--output_stride", stride)
-    arguments = train_arguments(small_camvid, tmp_path, "--backbone", "mobilenet_v2", "--method", "base", *sizes)
+    arguments = train_arguments(small_camvid, tmp_path, "--method", "base", *sizes)
     if refused:
         with pytest.raises(UserError, match="--crop_size 32 is too small for the output stride 32 with --bs_mult 1"):
             train.main(arguments)
