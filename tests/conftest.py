@@ -50,6 +50,15 @@ def _no_weights_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
             file.unlink()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_curves(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leave the curves out of every run's page, a fifth of a short run; an error in them ends no run anyway."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.module.__name__ != "tests.test_page":
+            patch.setattr("evaluation.page.history_curves", lambda _: [])
+        yield
+
+
 def make_camvid(
     root: Path, *, train: int = 8, val: int = 5, size: tuple[int, int] = (96, 128), ignored: bool = True
 ) -> Path:
