@@ -23,8 +23,8 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
 def upsample_logits(logits: Tensor, size: Sequence[int]) -> Tensor:
     """Do the same with a few channels that a loss reads; on a GPU the result is float32, whatever their type.
 
-    torch's backward pass there adds a gradient pixel by pixel: 10 ms for 8 x 19 x 768 x 768 where the products of two
-    small matrices take 0.5, which add in the same order every time.
+    torch's backward pass there adds a gradient pixel by pixel: 10 ms for 8 x 19 x 768 x 768, where products with two
+    small matrices take less than one and add in the same order every time.
     """
     return _resized_by_matrices(logits, size) if logits.device.type == "cuda" else resize(logits, size)
 
