@@ -258,6 +258,27 @@ def test_the_warm_up_is_linear_and_multiplies_the_schedule(schedule: str) -> Non
     assert rates(cfg, steps=8) == pytest.approx([rate * share for rate, share in zip(plain, shares, strict=True)])
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_resume_lays_its_state_out_as_the_weights(name: str) -> None:
+    """A GPU's weights lie in another order than a CPU's; the fused optimizers go through memory."""
+    cfg, steps = options(NAME=name), []
+    for layouts in ((torch.contiguous_format,) * 2, (torch.contiguous_format, torch.channels_last)):
+        torch.manual_seed(0)
+        network = small_network("base")
+        before = build_optimizer(cfg, network.to(memory_format=layouts[0]))
+        for parameter in network.parameters():
+            parameter.grad = torch.linspace(-1, 1, parameter.numel()).view_as(parameter)
+        before.step()
+        after = build_optimizer(cfg, network.to(memory_format=layouts[1]))
+        after.load_state_dict(before.state_dict())
+        apply_settings(cfg, network, after, build_scheduler(cfg, after))
+        for parameter in network.parameters():
+            parameter.grad = torch.empty_like(parameter).fill_(0.5)
+        after.step()
+        steps.append([parameter.detach().clone() for parameter in network.parameters()])
+    assert all(map(torch.equal, *steps))
+
+
 def test_a_resume_takes_the_rates_of_its_groups_from_its_own_command() -> None:
     network = small_network("ibn")
     cfg = options(NAME="adamw", BACKBONE_LR=0.1, NO_NORM_DECAY=True, WARMUP_ITERS=2)

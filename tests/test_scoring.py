@@ -55,6 +55,21 @@ class Shapes(TorchDispatchMode):
         return results
 
 
+@pytest.mark.parametrize("size", [(37, 53), (64, 64), (5, 90), (1, 40)])
+def test_upsampling_by_matrices_is_interpolation(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    maps = torch.randn(2, 19, 5, 7).to(memory_format=torch.channels_last)
+    ours, torchs = (maps.clone().requires_grad_() for _ in range(2))
+    found = upsampling._resized_by_matrices(ours.bfloat16(), size)
+    wanted = F.interpolate(torchs.bfloat16().float(), size, mode="bilinear", align_corners=True)
+    assert found.dtype == torch.float32 and found.is_contiguous()
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    gradient = torch.randn_like(found)
+    found.backward(gradient), wanted.backward(gradient)
+    assert ours.grad is not None and torchs.grad is not None
+    torch.testing.assert_close(ours.grad, torchs.grad, rtol=1e-2, atol=1e-2)  # both rounded to bfloat16
+
+
 @pytest.mark.parametrize("size", [(37, 53), (64, 64), (21, 90), (1, 40)])
 def test_parts_are_the_whole(many_parts: None, size: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from network import BACKBONES, Architecture, resolve_method
 from network.style import SyncSwitchWhiten2d, build_site, captured, read_codes
@@ -11,6 +12,24 @@ from tests import reference
 from utils.errors import UserError
 
 RESNET50, RESNET101 = BACKBONES["resnet50"], BACKBONES["resnet101_deep"]
+
+
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("kind", ["whiten", "instance_affine"])
+def test_an_instance_norm_leaves_the_channels_of_a_pixel_together(kind: str, images: int) -> None:
+    torch.manual_seed(0)
+    site, torchs = build_site(4, kind=kind), nn.InstanceNorm2d(4, affine=kind == "instance_affine")
+    for parameter, other in zip(site.parameters(), torchs.parameters(), strict=True):
+        nn.init.normal_(other)
+        parameter.data.copy_(other)
+    plain = (3 * torch.randn(images, 4, 6, 5) + 1).requires_grad_()
+    maps = plain.detach().to(memory_format=torch.channels_last).requires_grad_()
+    found, wanted = site(maps), torchs(plain)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, wanted)
+    found.pow(3).sum().backward(), wanted.pow(3).sum().backward()
+    assert maps.grad is not None and plain.grad is not None
+    torch.testing.assert_close(maps.grad, plain.grad, rtol=1e-4, atol=1e-4)
 
 
 def test_codes_become_sites() -> None:
