@@ -50,15 +50,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--opacity", type=float, default=0.5, metavar="X", help="of the colours in overlays, 0 to 1")
     parser.add_argument("--force", action="store_true", help="replace files that exist")
     for row in ROWS.values():
-        name = "N" if row.base is int else row.key.partition(".")[2]
-        least, most = row.lengths
+        name, (least, most) = "N" if row.base is int else row.key.partition(".")[2], row.lengths
         number = None if not row.is_list else most if least == most else "+"
         how: dict[str, Any] = {"type": row.base, "nargs": number, "choices": row.choices or None, "metavar": name}
         how = {"action": "store_true"} if row.base is bool else how | {"default": row.default}
         parser.add_argument(row.flag, help=row.help, **how)
         for flag, value in row.shorthands.items():
-            text = f"the same as {row.flag} {value}"
-            parser.add_argument(flag, dest=row.flag[2:], action="store_const", const=value, help=text)
+            how = {"action": "store_const", "const": value, "help": f"the same as {row.flag} {value}"}
+            parser.add_argument(flag, dest=row.flag[2:], **how)
     return parser
 
 
@@ -207,10 +206,7 @@ def find_jobs(inputs: Sequence[str], writer: Writer, *, force: bool) -> list[Job
 
 
 def predictor(model: Model, *, names: set[str], batch_size: int) -> Callable[..., Any]:
-    """Return what yields every image with its source and its maps; torch has half of its threads from then on a CPU.
-
-    There two batches are in the network side by side, whose threads wait for each other less, and for no file.
-    """
+    """Return `_predicted` with two batches side by side on a CPU, each with half of torch's threads from then on."""
     batches = 2 if model.device.type == "cpu" and torch.get_num_threads() > 1 else 1
     torch.set_num_threads(torch.get_num_threads() // batches)
     return partial(_predicted, model, names=names, batch_size=batch_size, batches=batches)

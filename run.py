@@ -49,7 +49,7 @@ from utils.checkpoint import RunState
 from utils.errors import UserError
 from utils.files import tolerated
 from utils.pictures import Picture
-from utils.precision import autocast_dtype
+from utils.precision import training_dtype
 from utils.runs import Records, Start, check_continuation, check_lists
 
 logger = logging.getLogger("train")
@@ -137,7 +137,7 @@ def build_run(cfg: Config, splits: Splits, *, device: torch.device, start: Start
         )
         if cfg.OPTIM.GRAD_COMPRESS == "bf16":
             distributed.compress_gradients(model)
-    dtype = autocast_dtype(device, amp=cfg.OPTIM.AMP)
+    dtype = training_dtype(device, amp=cfg.OPTIM.AMP)
     return Run(
         cfg=cfg,
         device=device,

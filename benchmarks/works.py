@@ -42,7 +42,7 @@ from transforms.appearance import MEAN, STD, edge_target
 from transforms.build import build_appearance, build_appearance_sampler, build_normalisation
 from utils.memory import keep_freed_memory
 from utils.parallel import cores
-from utils.precision import autocast_dtype
+from utils.precision import autocast_dtype, training_dtype
 
 # The published recipe, at a rate with which random labels cannot make the weights diverge.
 FLAGS = ("--method", "diia", "--clusters", "3", "--gblur", "--color_aug", "0.5", "--lr", "1e-4")
@@ -81,7 +81,7 @@ def step(batch: int, size: int, device: torch.device, flags: Sequence[str]) -> W
     network, cfg = make_network(device, flags)
     criterion, optimizer = make_criterion(network, cfg, device), build_optimizer(cfg, network)
     images, labels, edges = make_batch(batch, (size, size), device)
-    dtype = autocast_dtype(device, amp=cfg.OPTIM.AMP)
+    dtype = training_dtype(device, amp=cfg.OPTIM.AMP)
     keep_freed_memory(device)  # as train.py does
     network.train()
     while True:

@@ -23,7 +23,6 @@ def autocast_dtype(device: torch.device, *, amp: str) -> torch.dtype | None:
     Args:
         amp: off, bf16, fp16 or auto. On a GPU auto is bfloat16 where its cores have it, else float16, whose range
             DIIA's attention can leave; on a CPU it is bfloat16 where that is faster, which takes up to a second to try.
-            What stays in float32 on a GPU, as covariances do, then multiplies in TF32, which rounds less than either.
 
     Raises:
         UserError: the device does not compute in this type.
@@ -31,10 +30,20 @@ def autocast_dtype(device: torch.device, *, amp: str) -> torch.dtype | None:
     return None if amp == "off" else distributed.from_main(partial(_resolve, device.type, amp))
 
 
+def training_dtype(device: torch.device, *, amp: str) -> torch.dtype | None:
+    """Return `autocast_dtype` for a program that trains, in which all matrix products may then be of that precision.
+
+    What stays in float32, as ISW's covariances do, multiplies in TF32 on a GPU, which rounds no more than either type.
+    """
+    dtype = autocast_dtype(device, amp=amp)
+    if device.type == "cuda" and dtype is not None:
+        torch.set_float32_matmul_precision("high")
+    return dtype
+
+
 @cache
 def _resolve(device: str, amp: str) -> torch.dtype | None:
     if device == "cuda":
-        torch.set_float32_matmul_precision("high")
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
         if amp == "bf16" and not has_bfloat16:
             raise UserError("--amp bf16: this GPU has no bfloat16; use --amp fp16 or auto")
