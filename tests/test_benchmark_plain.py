@@ -73,7 +73,7 @@ def test_a_training_step_is_ours(networks: Any, batch: Any) -> None:
     for name, term in terms.items():
         assert found[name].item() == pytest.approx(term.item(), rel=1e-3 if name == "layout" else 1e-5), name
     state = ours.state_dict()
-    assert max(reference.gap(value, state[name]) for name, value in theirs.state_dict().items()) < 1e-4
+    assert max(reference.gap(value, state[name]) for name, value in theirs.state_dict().items()) < 5e-4
 
 
 def test_a_layout_is_ours() -> None:

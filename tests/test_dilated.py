@@ -16,8 +16,8 @@ from network.dilated import DilatedConv2d, _ByTaps
 @pytest.mark.parametrize("rate", [6, 12, 18])
 def test_values_and_gradients_are_torchs(size: tuple[int, int], rate: int) -> None:
     torch.manual_seed(0)
-    conv = DilatedConv2d(3, 5, 3, padding=rate, dilation=rate, bias=False).train()
-    maps: Any = torch.randn(2, 3, *size, requires_grad=True)
+    conv = DilatedConv2d(3, 5, 3, padding=rate, dilation=rate, bias=False).double().train()
+    maps: Any = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
     expected = F.conv2d(maps, conv.weight, padding=rate, dilation=rate)
     found, upstream = conv(maps), torch.randn_like(expected)
     assert (type(found.grad_fn).__name__ == "_ByTapsBackward") == (rate >= 12 and max(size) < 3 * rate)
