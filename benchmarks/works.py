@@ -187,13 +187,16 @@ def prediction(number: int, device: torch.device, flags: Sequence[str], *, plain
             field.resize((640, 480), Image.Resampling.BICUBIC).save(jobs[-1].path)
         kinds = {kind: f"{kind}/{{path}}.png" for kind in ("train_ids", "overlay")}
         writer = predict.Writer(Path(folder, "out"), kinds, opacity=0.5, threads=min(cores(), 8))
-        predicted = predict.predictor(model, names={"labels"}, batch_size=1) if not plainly else None
+        predicted = None if plainly else predict.predictor(model, names={"labels"}, batch_size=1)
         while True:
-            for job in jobs if plainly else ():
-                image = read_photo(str(job.path))
-                writer.save((job, image, {"labels": model.segment(image)}))
-            with contextlib.redirect_stderr(io.StringIO()):  # the bar
-                yield predicted and predict.segment_images(jobs, predicted, writer)
+            if predicted is None:
+                for job in jobs:
+                    image = read_photo(str(job.path))
+                    writer.save((job, image, {"labels": model.segment(image)}))
+            else:
+                with contextlib.redirect_stderr(io.StringIO()):  # the bar
+                    predict.segment_images(jobs, predicted, writer)
+            yield jobs
 
 
 def make_rows(device: torch.device, *, flags: Sequence[str], tiny: bool) -> dict[str, Row]:

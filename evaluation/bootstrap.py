@@ -1,4 +1,4 @@
-"""Intervals of mean IoU over the images of an evaluation, by drawing them anew."""
+"""Intervals of mean IoU over the images of an evaluation, by resampling the images."""
 
 from __future__ import annotations
 

@@ -27,12 +27,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("paths", nargs="+", type=Path, metavar="FOLDER", help="run folders, or scores.json files")
     parser.add_argument("--against", default="", metavar="METHOD", help="what differences are taken from [the first]")
     parser.add_argument("--checkpoint", default="last", metavar="NAME", help="last, best_source or best_TARGET")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="write FILE.md, .html, .csv or .tex too, or plot FILE.png",
-    )
+    text = "write the tables too: FILE.md, .html, .csv or .tex; FILE.png plots them"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=text)
     return parser
 
 

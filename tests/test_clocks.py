@@ -24,7 +24,7 @@ YEAR = 365 * 24 * 3600
 
 
 def arguments(camvid: Path, out: Path, *more: str) -> list[str]:
-    flags = ("--method", "base", "--backbone", "timm/test_resnet", "--save_interval", "1", "--val_interval", "1")
+    flags = ("--method", "base", "--save_interval", "1", "--val_interval", "1")
     return train_arguments(camvid, out, *flags, "--class_uniform_pct", "0.5", *more)
 
 

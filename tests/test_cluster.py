@@ -98,9 +98,7 @@ def test_a_lack_of_shared_memory_is_one_sentence(words: str) -> None:
 
 
 def test_a_folder_has_one_run_at_a_time(small_camvid: Path, tmp_path: Path) -> None:
-    flags = train_arguments(
-        small_camvid, tmp_path, "--method", "base", "--backbone", "timm/test_resnet", "--max_iter", "1"
-    )
+    flags = train_arguments(small_camvid, tmp_path, "--method", "base", "--max_iter", "1")
     train.main(flags)
     folder = run_folder(tmp_path)
     before = (folder / "last.pth").stat().st_mtime_ns

@@ -42,7 +42,7 @@ def watch() -> Iterator[None]:
 
 
 def arguments(camvid: Path, out: Path, *more: str) -> list[str]:
-    flags = ("--method", "base", "--backbone", "timm/test_resnet", "--save_interval", "1", "--val_interval", "1")
+    flags = ("--method", "base", "--save_interval", "1", "--val_interval", "1")
     return train_arguments(camvid, out, *flags, *more)
 
 

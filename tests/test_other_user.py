@@ -56,7 +56,7 @@ def as_user() -> Iterator[None]:
 def test_a_training_goes_on_without_the_caches_of_another(
     name: str, small_camvid: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--method", "base", "--backbone", "timm/test_resnet", "--class_uniform_pct", "0.5", "--num_workers", "1"]
+    flags = ["--method", "base", "--class_uniform_pct", "0.5", "--num_workers", "1"]
     train.main(train_arguments(small_camvid, tmp_path / "alone", *flags))
     give_away(tmp_path / name)
     capfd.readouterr()

@@ -30,7 +30,6 @@ from tests.runs import run_folder, train_arguments
 from utils.pictures import Picture, colorize
 
 EVIL = "<script>alert(1)</script>"
-SMALL = ("--backbone", "timm/test_resnet", "--pictures", "0")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -148,7 +147,7 @@ def test_curves_follow_the_colours_of_the_page() -> None:
 
 
 def test_a_training_ends_with_its_page(small_camvid: Path, tmp_path: Path) -> None:
-    train.main(train_arguments(small_camvid, tmp_path, "--method", "diia", "--max_iter", "1", *SMALL))
+    train.main(train_arguments(small_camvid, tmp_path, "--method", "diia", "--max_iter", "1", "--pictures", "0"))
     folder = run_folder(tmp_path)
     found = Reader((folder / "scores" / "report.html").read_text())
     words = " ".join(" ".join(found.words).split())

@@ -15,7 +15,7 @@ from tests.test_train import assert_same
 
 FLAGS = (
     *("--dataset", "gtav", "--val_dataset", "--no_val_source", "--covstat_val_dataset", "--method", "base"),
-    *("--backbone", "timm/test_resnet", "--max_iter", "3", "--class_uniform_pct", "0.5", "--class_uniform_tile", "32"),
+    *("--max_iter", "3", "--class_uniform_pct", "0.5", "--class_uniform_tile", "32"),
     *("--crop_size", "32", "--rrotate", "5", "--randaugment", "5", "--no_quick_check"),
 )
 

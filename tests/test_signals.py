@@ -67,7 +67,7 @@ def straight(small_camvid: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def arguments(camvid: Path, out: Path, *more: str) -> list[str]:
-    return resumable(camvid, out, "--method", "isw", "--backbone", "timm/test_resnet", "--save_interval", "0", *more)
+    return resumable(camvid, out, "--method", "isw", "--save_interval", "0", *more)
 
 
 def assert_same_run(expected: Path, found: Path) -> None:

@@ -198,7 +198,7 @@ def test_a_resume_on_other_images_is_refused_until_it_is_asked_for(
 
 
 MODERN = (
-    *("--method", "base", "--backbone", "timm/test_resnet", "--optimizer", "adamw", "--lr", "0.001"),
+    *("--method", "base", "--optimizer", "adamw", "--lr", "0.001"),
     *("--clip_grad_norm", "0.5", "--ema_decay", "0.5", "--ohem_thresh", "0.9", "--ohem_min_kept", "500"),
     *("--lr_schedule", "scl-poly", "--rlx_off_iter", "1", "--rescale", "0.7", "--save_interval", "1"),
     *("--backbone_lr", "0.5", "--layer_decay", "0.9", "--warmup_iters", "3", "--no_norm_decay"),
@@ -246,7 +246,7 @@ def test_gradients_are_scaled_down_to_the_limit(
     """A GPU's float16 scales the loss; the limit is on the gradient itself all the same."""
     if scaled:
         monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: REAL_SCALER(device, init_scale=1024.0))
-    small = ("--method", "base", "--backbone", "timm/test_resnet", "--max_iter", "1", "--weight_decay", "0")
+    small = ("--method", "base", "--max_iter", "1", "--weight_decay", "0")
     train.main(train_arguments(small_camvid, tmp_path, *small, "--clip_grad_norm", "0.01", "--val_dataset"))
     (line,) = [line for line in read_history(run_folder(tmp_path) / "history.jsonl") if "optim/grad_norm" in line]
     states = read_weights(run_folder(tmp_path) / "last.pth")["optimizer"]["state"].values()
@@ -270,7 +270,7 @@ def test_what_is_wrong_with_evaluated_data_stands_beside_its_scores(small_camvid
     shutil.copytree(small_camvid, data)
     train_image, val_image = (sorted((data / split).iterdir())[0] for split in ("train", "val"))
     shutil.copy(train_image, val_image)
-    few = ("--method", "base", "--backbone", "timm/test_resnet", "--max_iter", "1")
+    few = ("--method", "base", "--max_iter", "1")
     train.main(train_arguments(data, tmp_path / "out", *few))
     (row,) = json.loads((run_folder(tmp_path / "out") / "scores" / "scores.json").read_text())["domains"]
     (sentence,) = row["findings"]
@@ -281,7 +281,7 @@ def test_what_is_wrong_with_evaluated_data_stands_beside_its_scores(small_camvid
 def test_a_truncated_image_costs_no_step(split: str, small_camvid: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(small_camvid, data)
-    flags = ["--method", "base", "--backbone", "timm/test_resnet", "--max_iter", "6", "--val_interval", "1"]
+    flags = ["--method", "base", "--max_iter", "6", "--val_interval", "1"]
     flags += ["--no_quick_check"]
     train.main(train_arguments(data, tmp_path / "straight", *flags))
     arguments = train_arguments(data, tmp_path / "out", *flags)

@@ -64,7 +64,7 @@ class Disk:
 
 def run(camvid: Path, out: Path) -> str:
     """Train or resume in this process; return the sentence that it ended with, empty for a whole run."""
-    words = train_arguments(camvid, out, "--method", "isw", "--backbone", "timm/test_resnet", "--cov_stat_epoch", "0")
+    words = train_arguments(camvid, out, "--method", "isw", "--cov_stat_epoch", "0")
     words += ["--wt_layer", "0", "0", "2", "2", "0", "0", "0", "--max_iter", "3", "--save_interval", "1"]
     words += ["--val_interval", "1", "--resume", "auto", "--frame_cache", str(out / "frames"), "--max_epoch", "1"]
     try:

@@ -101,7 +101,7 @@ class Bench:
         """Return the arguments of a program that works."""
         opts, out = {"--opts": [f"DATASET.CAMVID_DIR={self.camvid}"]}, str(self.out / "made")
         if program == "train":
-            words = train_arguments(self.camvid, self.out, "--backbone", "timm/test_resnet", "--method", "base")
+            words = train_arguments(self.camvid, self.out, "--method", "base")
             return by_flag([*words, "--max_iter", "1"])
         return {
             "valid": {

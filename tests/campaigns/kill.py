@@ -33,7 +33,7 @@ COMPARED = ("network", "average", "criterion", "optimizer", "scheduler", "progre
 def start(camvid: Path, out: Path, *, processes: int, steps: int) -> subprocess.Popen[str]:
     """Start or resume the run in a process group of its own."""
     words = train_arguments(camvid, out, "--method", "isw", "--cov_stat_epoch", "0", "--ema_decay", "0.9")
-    words += ["--backbone", "timm/test_resnet", "--wt_layer", "0", "0", "2", "2", "0", "0", "0"]
+    words += ["--wt_layer", "0", "0", "2", "2", "0", "0", "0"]
     words += ["--max_iter", str(steps), "--save_interval", "1", "--val_interval", "1", "--resume", "auto"]
     words += ["--frame_cache", str(out / "frames"), "--bs_mult", "1", "--dynamic"]
     engine = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
