@@ -29,7 +29,7 @@ from transforms.corruptions import Corruption
 from transforms.geometry import CentreSquare, NativeSize
 from utils.distributed import check_same, is_main
 from utils.errors import UserError
-from utils.parallel import check_shared_memory, cores, leave_to_parent
+from utils.parallel import cores, leave_to_parent, starting_workers
 
 
 class TrainingBatch(NamedTuple):
@@ -55,9 +55,8 @@ def choose_workers(requested: int) -> int:
 
 class _Loader(DataLoader[Any]):
     def __iter__(self) -> Any:
-        if self.num_workers:
-            check_shared_memory(queues=self.num_workers + 2)
-        return super().__iter__()
+        with starting_workers(self.num_workers):
+            return super().__iter__()
 
 
 def _loader(dataset: Any, *, cfg: Config, collate: Any, persistent: bool = False, **order: Any) -> DataLoader[Any]:

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 import train
+from datasets.loaders import _Loader
 from tests.runs import REPOSITORY, launch, read_weights, run_folder, train_arguments
 from tests.test_train import assert_same, resumable
 from utils import signals
@@ -254,7 +254,7 @@ class Pids(torch.utils.data.Dataset[int]):
 @pytest.mark.parametrize("start", ["fork", "forkserver"])  # the second is Python 3.14's
 def test_workers_ignore_the_signals_of_others_and_end_with_their_parent(start: str) -> None:
     how: dict[str, Any] = {"multiprocessing_context": start, "worker_init_fn": leave_to_parent}
-    loader: Any = DataLoader(Pids(), num_workers=1, persistent_workers=True, **how)
+    loader: Any = _Loader(Pids(), num_workers=1, persistent_workers=True, **how)
     batches = iter(loader)
     worker = int(next(batches))
     for number in ("SIGUSR1", "SIGUSR2", "SIGINT", "SIGTERM"):  # from another process

@@ -161,6 +161,23 @@ def _call(item: Any) -> Any:
     return _work(item)
 
 
+@contextmanager
+def starting_workers(number: int) -> Iterator[None]:
+    """Start loader workers, with room for their queues, and with SIGTERM blocked, which `leave_to_parent` waits for.
+
+    Libraries may give a forked process threads before it runs any code of ours; one of them would take the signal.
+    """
+    if number:
+        check_shared_memory(queues=number + 2)
+    waits = hasattr(signal, "sigwaitinfo")  # not on macOS
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]) if waits else set()
+    try:
+        yield
+    finally:
+        if waits:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def leave_to_parent(_worker: int = 0) -> None:
     """Let a loader's worker ignore the signals that a scheduler sends to all processes of a run.
 
