@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Literal
@@ -67,9 +68,13 @@ def _layout_on_cpu(scores: Tensor) -> Tensor | None:
             np.maximum(best, image[c], out=best)
         return np.stack([np.bincount(of.ravel(), minlength=classes) for of in (index, index[best < cap])])
 
-    def median(c: int, position: int) -> None:
-        candidates = values[(labels == c) & (values < cap)]
-        thresholds[c] = np.partition(candidates, position)[position]
+    def split(part: tuple[int, slice]) -> list[np.ndarray]:
+        return [values[part][labels[part] == c] for c in low]
+
+    def median(c: int, pieces: Sequence[np.ndarray]) -> None:
+        ordered = np.concatenate(pieces)
+        ordered.partition(middle[c])
+        thresholds[c] = ordered[middle[c]]
 
     def write(part: tuple[int, slice]) -> None:
         weak = values[part] < thresholds.take(labels[part], mode="clip")  # no class is left out: clip checks nothing
@@ -81,8 +86,8 @@ def _layout_on_cpu(scores: Tensor) -> Tensor | None:
         if np.isnan(values.max(initial=0)):
             return None
         middle = np.round(counts / 2).astype(int)  # Parity: halves to the even number
-        low = np.flatnonzero(below > middle)
-        list(pool.map(median, low, middle[low]))
+        low = np.flatnonzero(below > middle).astype(np.uint8)  # as the labels: compared without a copy
+        list(pool.map(median, low, zip(*pool.map(split, parts), strict=True)))
         list(pool.map(write, parts))
     return torch.from_numpy(layout)
 
