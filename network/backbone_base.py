@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, cast
@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from network.outputs import Features
 
 PARTS = ("stem", "stage1", "stage2", "stage3", "stage4")
+STAGES = (1, 2, 3, 4)
 
 
 class BackboneBase(nn.Module, abc.ABC):
@@ -37,18 +38,18 @@ class BackboneBase(nn.Module, abc.ABC):
     partly_unused = False  # whether some of its parameters lead to no map that a head reads
 
     @abc.abstractmethod
-    def outputs(self, images: Tensor, *, num_stages: int = 4) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        """Map images (B, 3, H, W) to the outputs of the first stages and the maps captured up to there."""
+    def outputs(self, images: Tensor, *, stages: Sequence[int] = STAGES) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        """Map images (B, 3, H, W) to the outputs of stages (0: the stem) and the maps captured up to the last one."""
 
     def forward(self, images: Tensor) -> Features:
         """Map images (B, 3, H, W) to the outputs of stages 1, 3 and 4 and the captured maps."""
-        (low_level, _, aux, top), style = self.outputs(images)
+        (low_level, aux, top), style = self.outputs(images, stages=(1, 3, 4))
         return Features(low_level=low_level, aux=aux, top=top, style=style)
 
     def style_features(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the captured maps alone, running no stage behind the last of them."""
         last = max((PARTS.index(site) for site in self.style_names if site in PARTS), default=0)
-        return self.outputs(images, num_stages=last)[1]
+        return self.outputs(images, stages=(last,))[1]
 
     def train(self, mode: bool = True) -> Any:
         """Switch the mode; what is not fine-tuned as a whole stays as in evaluation."""

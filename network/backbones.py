@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from network.backbone_base import PARTS, BackboneBase
+from network.backbone_base import PARTS, STAGES, BackboneBase
 from network.style import CAPTURED, MIXED, MixStyle, build_site, captured
 from utils.errors import UserError
 
@@ -160,19 +160,20 @@ class Backbone(BackboneBase):
         """Return the position of a pretrained parameter, by its name in the backbone: 0 the stem, 4 the last stage."""
         return next(i for i in range(5) if name.startswith(tuple(f"{layer}." for layer in self.blocks[PARTS[i]])))
 
-    def outputs(self, images: Tensor, *, num_stages: int = 4) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+    def outputs(self, images: Tensor, *, stages: Sequence[int] = STAGES) -> tuple[list[Tensor], tuple[Tensor, ...]]:
         maps = images
         outputs: list[Tensor] = []  # torch.compile knows literals, not the call list[Tensor]()
         style: list[Tensor] = []
-        for part in PARTS[: 1 + num_stages]:
+        for number, part in enumerate(PARTS[: 1 + max(stages)]):
             for name in self.parts[part]:
                 layer = self.get_submodule(name)
                 maps = residual_sum(layer, maps) if name in self.before_relu else self.run_layer(layer, maps)
                 if name.removeprefix("sites.") in self.style_names:
                     style.append(captured(layer, maps))
             maps = self.mix_style(maps) if part in MIXED else maps
-            outputs.append(maps)
-        return outputs[1:], tuple(style)
+            if number in stages:
+                outputs.append(maps)
+        return outputs, tuple(style)
 
 
 def residual_sum(block: Any, maps: Tensor) -> Tensor:

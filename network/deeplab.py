@@ -102,12 +102,11 @@ class Decoder(Refined):
             self.skip = conv_norm_relu(low_channels, 48)
         self._add_classifier(num_classes, in_channels=256 + 48 * bool(low_channels))
 
-    def forward(self, top: Tensor, low_level: Tensor | None = None) -> Tensor:
-        """Map (B, C, h, w), and for a skip (B, C1, h1, w1), to logits of the size of the latter."""
+    def forward(self, top: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Map (B, C, h, w), and `skip` of the first stage (B, 48, h1, w1), to logits of the size of the latter."""
         context = self.reduce(self.aspp(top))
-        if low_level is not None:
-            context = resize(context, low_level.shape[2:])
-            context = torch.cat([self.skip(low_level), context], dim=1)
+        if skip is not None:
+            context = torch.cat([skip, resize(context, skip.shape[2:])], dim=1)
         return self.decode(context)
 
 
@@ -221,12 +220,14 @@ class PlainSegmentor(Segmentor):
 
     def forward(self, images: Tensor) -> SegmentorOutput:
         features = self.backbone(images)
-        fused = upsample_logits(self.head(features.top, features.low_level), images.shape[2:])
+        fused = upsample_logits(self.head(features.top, self.head.skip(features.low_level)), images.shape[2:])
         return SegmentorOutput(fused=fused, aux=self.aux(features.aux), style=features.style)
 
     def small_logits(self, images: Tensor) -> SmallLogits:
         features, (height, width) = self.backbone(images), images.shape[2:]
-        return SmallLogits((self.head(features.top, features.low_level),), (height, width))
+        top, skip = features.top, self.head.skip(features.low_level)
+        del features  # memory
+        return SmallLogits((self.head(top, skip),), (height, width))
 
 
 class LinearSegmentor(Segmentor):

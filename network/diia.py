@@ -169,7 +169,6 @@ class TripleAggregation(nn.Module):
 class _Pass(NamedTuple):
     """What one pass computes before the last upsampling, None where a part is left out."""
 
-    features: Features
     coarse: SmallLogits
     upsampled: Tensor | None  # the coarse logits (B, classes, H, W), None where they are upsampled in parts
     fused: Tensor | None  # small final logits
@@ -212,40 +211,43 @@ class DIIASegmentor(Segmentor):
         self.aux = AuxHead(third, num_classes=num_classes)
         initialise_heads(self.coarse, self.layout, self.edge, self.fused, self.aux)
 
-    def _run(self, images: Tensor, *, branches: bool = True, in_parts: bool = False) -> _Pass:
-        (height, width), features = images.shape[2:], self.backbone(images)
-        coarse = SmallLogits((self.coarse(features.top),), (height, width))
+    def _run(self, features: Features, images: Tensor, *, branches: bool = True, in_parts: bool = False) -> _Pass:
+        (height, width), top = images.shape[2:], features.top
+        coarse = SmallLogits((self.coarse(top),), (height, width))
         upsampled = None if in_parts else coarse.whole()
         fused = layout = layout_features = edge_maps = edge_features = None
+        if branches and self.edge is not None:
+            edge_maps, edge_features = self.edge.encode(features.low_level)
+        skip = None if self.fused is None else self.fused.skip(features.low_level)
+        del features  # memory, where the caller has no use for it
         if branches and self.layout is not None:
             layout = coarse_layout(coarse if upsampled is None else upsampled, confidence=self.layout_confidence)
             layout_features = self.layout.encode(layout, dtype=images.dtype)
-        if branches and self.edge is not None:
-            edge_maps, edge_features = self.edge.encode(features.low_level)
         if self.aggregate is not None and self.fused is not None:
-            aggregated = self.aggregate(features.top, layout_features, edge_features)
-            fused = self.fused(aggregated, features.low_level)
-        return _Pass(features, coarse, upsampled, fused, layout, layout_features, edge_features, edge_maps)
+            fused = self.fused(self.aggregate(top, layout_features, edge_features), skip)
+        return _Pass(coarse, upsampled, fused, layout, layout_features, edge_features, edge_maps)
 
     def forward(self, images: Tensor) -> SegmentorOutput:
-        done, size, layout_logits, edge, edge_logits = self._run(images), images.shape[2:], None, None, None
+        features, size, layout_logits, edge, edge_logits = self.backbone(images), images.shape[2:], None, None, None
+        done = self._run(features, images)
         if self.layout is not None and done.layout_features is not None:
             layout_logits = upsample_logits(self.layout.decode(done.layout_features), size)
         if self.edge is not None and done.edge_maps is not None and done.edge_features is not None:
             edge = done.edge_maps.mean(1, keepdim=True)
             edge = upsample_logits(255 * edge.float().sigmoid() if "edge" in self.method.corrections else edge, size)
             edge_logits = upsample_logits(self.edge.decode(done.edge_features), size)
-        (fused, coarse), aux, style = done.logits(), self.aux(done.features.aux), done.features.style
+        (fused, coarse), aux, style = done.logits(), self.aux(features.aux), features.style
         return SegmentorOutput(fused, aux, coarse, done.layout, layout_logits, edge, edge_logits, style)
 
     def small_logits(self, images: Tensor) -> SmallLogits:
-        done = self._run(images, branches=self.attends, in_parts=True)
+        done = self._run(self.backbone(images), images, branches=self.attends, in_parts=True)
         if done.fused is None:
             return done.coarse
         return SmallLogits((done.fused, *done.coarse.maps), done.coarse.size, factors=(1.0, COARSE_SHARE))
 
     def predict(self, images: Tensor) -> Tensor:
-        done = self._run(images, branches=self.attends)  # a layout from parts might differ in a pixel
+        # a layout from parts might differ in a pixel
+        done = self._run(self.backbone(images), images, branches=self.attends)
         fused, coarse = done.logits()
         return SegmentorOutput(fused, coarse=coarse).evaluated()
 
@@ -256,8 +258,8 @@ class DIIASegmentor(Segmentor):
             (B, N, h, w) float32, each map sums to one; the corners of map and image coincide.
         """
         assert self.aggregate is not None and self.attends, "this method has no attention"
-        done = self._run(images)
-        (height, width), (rows, columns) = images.shape[2:], done.features.top.shape[2:]
+        features = self.backbone(images)
+        done, (height, width), (rows, columns) = self._run(features, images), images.shape[2:], features.top.shape[2:]
         cells = [
             round(y * (rows - 1) / max(height - 1, 1)) * columns + round(x * (columns - 1) / max(width - 1, 1))
             for x, y in pixels

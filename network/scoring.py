@@ -6,7 +6,6 @@ B batch, C channels, h x w size of the last features, h1 x w1 of the first stage
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from itertools import chain, pairwise
 from typing import Any
 
@@ -69,63 +68,66 @@ class LowDecoder(nn.Module):
     shifted and added, all three by sparse matrices. With an upsampling by four this is a tenth of the arithmetic.
     """
 
-    skip: Tensor  # (O, skip channels, 3, 3), of the first convolution
+    first: Tensor  # (O, skip channels, 3, 3), of the first convolution
     taps: Tensor  # (9 O, context channels, 1, 1)
     bias: Tensor
 
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()
-        self.decoder = decoder
+        self.decoder, self.skip = decoder, decoder.skip
         conv: Any = decoder.refine[0].conv
         reduce: Any = decoder.reduce
         width = conv.in_channels - reduce.conv.out_channels
-        skip, taps = conv.weight.detach().split([width, conv.in_channels - width], dim=1)  # (O, C, 3, 3)
+        first, taps = conv.weight.detach().split([width, conv.in_channels - width], dim=1)  # (O, C, 3, 3)
         self.bias = conv.bias
-        self.register_buffer("skip", skip.contiguous(memory_format=torch.channels_last), persistent=False)
+        self.register_buffer("first", first.contiguous(memory_format=torch.channels_last), persistent=False)
         self.register_buffer("taps", taps.permute(2, 3, 0, 1).flatten(0, 2)[..., None, None], persistent=False)
 
-    def forward(self, top: Tensor, low_level: Tensor) -> Tensor:
-        """Map (B, C, h, w) and (B, C1, h1, w1) to logits of the size of the latter."""
+    def forward(self, top: Tensor, skip: Tensor) -> Tensor:
+        """Map (B, C, h, w) and (B, 48, h1, w1) to logits of the size of the latter, some rows at a time."""
         decoder = self.decoder
         if torch.is_autocast_enabled("cpu"):  # the matrices would be rounded too
-            return decoder(top, low_level)  # type: ignore[no-any-return]
-        context = decoder.reduce(decoder.aspp(top))
-        total = F.conv2d(decoder.skip(low_level), self.skip, self.bias, padding=1)
-        total = total.contiguous(memory_format=torch.channels_last)
-        _add_resampled(total.permute(0, 2, 3, 1), F.conv2d(context, self.taps))
-        return self._classify(F.relu_(total))
-
-    def _classify(self, maps: Tensor) -> Tensor:
-        """Return what the decoder's last layers make of (B, C, h1, w1), some rows at a time with one beside them."""
-        logits = []
-        for start in range(0, maps.shape[2], _BLOCK):
-            rows = self.decoder.refine[1](maps[:, :, max(start - 1, 0) : start + _BLOCK + 1])
-            logits.append(self.decoder.classify(rows[:, :, min(start, 1) :][:, :, :_BLOCK]))
+            return decoder(top, skip)  # type: ignore[no-any-return]
+        context, logits, height = decoder.reduce(decoder.aspp(top)), [], skip.shape[2]
+        columns = _taps_of(skip.shape[3], context.shape[3]).to(context)
+        rows = _taps_of(height, context.shape[2]).to(context)
+        for start in range(0, height, _BLOCK):  # with one row beside them for each of the two 3x3 convolutions
+            near = slice(max(start - 1, 0), min(start + _BLOCK + 1, height))
+            total = F.conv2d(skip[:, :, max(near.start - 1, 0) : near.stop + 1], self.first, self.bias, padding=1)
+            total = total[:, :, min(near.start, 1) :][:, :, : near.stop - near.start]
+            total = total.contiguous(memory_format=torch.channels_last)
+            used, matrix = _used(rows[near])
+            _add_resampled(total.permute(0, 2, 3, 1), F.conv2d(context[:, :, used], self.taps), matrix, columns)
+            maps = decoder.refine[1](F.relu_(total))[:, :, start - near.start :][:, :, :_BLOCK]
+            logits.append(decoder.classify(maps))
         return torch.cat(logits, 2)
 
 
-def _add_resampled(total: Tensor, taps: Tensor) -> None:
-    """Add to maps (B, h1, w1, O) the upsampled and shifted taps (B, 9 O, h, w) of a 3x3 convolution."""
-    (batch, height, width, channels), (small_height, small_width) = total.shape, taps.shape[2:]
-    taps = taps.permute(0, 2, 3, 1).reshape(batch, small_height, small_width, 3, 3, channels)  # rows and columns of it
-    wide = taps.new_empty(batch, small_height * 3, width, channels)
-    for columns, used, matrix in _blocks(width, small_width):
-        part = taps[:, :, used].permute(0, 1, 3, 2, 4, 5).reshape(batch, small_height * 3, -1, channels)
-        wide[:, :, columns] = matrix.to(part.dtype) @ part
-    for rows, used, matrix in _blocks(height, small_height):
-        part = wide[:, used.start * 3 : used.stop * 3].flatten(2)
-        target = total[:, rows].flatten(2)
-        target.baddbmm_(matrix.to(part.dtype).expand(batch, -1, -1), part)
+def _add_resampled(total: Tensor, taps: Tensor, rows: Tensor, columns: Tensor) -> None:
+    """Add to maps (B, n, w1, O) the upsampled and shifted taps (B, 9 O, m, w) of a 3x3 convolution.
 
-
-def _blocks(size: int, small: int) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yield outputs, the small map's rows that they need, and the matrix (outputs, 3 * rows) of upsampling and shift.
-
-    Output i of tap t is the upsampled value i + t - 1, zero beyond the ends.
+    By matrices of rows (n, m, 3) and columns (w1, w, 3).
     """
-    whole = F.pad(resampling(size, small), (0, 0, 1, 1)).unfold(0, 3, 1)  # (size, small, 3)
-    for start in range(0, size, _BLOCK):
-        outputs = slice(start, min(start + _BLOCK, size))
-        needed = whole[outputs].abs().sum((0, 2)).nonzero().flatten()
-        used = slice(int(needed[0]), int(needed[-1]) + 1)
-        yield outputs, used, whole[outputs, used].flatten(1)
+    (batch, _, width, channels), height = total.shape, taps.shape[2]
+    taps = taps.permute(0, 2, 3, 1).reshape(batch, height, -1, 3, 3, channels)  # rows and columns of it
+    wide = taps.new_empty(batch, height * 3, width, channels)
+    for start in range(0, width, _BLOCK):
+        used, matrix = _used(columns[start : start + _BLOCK])
+        part = taps[:, :, used].permute(0, 1, 3, 2, 4, 5).reshape(batch, height * 3, -1, channels)
+        wide[:, :, start : start + _BLOCK] = matrix.flatten(1) @ part
+    total.flatten(2).baddbmm_(rows.flatten(1).expand(batch, -1, -1), wide.flatten(2))
+
+
+def _taps_of(size: int, small: int) -> Tensor:
+    """Return how outputs depend on a small map, (size, small, 3): tap t of output i is the upsampled i + t - 1.
+
+    Beyond the ends it is zero.
+    """
+    return F.pad(resampling(size, small), (0, 0, 1, 1)).unfold(0, 3, 1)
+
+
+def _used(taps: Tensor) -> tuple[slice, Tensor]:
+    """Return the part of the small map on which neighbouring outputs depend, and their matrix (outputs, part, 3)."""
+    needed = taps.abs().sum((0, 2)).nonzero().flatten()
+    used = slice(int(needed[0]), int(needed[-1]) + 1)
+    return used, taps[:, used]

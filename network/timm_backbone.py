@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from network.backbone_base import PARTS, BackboneBase
+from network.backbone_base import PARTS, STAGES, BackboneBase
 from network.deeplab import resize
 from network.style import CAPTURED, MIXED, MixStyle, build_site, captured, read_codes
 from utils.errors import UserError, did_you_mean
@@ -161,18 +161,19 @@ class TimmBackbone(BackboneBase):
         numbers: dict[str, int] = group_parameters(net, net.group_matcher(), reverse=True)
         return numbers
 
-    def outputs(self, images: Tensor, *, num_stages: int = 4) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+    def outputs(self, images: Tensor, *, stages: Sequence[int] = STAGES) -> tuple[list[Tensor], tuple[Tensor, ...]]:
         height, width = images.shape[2:]
         images = F.pad(images, (0, -width % self.unit, 0, -height % self.unit))
         if self.layers:
-            return self._staged(images, num_stages=num_stages)
+            return self._staged(images, stages=stages)
         is_hiera = hasattr(getattr(self.model, "model", None), "unroll")
         maps = _hiera(self.model, images) if is_hiera else self.model(images)
-        return (maps[-4:] if self.pyramid is None else self.pyramid(maps, size=(height, width))), ()
+        maps = maps[-4:] if self.pyramid is None else self.pyramid(maps, size=(height, width))
+        return [maps[number - 1] for number in stages], ()
 
-    def _staged(self, images: Tensor, *, num_stages: int) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+    def _staged(self, images: Tensor, *, stages: Sequence[int]) -> tuple[list[Tensor], tuple[Tensor, ...]]:
         maps, outputs, style = images, [], []
-        for part in PARTS[: 1 + num_stages]:
+        for number, part in enumerate(PARTS[: 1 + max(stages)]):
             for path in (path for path, own in self.layers.items() if own == part):
                 maps = self.run_layer(self.model.get_submodule(path), maps)
             feature = maps.permute(0, 3, 1, 2) if self.channels_last else maps
@@ -183,8 +184,9 @@ class TimmBackbone(BackboneBase):
             if part in MIXED and self.mix_style is not None:
                 feature = self.mix_style(feature)
             maps = feature.permute(0, 2, 3, 1) if self.channels_last else feature
-            outputs.append(feature)
-        return outputs[1:], tuple(style)
+            if number in stages:
+                outputs.append(feature)
+        return outputs, tuple(style)
 
     def attention_of(self, images: Tensor, pixels: Sequence[tuple[int, int]]) -> Tensor:
         """Return how the last block's patches at N pixels (x, y) of images (B, 3, H, W) weigh all patches.

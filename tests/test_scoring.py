@@ -125,13 +125,13 @@ def test_convolving_before_upsampling_is_the_plain_decoder(
     decoder = built("resnet50", "base").head.double().requires_grad_(False)
     torch.manual_seed(0)
     top, low = torch.randn(2, 2048, 4, 6, dtype=torch.float64), torch.randn(2, 256, *size, dtype=torch.float64)
-    wanted = decoder(top, low)
+    wanted = decoder(top, decoder.skip(low))
     conv, norm = decoder.refine[0].conv, decoder.refine[0].norm
     conv.weight, conv.bias = nn.utils.fusion.fuse_conv_bn_weights(
         conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
     decoder.refine[0].norm = nn.Identity()
-    torch.testing.assert_close(LowDecoder(decoder)(top, low), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(LowDecoder(decoder)(top, decoder.skip(low)), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_the_channels_of_a_pixel_lie_together() -> None:
