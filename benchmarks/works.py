@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
@@ -153,9 +154,13 @@ def plain_statistics(height: int, width: int, device: torch.device) -> Work:
         yield sums
 
 
-def layout(batch: int, size: int, device: torch.device, *, plainly: bool = False) -> Work:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(batch, NUM_CLASSES, size, size, generator=generator).to(device)
+def layout(batch: int, size: int, device: torch.device, *, smooth: bool = False, plainly: bool = False) -> Work:
+    """Of noise, or of smooth maps, on which no class's median reaches the cap."""
+    generator, cells = torch.Generator().manual_seed(0), size // 32 if smooth else size
+    logits = torch.randn(batch, NUM_CLASSES, cells, cells, generator=generator)
+    if smooth:
+        logits = 0.6 * F.interpolate(logits, size=(size, size), mode="bilinear")
+    logits = logits.to(device)
     function: Any = plain.coarse_layout if plainly else coarse_layout
     while True:
         yield function(logits)
@@ -213,8 +218,9 @@ def make_rows(device: torch.device, *, flags: Sequence[str], tiny: bool) -> dict
     height, width = (64, 96) if tiny else (1052, 1914)
     rows[f"statistics: one pair {height}x{width}"] = pair(statistics, plain_statistics, height, width)
     batch, size = (2, 64) if tiny else (8, 768)
-    both = [partial(layout, batch, size, device, plainly=plainly) for plainly in (False, True)]
-    rows[f"layout: {batch} x {size}x{size}"] = Row(both[0], both[1], alone=True)
+    for kind in ("", ", smooth"):
+        both = [partial(layout, batch, size, device, smooth=bool(kind), plainly=plainly) for plainly in (False, True)]
+        rows[f"layout: {batch} x {size}x{size}{kind}"] = Row(both[0], both[1], alone=True)
     number = 3 if tiny else 24
     both = [partial(prediction, number, device, flags, plainly=plainly) for plainly in (False, True)]
     rows[f"predict: {number} JPEGs of 640x480, train ids and overlays"] = Row(both[0], both[1], alone=True)
