@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Trains DIIA, DIIA without each of its parts, and plain methods, with the published settings for GTAV, one after the
-# other, and prints one table of their scores: mean and deviation over seeds, and differences from the first method.
+# Trains DIIA, DIIA without each of its parts, DIIA v2 without each correction, and plain methods, with the published
+# settings for GTAV, one after the other (17 methods, seed 304), and prints one table of their scores: mean and
+# deviation over seeds, and differences from the first method.
 # Usage: CUDA_VISIBLE_DEVICES=0,1,2,3 ./scripts/ablation.sh [flags of train.py that win over those below, for all runs]
 #   METHODS="base diia" SEEDS="304 305 306" ABLATION_DIR=/runs/ablation ./scripts/ablation.sh --max_iter 10000
 # Behind a method, +NAME adds style augmentation (docs/training.md) in its strength below, +NAME=STRENGTH in another:

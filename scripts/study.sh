@@ -7,7 +7,8 @@
 # Usage: STUDY_DIR=/runs/study CAMVID=/data/camvid LABELMEFACADE=/data/labelmefacade DEMO_WORLD=/data/demo_world \
 #   WEIGHTS=pretrained/mobilenet_v2.safetensors ./scripts/study.sh STUDY [flags of train.py, for all runs]
 # WEIGHTS is what scripts/real_weights.sh writes, DEMO_WORLD what `python -m demo_world --size medium` writes, METHODS
-# and SEEDS are those of scripts/ablation.sh. A second call skips finished runs and resumes interrupted ones.
+# and SEEDS are as for scripts/ablation.sh (base ibn isw diia diia-v2; 304 to 308). A second call skips finished runs
+# and resumes interrupted ones.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 study=${1:-} folder=$(realpath -m "${STUDY_DIR:-./logs/study}")
