@@ -3,6 +3,7 @@
 # the plain network and DIIA on "gtav", evaluates both on all five, and shows the table and where the pictures are.
 # Usage: ./scripts/demo.sh [--full] [flags for train.py that win over those below]
 #   --full trains base, ibn, isw and diia with three seeds each for 300 steps.
+#   METHODS="base mine" ./scripts/demo.sh --full trains others; differences are taken from base.
 # All lands in ./demo. A second call skips finished runs, resumes interrupted ones; for other flags, rm -r demo first.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -17,6 +18,7 @@ if [[ ${1:-} == --full ]]; then
   methods=(base ibn isw diia) seeds=(304 305 306) steps=300
   shift
 fi
+read -ra methods <<<"${METHODS:-${methods[*]}}"
 data=demo/data
 domains=(
   "DATASET.GTAV_DIR=$data/GTAV" "DATASET.CITYSCAPES_DIR=$data/cityscapes" "DATASET.BDD_DIR=$data/bdd-100k"

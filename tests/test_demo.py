@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -393,6 +395,31 @@ def test_the_demo_script_uses_flags_that_exist_and_the_folders_written_here(made
             assert set(cfg.DATASET.VAL) == set(DOMAINS) - {"gtav"} and cfg.RUN.EXP == f"{name}_305"
     checked = re.search(r"-m scripts\.check_data ([\w ]+) --opts", text)
     assert checked is not None and sorted(checked[1].split()) == DOMAINS
+
+
+def test_the_demo_script_trains_the_methods_that_are_named(tmp_path: Path) -> None:
+    """A stub in Python's place makes the pictures that the script copies, and notes what it is asked to train."""
+    (tmp_path / "scripts").mkdir()
+    for name in ("demo.sh", "setup.sh"):
+        shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts")
+    stub = tmp_path / "stub.py"
+    stub.write_text(
+        f"#!{sys.executable}\n"
+        "import pathlib, sys\n"
+        "words = sys.argv[1:]\n"
+        "pathlib.Path('demo').mkdir(exist_ok=True)\n"
+        "if words[0] == 'train.py':\n"
+        "    folder = pathlib.Path('demo/runs', words[words.index('--exp') + 1], 'time/pictures')\n"
+        "    folder.mkdir(parents=True)\n"
+        "    (folder / 'a.png').touch()\n"
+    )
+    stub.chmod(0o755)
+    both = {f"{name}_{seed}" for name in ("isw", "diia-v2") for seed in (304, 305, 306)}
+    for methods, arguments, runs in (("", [], {"base_304", "diia_304"}), ("isw diia-v2", ["--full"], both)):
+        env = {**os.environ, "DIIA_PYTHON": str(stub), "METHODS": methods}
+        subprocess.run([str(tmp_path / "scripts" / "demo.sh"), *arguments], env=env, check=True, capture_output=True)
+        assert {path.name for path in (tmp_path / "demo" / "runs").iterdir()} == runs
+        shutil.rmtree(tmp_path / "demo")
 
 
 def test_the_command_says_one_line_and_returns_2(tmp_path: Path) -> None:
