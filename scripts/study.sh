@@ -6,6 +6,8 @@
 #   drawn       the demo world's gtav -> its cityscapes, bdd100k, synthia and mapillary
 # Usage: STUDY_DIR=/runs/study CAMVID=/data/camvid LABELMEFACADE=/data/labelmefacade DEMO_WORLD=/data/demo_world \
 #   WEIGHTS=pretrained/mobilenet_v2.safetensors ./scripts/study.sh STUDY [flags of train.py, for all runs]
+# CAMVID has SegNet's layout with splits by sequence: train 0016E5 and 0006R0, val Seq05VD, test 0001TP, which is dusk
+# (SegNet's own split has half of it in train). LABELMEFACADE has images/NAME.jpg and labels/NAME.png with train ids.
 # WEIGHTS is what scripts/real_weights.sh writes, DEMO_WORLD what `python -m demo_world --size medium` writes, METHODS
 # and SEEDS are as for scripts/ablation.sh (base ibn isw diia diia-v2; 304 to 308). A second call skips finished runs
 # and resumes interrupted ones.
