@@ -27,7 +27,7 @@ from optimizer import build_optimizer
 
 PROCESSES, GPUS = (1, 2, 4), (8, 16, 32, 64, 128, 256)
 BATCH, CROP = 8, 768  # of a GPU in the published recipe
-CARD, REACHED = 312e12, 0.45  # an A100's dense bf16 operations per second, and the share of them that a step reaches
+CARD, REACHED = 801e12, 0.11  # an H100's bfloat16 operations per second, and the share of them that a step reached
 NETWORK = 100e9 / 8  # bytes per second into and out of every GPU
 LATENCY = 20e-6  # seconds of a small exchange per doubling of the GPUs
 BUCKET = 25 * 2**20  # bytes that DistributedDataParallel exchanges together
