@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# Measured on two cores: smaller rates, or maps of more than three times the rate, are faster as torch computes them.
-LEAST_RATE, SIZE_BY_RATE = 12, 3
+# Measured: smaller rates, or maps of more than three times the rate, are faster as torch computes them; in bfloat16, of
+# more than twice the rate.
+LEAST_RATE, SIZE_BY_RATE, SIZE_BY_RATE_MIXED = 12, 3, 2
 
 
 class DilatedConv2d(nn.Conv2d):
@@ -23,11 +24,13 @@ class DilatedConv2d(nn.Conv2d):
     def forward(self, maps: Tensor) -> Tensor:
         """Map (B, C, h, w) to (B, O, h, w)."""
         rate = self.dilation[0]
+        mixed = torch.is_autocast_enabled("cpu")
+        limit = rate * (SIZE_BY_RATE_MIXED if mixed else SIZE_BY_RATE)
         torchs = not self.training or maps.device.type != "cpu" or torch.compiler.is_compiling()
-        torchs = torchs or torch.is_autocast_enabled("cpu")
-        if torchs or rate < LEAST_RATE or max(maps.shape[2:]) >= SIZE_BY_RATE * rate:
+        if torchs or rate < LEAST_RATE or max(maps.shape[2:]) >= limit:
             return super().forward(maps)
-        result: Tensor = _ByTaps.apply(maps, self.weight, rate)  # type: ignore[no-untyped-call]
+        dtype = torch.get_autocast_dtype("cpu") if mixed else maps.dtype
+        result: Tensor = _ByTaps.apply(maps.to(dtype), self.weight, rate)  # type: ignore[no-untyped-call]
         return result
 
 
@@ -47,29 +50,30 @@ def taps(size: Sequence[int], *, rate: int) -> Iterator[tuple[int, Any, Any]]:
 
 
 class _ByTaps(torch.autograd.Function):
-    """One matrix product per tap, over the part of the maps that it sees."""
+    """One matrix product per tap, over the part of the maps that it sees, in their type; sums are in the weights'."""
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, weight: Tensor, rate: int) -> Tensor:
         ctx.save_for_backward(maps, weight)
         ctx.rate = rate
-        out = maps.new_zeros(maps.shape[0], weight.shape[0], *maps.shape[2:])
+        out = weight.new_zeros(maps.shape[0], weight.shape[0], *maps.shape[2:])
         for tap, written, read in taps(maps.shape[2:], rate=rate):
             part = maps[read]
-            out[written] += (weight.flatten(2)[..., tap].contiguous() @ part.flatten(2)).unflatten(2, part.shape[2:])
-        return out
+            matrix = weight.flatten(2)[..., tap].contiguous().to(maps.dtype)
+            out[written] += (matrix @ part.flatten(2)).unflatten(2, part.shape[2:])
+        return out.to(maps.dtype)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         maps, weight = ctx.saved_tensors
-        of_maps, of_weight = (torch.zeros_like(value) for value in (maps, weight))
+        of_maps, of_weight = torch.zeros_like(maps, dtype=weight.dtype), torch.zeros_like(weight)
         for tap, written, read in taps(maps.shape[2:], rate=ctx.rate):
             incoming = gradient[written].flatten(2)  # (B, O, n)
             if ctx.needs_input_grad[0]:
-                part = weight.flatten(2)[..., tap].T.contiguous() @ incoming  # (B, C, n)
+                part = weight.flatten(2)[..., tap].T.contiguous().to(maps.dtype) @ incoming  # (B, C, n)
                 of_maps[read] += part.view(of_maps[read].shape)
             if ctx.needs_input_grad[1]:
                 pairs = zip(incoming, maps[read].flatten(2), strict=True)
-                of_weight.flatten(2)[..., tap] = sum(g @ m.T for g, m in pairs)
-        return of_maps, of_weight, None
+                of_weight.flatten(2)[..., tap] = sum((g @ m.T).to(weight.dtype) for g, m in pairs)
+        return of_maps.to(maps.dtype), of_weight, None

@@ -29,6 +29,28 @@ def test_values_and_gradients_are_torchs(size: tuple[int, int], rate: int) -> No
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize(("size", "taps"), [(12, True), (20, True), (40, False)])
+def test_mixed_precision_rounds_no_more_than_torchs(size: int, taps: bool) -> None:
+    torch.manual_seed(0)
+    conv = DilatedConv2d(64, 8, 3, padding=18, dilation=18, bias=False).train()
+    maps, upstream = torch.randn(3, 64, size, size).requires_grad_(), torch.randn(3, 8, size, size)
+
+    def gradients(function: Any, *inputs: Any) -> list[torch.Tensor]:
+        out = function(inputs[0])
+        return [out.detach(), *torch.autograd.grad(out, inputs, upstream.to(out.dtype))]
+
+    def plain(maps: Any, weight: Any = conv.weight) -> Any:
+        return F.conv2d(maps, weight, padding=18, dilation=18)
+
+    exact = gradients(plain, maps, conv.weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ("ByTaps" in type(conv(maps).grad_fn).__name__) == taps
+        ours, torchs = gradients(conv, maps, conv.weight), gradients(plain, maps, conv.weight)
+    assert [value.dtype for value in ours] == [torch.bfloat16, torch.float32, torch.float32]
+    for found, other, wanted in zip(ours, torchs, exact, strict=True):
+        assert (found - wanted).norm() < 1.2 * (other - wanted).norm()
+
+
 def test_gradients_are_those_of_differences() -> None:
     torch.manual_seed(0)
     maps, weight = (torch.randn(*shape, dtype=torch.float64) for shape in ((2, 2, 3, 4), (3, 2, 3, 3)))
