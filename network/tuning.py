@@ -27,8 +27,6 @@ def restrict_tuning(backbone: BackboneBase, tune: str, *, rank: int, tokens: int
             "use a method without any: --method base, linear or diia-no-whitening, or --tune lora"
         )
     backbone.tune = tune
-    for name, parameter in backbone.named_parameters():
-        parameter.requires_grad_(name.partition(".")[0] in backbone.added)
     if tune == "lora":
         backbone.added += ("lora_A", "lora_B")
         insert_lora(backbone.model if isinstance(backbone, TimmBackbone) else backbone, rank=rank)
@@ -37,6 +35,8 @@ def restrict_tuning(backbone: BackboneBase, tune: str, *, rank: int, tokens: int
             raise UserError(f"--tune rein: its tokens need a plain ViT, {backbone.spec.title} is none; use --tune lora")
         backbone.added += ("rein",)
         insert_rein(backbone.model.model, length=tokens)
+    for name, parameter in backbone.named_parameters():  # behind peft, which freezes whatever it did not add
+        parameter.requires_grad_(not set(backbone.added).isdisjoint(name.split(".")))
 
 
 def insert_lora(model: nn.Module, *, rank: int) -> None:

@@ -257,6 +257,17 @@ def test_lora_starts_as_the_network_and_merges(name: str, stride: int) -> None:
         torch.testing.assert_close(network.predict(images), unmerged, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("backbone", "stride"), [("resnet18", 16), ("timm/resnet18", 32)])
+def test_style_sites_train_beside_lora(backbone: str, stride: int) -> None:
+    architecture = resolve_architecture(DEFAULT_ARCH, backbone=backbone, output_stride=stride)
+    network = assemble(architecture, method=resolve_method("ibn"))
+    restrict_tuning(network.backbone, "lora", rank=2, tokens=2)
+    parameters = dict(network.backbone.named_parameters())
+    trained = {name for name, value in parameters.items() if value.requires_grad}
+    sites = {name for name in parameters if name.startswith("sites.")}
+    assert sites and {name for name in trained if "lora_" not in name} == sites
+
+
 def test_rein_starts_as_the_network_and_trains_its_tokens_alone() -> None:
     plain, network, images = build(SMALL), build(SMALL), pictures(1, 3, 64, 96)
     restrict_tuning(network.backbone, "rein", rank=1, tokens=8)
