@@ -271,7 +271,7 @@ def plot(found: Comparison) -> Any:
     source = next((column for column, is_target in found.columns.items() if not is_target), found.shown[0])
     others = [column for column in found.shown if column != source] or [source]
     figure = new_figure(4.2 * len(others), 4.2)
-    panels = figure.subplots(1, len(others), squeeze=False)[0]
+    panels, drawn = figure.subplots(1, len(others), squeeze=False)[0], dict[str, Any]()
     for panel, column in zip(panels, others, strict=True):
         for number, method in enumerate(found.scores):
             across, up = (found.mean(method, name) for name in (source, column))
@@ -279,13 +279,13 @@ def plot(found: Comparison) -> Any:
                 spread = [100 * (mean.deviation or 0) for mean in (across, up)]
                 values = [100 * fmean(mean.values) for mean in (across, up)]
                 label = f"{method} ({len(up.values)})"
-                style = {"fmt": "osD^vPX*"[number % 8], "capsize": 3, "label": label}
-                panel.errorbar(*values, xerr=spread[0], yerr=spread[1], **style)
+                style = {"fmt": "osD^vPX*"[number % 8], "color": f"C{number}", "capsize": 3, "label": label}
+                drawn.setdefault(method, panel.errorbar(*values, xerr=spread[0], yerr=spread[1], **style))
         panel.set(title=column, xlabel=f"{source}: mean IoU in %")
     panels[0].set_ylabel("mean IoU in %")
-    handles, labels = panels[0].get_legend_handles_labels()
+    handles = [drawn[method] for method in found.scores if method in drawn]
     title = "mean and deviation over seeds (their number)"
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), title=title, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), title=title, frameon=False)
     return figure
 
 

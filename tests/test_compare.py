@@ -111,6 +111,17 @@ def test_a_picture_of_targets_against_the_source(runs: Path) -> None:
     assert (runs / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_method_has_one_colour_and_is_named_where_others_lack_a_column(tmp_path: Path) -> None:
+    write_scores(tmp_path, "base", 0, own=0.5, far=0.2)
+    write_scores(tmp_path, "ibn", 0, own=0.5, far=0.2, night=0.3)
+    write_scores(tmp_path, "isw", 0, own=0.5, night=0.3)
+    scores, columns, places = compare.read_scores([tmp_path], checkpoint="last")
+    figure = compare.plot(compare.Comparison(scores, columns, places, "base"))
+    drawn = [(bars.get_label(), bars.lines[0].get_color()) for panel in figure.axes for bars in panel.containers]
+    assert len(drawn) == 5 and len({*drawn}) == 3 == len({colour for _, colour in drawn})
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["base (1)", "ibn (1)", "isw (1)"]
+
+
 def test_a_table_for_programs(runs: Path) -> None:
     write_scores(runs, "=1+1", 0, own=0.1, far=0.1, night=0.1)
     compare.main([str(runs), "--against", "base", "--out", str(runs / "table.csv")])
