@@ -62,7 +62,8 @@ def read_scores(paths: Sequence[Path], *, checkpoint: str) -> tuple[Scores, dict
 
     The third are the counts of single images, of the scores that have them.
 
-    Raises `UserError` at files without such scores, numbers on different images, and two numbers for one cell.
+    Raises `UserError` at files without such scores, numbers on different images, two numbers for one cell, and a method
+    with several networks or sources.
     """
     files: dict[Path, None] = {}
     for path in paths:
@@ -73,7 +74,10 @@ def read_scores(paths: Sequence[Path], *, checkpoint: str) -> tuple[Scores, dict
     scores, columns, places = Scores(), dict[str, bool](), Places()
     first = dict[tuple[str | int, ...], tuple[str | float, Path]]()
     for file in files:
-        for method, seed, column, is_target, images, value, place in _rows(file, checkpoint=checkpoint):
+        for method, seed, column, is_target, images, value, place, made in _rows(file, checkpoint=checkpoint):
+            known, other = first.setdefault((method, "made"), (made, file))
+            if known != made:
+                raise UserError(f"{file}: {method} is {made}, but in {other} {known}; compare them apart")
             known, other = first.setdefault((column,), (images, file))
             if known != images:
                 raise UserError(
@@ -95,11 +99,15 @@ def read_scores(paths: Sequence[Path], *, checkpoint: str) -> tuple[Scores, dict
     return scores, columns, places
 
 
-def _rows(file: Path, *, checkpoint: str) -> list[tuple[str, int, str, bool, str, float | None, Place]]:
-    """Return method, seed, column, whether it is a target, images, mean IoU and place of each domain's main score."""
+def _rows(file: Path, *, checkpoint: str) -> list[tuple[str, int, str, bool, str, float | None, Place, str]]:
+    """Return what there is of each domain's main score.
+
+    Method, seed, column, whether it is a target, images, mean IoU, place, and the network with its source.
+    """
     try:
         content, rows = json.loads(read_whole(file)), []
         about = content["weights"]
+        made = f"{about.get('network', '')} trained on {about.get('source', '')}"
         for row in content["domains"] if about["checkpoint"] == checkpoint else ():
             protocol, is_source = row["protocol"], row["is_source"]
             split = "" if protocol["split"] == "val" else f" {protocol['split']}"
@@ -108,7 +116,8 @@ def _rows(file: Path, *, checkpoint: str) -> list[tuple[str, int, str, bool, str
             value = row["scores"]["mean_iou"]
             if not row["subset"] and not row.get("corruption"):  # a published file does not know its seed
                 place = Place(file.with_name(PER_IMAGE_FILE), row["domain"], tuple(row["scores"].get("iou", ())))
-                rows.append((about["method"], about.get("seed") or 0, column, not is_source, images, value, place))
+                known = about["method"], about.get("seed") or 0
+                rows.append((*known, column, not is_source, images, value, place, made))
         return rows
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"

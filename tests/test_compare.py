@@ -196,6 +196,17 @@ def test_what_cannot_be_compared_is_said(runs: Path, tmp_path_factory: pytest.Te
         compare.main([str(runs), str(again)])
 
 
+@pytest.mark.parametrize("other", [{"source": "synthia"}, {"network": "ResNet-18"}])
+def test_runs_of_another_network_or_source_are_no_seeds_of_a_method(tmp_path: Path, other: dict[str, str]) -> None:
+    for seed in (1, 2):
+        path = write_scores(tmp_path, "base", seed, far=0.2)
+        content = json.loads(path.read_text())
+        content["weights"] |= {"source": "gtav", "network": "ResNet-50"} | (other if seed == 2 else {})
+        path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="base_2.*: base is .*, but in .*base_1.* ResNet-50 trained on gtav; "):
+        compare.main([str(tmp_path)])
+
+
 def add_images(path: Path, counts: np.ndarray) -> None:
     """Write the counts (N, 19, 19) of single images of the domain `far` beside a score file, and its classes in it."""
     content = json.loads(path.read_text())
