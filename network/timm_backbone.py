@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from utils.errors import UserError, did_you_mean
 
 TIMM = "timm/"  # how --backbone starts
 _PROBE = torch.empty(2, 3, 96, 160, device="meta")  # images of a size that no network is made for
+_HIERA = threading.Lock()
 _POSITIONS = {2: "stem", 3: "stage1", 4: "stage2", 5: "stage3", 6: "stage4"}
 
 
@@ -166,8 +168,11 @@ class TimmBackbone(BackboneBase):
         images = F.pad(images, (0, -width % self.unit, 0, -height % self.unit))
         if self.layers:
             return self._staged(images, stages=stages)
-        is_hiera = hasattr(getattr(self.model, "model", None), "unroll")
-        maps = _hiera(self.model, images) if is_hiera else self.model(images)
+        if hasattr(getattr(self.model, "model", None), "unroll"):
+            with _HIERA:  # it holds the size of its images: one thread at a time
+                maps = _hiera(self.model, images)
+        else:
+            maps = self.model(images)
         maps = maps[-4:] if self.pyramid is None else self.pyramid(maps, size=(height, width))
         return [maps[number - 1] for number in stages], ()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,20 @@ def test_lora_starts_as_the_network_and_merges(name: str, stride: int) -> None:
         merge_lora(network)
         assert not torch.equal(plain.predict(images), unmerged)
         torch.testing.assert_close(network.predict(images), unmerged, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["hiera_tiny_224", "hiera_small_abswin_256"])
+def test_threads_may_share_a_network_that_holds_the_size_of_its_images(name: str) -> None:
+    network, images = build(name, "linear").eval(), [pictures(1, 3, 64, 96), pictures(1, 3, 96, 64)] * 4
+
+    @torch.inference_mode()
+    def predict(image: Tensor) -> Tensor:
+        return network.predict(image)
+
+    wanted = list(map(predict, images))
+    with ThreadPoolExecutor(2) as pool:  # as predict.py does on a CPU
+        for found, expected in zip(pool.map(predict, images), wanted, strict=True):
+            torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(("backbone", "stride"), [("resnet18", 16), ("timm/resnet18", 32)])
