@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 import zlib
 from collections.abc import Sequence
 from functools import cache
@@ -12,6 +13,7 @@ import numpy as np
 
 from datasets.labels import CLASS_NAMES
 from evaluation.metrics import score
+from utils.errors import UserError, reason
 
 RESAMPLES = 1000
 
@@ -43,8 +45,12 @@ def image_interval(places: Places, keys: Sequence[Sequence[tuple[str, str, int]]
 @cache
 def resampled_scores(place: Place, *, column: str) -> np.ndarray[Any, Any]:
     """Return the mean IoU of each of RESAMPLES draws with replacement of all images; a column has its own draws."""
-    with np.load(place.file, allow_pickle=False) as content:
-        counts = content[f"{place.domain}/confusion"].astype(np.float64)  # (N,C,C)
+    try:
+        with np.load(place.file, allow_pickle=False) as content:
+            counts = content[f"{place.domain}/confusion"].astype(np.float64)  # (N,C,C)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        told = f"the counts of {place.domain} cannot be read ({reason(error)})"
+        raise UserError(f"{place.file}: {told}; remove the file, or evaluate with --per_image again") from error
     number, classes = len(counts), [CLASS_NAMES.index(name) for name in place.classes]
     draws = np.random.default_rng(zlib.crc32(column.encode())).multinomial(number, [1 / number] * number, RESAMPLES)
     totals = (draws @ counts.reshape(number, -1)).reshape(RESAMPLES, *counts.shape[1:])

@@ -253,3 +253,13 @@ def test_intervals_over_images_are_those_of_a_paired_bootstrap(
     expected = np.percentile(means, (2.5, 97.5))
     assert tuple(map(float, shown)) == pytest.approx(expected, abs=0.1 * (expected[1] - expected[0]))
     assert "to" not in lines["ibn"].split()
+
+
+@pytest.mark.parametrize("kept", [0, 10, 400])
+def test_damaged_counts_of_single_images_are_one_sentence(tmp_path: Path, kept: int) -> None:
+    path = write_scores(tmp_path, "base", 0, far=0.5)
+    add_images(path, binary_counts(np.arange(20, 40)))
+    counts = path.with_name(PER_IMAGE_FILE)
+    counts.write_bytes(counts.read_bytes()[:kept])
+    with pytest.raises(UserError, match=rf"{PER_IMAGE_FILE}: the counts of far cannot be read \(.+\); remove"):
+        compare.main([str(tmp_path)])
