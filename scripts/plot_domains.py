@@ -118,7 +118,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not isinstance(model.network, Segmentor):
             raise UserError(f"--weights {weights}: a graph does not show its features; give the checkpoint")
         network = model.network
-        name = f"{network.method.label} ({Path(weights).parent.parent.name or Path(weights).stem})"
+        run = f"{network.method.label} ({Path(weights).parent.parent.name or Path(weights).stem})"
+        name = f"{network.method.label} ({weights})" if run in found else run
         found[name] = views([[image_statistics(model, network, image) for image in group] for group in images])
     picture, table = plot_vectors(found, [domain.name for domain in domains])
     save_png(picture, Path(args.out))

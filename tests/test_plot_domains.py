@@ -66,6 +66,11 @@ def test_from_weights_to_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture
         [m, f"({m}_1)", view] for m in ("base", "isw") for view in ("style", "content")
     ]
     assert np.asarray(Image.open(out)).std() > 0
+    again = Path(weights[0]).with_name("best_source.pth")  # of the same run
+    again.write_bytes(Path(weights[0]).read_bytes())
+    plot_domains.main([*arguments, "--weights", *weights, str(again), *opts])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:8]]
+    assert [row[1] for row in rows[::2]] == ["(base_1)", "(isw_1)", f"({again})"]
     for wrong, sentence in {
         ("camvid",): "at least two domains",
         ("camvid", "kitti"): "--weights: give one or several",
