@@ -48,6 +48,9 @@ def insert_lora(model: nn.Module, *, rank: int) -> None:
     for name, layer in layers.items() if not targets else ():
         if isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.dilation == (1, 1):  # peft's know no dilation
             targets.append(name)
+    for layer in layers.values():
+        if hasattr(layer, "qkv_bias_separate"):  # else timm multiplies by qkv's own weight, past the update
+            layer.qkv_bias_separate = True
     exact = "|".join(map(re.escape, targets))  # in a list, a name would stand for all that end with it
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=exact), model)
 

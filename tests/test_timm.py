@@ -258,6 +258,19 @@ def test_lora_starts_as_the_network_and_merges(name: str, stride: int) -> None:
         torch.testing.assert_close(network.predict(images), unmerged, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("name", "stride"), [("eva02_tiny_patch14_224", 16), ("swinv2_tiny_window8_256", 32)])
+def test_lora_updates_layers_whose_weights_timm_reads_by_itself(name: str, stride: int) -> None:
+    plain, network = build(name, "linear", stride=stride), build(name, "linear", stride=stride)
+    restrict_tuning(network.backbone, "lora", rank=2, tokens=2)
+    images = pictures(2, 3, 64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(network.eval().predict(images), plain.eval().predict(images))
+    network.train()(images).fused.square().mean().backward()
+    gradients = {key: value.grad for key, value in network.named_parameters() if "lora_B" in key}
+    assert any("qkv" in key for key in gradients)
+    assert not [key for key, gradient in gradients.items() if gradient is None]
+
+
 @pytest.mark.parametrize("name", ["hiera_tiny_224", "hiera_small_abswin_256"])
 def test_threads_may_share_a_network_that_holds_the_size_of_its_images(name: str) -> None:
     network, images = build(name, "linear").eval(), [pictures(1, 3, 64, 96), pictures(1, 3, 96, 64)] * 4
