@@ -105,6 +105,7 @@ class TimmBackbone(BackboneBase):
         self.layers = _layers(self.model)  # path of every layer -> part that it belongs to
         self.channels_last = getattr(self.model, "output_fmt", None) == "NHWC"
         self.unit = strides[-1]  # images are padded to a multiple of it: many networks cut off what is left over
+        self.strides = 0, *strides[-4:]  # of stem and stages, 0 where maps are not cut
         self.partly_unused = not self.layers and not hasattr(model, "model")  # HRNet's last fusions
         self.sites, self.mix_style = nn.ModuleDict(), MixStyle() if self.layers else None
         self.pyramid: Pyramid | None = None
@@ -114,6 +115,7 @@ class TimmBackbone(BackboneBase):
             depth, width = len(model.model.blocks), channels[-1]
             model.out_indices = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
             self.pyramid = Pyramid(width, output_stride=output_stride, skip=skip)
+            self.strides = 0, *(self.pyramid.strides or 4 * (0,))
             self.added = (*self.added, "pyramid")
             self.attends = hasattr(self._last_attention(), "fused_attn")
             channels = [0, width // 4 if skip else width, *3 * [width]]
@@ -164,16 +166,20 @@ class TimmBackbone(BackboneBase):
         return numbers
 
     def outputs(self, images: Tensor, *, stages: Sequence[int] = STAGES) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        height, width = images.shape[2:]
-        images = F.pad(images, (0, -width % self.unit, 0, -height % self.unit))
-        if self.layers:
-            return self._staged(images, stages=stages)
+        size = images.shape[2:]
+        images = F.pad(images, (0, -size[1] % self.unit, 0, -size[0] % self.unit))
+        maps, style = (self._staged if self.layers else self._at_once)(images, stages=stages)
+        if torch.compiler.is_compiling() or images.shape[2:] != size:  # heads take maps to end where the image does
+            maps = [_cut(part, size, stride=self.strides[number]) for part, number in zip(maps, stages, strict=True)]
+        return maps, style
+
+    def _at_once(self, images: Tensor, *, stages: Sequence[int]) -> tuple[list[Tensor], tuple[Tensor, ...]]:
         if hasattr(getattr(self.model, "model", None), "unroll"):
             with _HIERA:  # it holds the size of its images: one thread at a time
                 maps = _hiera(self.model, images)
         else:
             maps = self.model(images)
-        maps = maps[-4:] if self.pyramid is None else self.pyramid(maps, size=(height, width))
+        maps = maps[-4:] if self.pyramid is None else self.pyramid(maps, size=images.shape[2:])
         return [maps[number - 1] for number in stages], ()
 
     def _staged(self, images: Tensor, *, stages: Sequence[int]) -> tuple[list[Tensor], tuple[Tensor, ...]]:
@@ -276,6 +282,16 @@ def _hiera(model: Any, images: Tensor) -> list[Tensor]:
     return outputs
 
 
+def _at_stride(size: Sequence[int], stride: int) -> list[int]:
+    return [(side + stride - 1) // stride for side in size]  # ONNX cuts off -7 // 4
+
+
+def _cut(maps: Tensor, size: Sequence[int], *, stride: int) -> Tensor:
+    """Return maps of padded images without what lies in the padding of images of a size."""
+    height, width = _at_stride(size, stride) if stride else maps.shape[2:]
+    return F.pad(maps, (0, width - maps.shape[3], 0, height - maps.shape[2]))  # by slices torch.export would fix sizes
+
+
 class Pyramid(nn.Module):
     """Maps of one stride -> strides 4 (with `skip`), 16, 16 and the output stride."""
 
@@ -292,7 +308,7 @@ class Pyramid(nn.Module):
         self.top = tops[output_stride]
         self.strides = (4, 16, 16, output_stride) if skip else ()
 
-    def forward(self, maps: Sequence[Tensor], *, size: tuple[int, int]) -> list[Tensor]:
+    def forward(self, maps: Sequence[Tensor], *, size: Sequence[int]) -> list[Tensor]:
         """Map four (B, C, h, w) of images of height and width `size` to maps of exactly the pyramid's strides.
 
         Without `skip`, for a classifier of patches, they are not resampled.
@@ -301,5 +317,4 @@ class Pyramid(nn.Module):
         levels = [self.low(first), second, third, self.top(last)]
         if not self.strides:
             return levels
-        sizes = [[(side + stride - 1) // stride for side in size] for stride in self.strides]  # ONNX cuts off -7 // 4
-        return [resize(level, size) for level, size in zip(levels, sizes, strict=True)]
+        return [resize(level, _at_stride(size, stride)) for level, stride in zip(levels, self.strides, strict=True)]

@@ -190,6 +190,19 @@ def test_a_vit_reads_four_blocks_and_any_size() -> None:
             assert maps.shape[2:] == tuple(-(-side // stride) for side in size)
 
 
+@pytest.mark.parametrize("name", STRIDES)
+def test_maps_end_where_the_image_does(name: str) -> None:
+    backbone: Any = build(name).eval().backbone
+    images, unit = pictures(1, 3, 75, 118), backbone.unit
+    padded = nn.functional.pad(images, (0, -118 % unit, 0, -75 % unit))
+    with torch.no_grad():
+        found, whole = backbone(images), backbone(padded)
+    assert padded.shape[2:] != images.shape[2:] and whole.low_level.shape[3] == -(-padded.shape[3] // 4)
+    for maps, over, stride in ((found.low_level, whole.low_level, 4), (found.top, whole.top, STRIDES[name])):
+        assert maps.shape[2:] == (-(-75 // stride), -(-118 // stride)), "as of backbones that need no padding"
+        torch.testing.assert_close(maps, over[:, :, : maps.shape[2], : maps.shape[3]])
+
+
 @pytest.mark.parametrize("name", ["resnet18", "timm/resnet18", "timm/convnext_atto", f"timm/{SMALL}"])
 def test_grad_checkpoint_changes_memory_alone(name: str) -> None:
     def step(*flags: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
