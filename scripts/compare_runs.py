@@ -107,8 +107,9 @@ def _rows(file: Path, *, checkpoint: str) -> list[tuple[str, int, str, bool, str
     try:
         content, rows = json.loads(read_whole(file)), []
         about = content["weights"]
+        chosen = content["domains"] if about["checkpoint"] == checkpoint else ()
         made = f"{about.get('network', '')} trained on {about.get('source', '')}"
-        for row in content["domains"] if about["checkpoint"] == checkpoint else ():
+        for row in chosen:
             protocol, is_source = row["protocol"], row["is_source"]
             split = "" if protocol["split"] == "val" else f" {protocol['split']}"
             column = f"{row['domain']}{split}{' (source)' if is_source else ''}"

@@ -184,7 +184,7 @@ def test_what_cannot_be_compared_is_said(runs: Path, tmp_path_factory: pytest.Te
         with pytest.raises(UserError, match=words):
             compare.main(arguments)
     about, row = '{"checkpoint": "last", "method": "base"}', '{"subset": "", "domain": "far"}'
-    for content in ("{", '{"weights": {}}', f'{{"weights": {about}, "domains": [{row}]}}'):
+    for content in ("{", '{"weights": null}', '{"weights": {}}', f'{{"weights": {about}, "domains": [{row}]}}'):
         again.write_text(content)
         with pytest.raises(UserError, match="not a score file"):
             compare.main([str(again)])
