@@ -6,6 +6,7 @@ B batch, C channels, h x w size of the last features, h1 x w1 of the first stage
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from itertools import chain, pairwise
 from typing import Any
 
@@ -89,7 +90,7 @@ class LowDecoder(nn.Module):
         if torch.is_autocast_enabled("cpu"):  # the matrices would be rounded too
             return decoder(top, skip)  # type: ignore[no-any-return]
         context, logits, height = decoder.reduce(decoder.aspp(top)), [], skip.shape[2]
-        columns = _taps_of(skip.shape[3], context.shape[3]).to(context)
+        columns = list(map(_used, _taps_of(skip.shape[3], context.shape[3]).to(context).split(_BLOCK)))
         rows = _taps_of(height, context.shape[2]).to(context)
         for start in range(0, height, _BLOCK):  # with one row beside them for each of the two 3x3 convolutions
             near = slice(max(start - 1, 0), min(start + _BLOCK + 1, height))
@@ -103,18 +104,17 @@ class LowDecoder(nn.Module):
         return torch.cat(logits, 2)
 
 
-def _add_resampled(total: Tensor, taps: Tensor, rows: Tensor, columns: Tensor) -> None:
+def _add_resampled(total: Tensor, taps: Tensor, rows: Tensor, columns: Sequence[tuple[slice, Tensor]]) -> None:
     """Add to maps (B, n, w1, O) the upsampled and shifted taps (B, 9 O, m, w) of a 3x3 convolution.
 
-    By matrices of rows (n, m, 3) and columns (w1, w, 3).
+    By a matrix of rows (n, m, 3) and, of blocks of columns, the part of the taps' columns and its matrix.
     """
     (batch, _, width, channels), height = total.shape, taps.shape[2]
     taps = taps.permute(0, 2, 3, 1).reshape(batch, height, -1, 3, 3, channels)  # rows and columns of it
     wide = taps.new_empty(batch, height * 3, width, channels)
-    for start in range(0, width, _BLOCK):
-        used, matrix = _used(columns[start : start + _BLOCK])
+    for block, (used, matrix) in zip(wide.split(_BLOCK, 2), columns, strict=True):
         part = taps[:, :, used].permute(0, 1, 3, 2, 4, 5).reshape(batch, height * 3, -1, channels)
-        wide[:, :, start : start + _BLOCK] = matrix.flatten(1) @ part
+        block.copy_(matrix.flatten(1) @ part)
     total.flatten(2).baddbmm_(rows.flatten(1).expand(batch, -1, -1), wide.flatten(2))
 
 
