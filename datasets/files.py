@@ -20,7 +20,7 @@ from utils.errors import UserError, reason
 from utils.files import likely_cause
 
 # RuntimeError: a password, a method not known
-_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
+DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
 _WILDCARDS = {"**/": r"((?:(?!\.)[^/]+/)*)", "*": "([^/]*)", "?": "([^/])"}
 
 
@@ -75,7 +75,7 @@ def open_member(archive: str, member: str) -> Iterator[IO[bytes]]:
             file.seek(int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little"), os.SEEK_CUR)
             with zipfile.ZipExtFile(file, "r", info) as reader:  # type: ignore[arg-type]
                 yield reader  # type: ignore[misc]
-        except _DAMAGED as error:
+        except DAMAGED as error:
             raise DamagedArchiveError(0, str(error) or "it ends too early") from error
 
 
@@ -106,7 +106,7 @@ def members(archive: str) -> Mapping[str, zipfile.ZipInfo]:
         if not S_ISREG(status.st_mode):  # a pipe would wait
             raise OSError(errno.EINVAL, "not a file")
         found = _directory(archive, status.st_size, status.st_mtime_ns)
-    except (*_DAMAGED, OSError, ValueError) as error:
+    except (*DAMAGED, OSError, ValueError) as error:
         hint = "download it again, or unpack it yourself (another kind, such as RAR) and give the folder"
         hint = likely_cause(archive, hint)
         raise UserError(f"{archive}: is not a zip archive that can be read ({reason(error)}); {hint}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 import zlib
 from collections.abc import Sequence
 from functools import cache
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from datasets.files import DAMAGED
 from datasets.labels import CLASS_NAMES
 from evaluation.metrics import score
 from utils.errors import UserError, reason
@@ -48,7 +48,7 @@ def resampled_scores(place: Place, *, column: str) -> np.ndarray[Any, Any]:
     try:
         with np.load(place.file, allow_pickle=False) as content:
             counts = content[f"{place.domain}/confusion"].astype(np.float64)  # (N,C,C)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (*DAMAGED, OSError, ValueError, KeyError) as error:
         told = f"the counts of {place.domain} cannot be read ({reason(error)})"
         raise UserError(f"{place.file}: {told}; remove the file, or evaluate with --per_image again") from error
     number, classes = len(counts), [CLASS_NAMES.index(name) for name in place.classes]
