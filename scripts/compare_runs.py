@@ -74,14 +74,15 @@ def read_scores(paths: Sequence[Path], *, checkpoint: str) -> tuple[Scores, dict
     scores, columns, places = Scores(), dict[str, bool](), Places()
     first = dict[tuple[str | int, ...], tuple[str | float, Path]]()
     for file in files:
-        for method, seed, column, is_target, images, value, place, made in _rows(file, checkpoint=checkpoint):
-            known, other = first.setdefault((method, "made"), (made, file))
-            if known != made:
-                raise UserError(f"{file}: {method} is {made}, but in {other} {known}; compare them apart")
-            known, other = first.setdefault((column,), (images, file))
-            if known != images:
+        for row in _rows(file, checkpoint=checkpoint):
+            method, column, seed, value = row.method, row.column, row.seed, row.value
+            known, other = first.setdefault((method, "made"), (row.made, file))
+            if known != row.made:
+                raise UserError(f"{file}: {method} is {row.made}, but in {other} {known}; compare them apart")
+            known, other = first.setdefault((column,), (row.images, file))
+            if known != row.images:
                 raise UserError(
-                    f"{file}: {column} was evaluated on {images}, but in {other} on {known}; evaluate both alike"
+                    f"{file}: {column} was evaluated on {row.images}, but in {other} on {known}; evaluate both alike"
                 )
             if value is None:
                 raise UserError(f"{file}: {column} has no labelled pixel; leave it out")
@@ -91,25 +92,32 @@ def read_scores(paths: Sequence[Path], *, checkpoint: str) -> tuple[Scores, dict
                     f"{file} and {other} both score {method}, seed {seed}, on {column}; leave one of them out"
                 )
             scores.setdefault(method, {}).setdefault(column, {})[seed] = value
-            columns[column] = is_target
-            if place.file.is_file():
-                places[method, column, seed] = place
+            columns[column] = row.is_target
+            if row.place.file.is_file():
+                places[method, column, seed] = row.place
     if not scores:
         raise UserError(f"--checkpoint {checkpoint}: none of the {len(files)} score files is of such a checkpoint")
     return scores, columns, places
 
 
-def _rows(file: Path, *, checkpoint: str) -> list[tuple[str, int, str, bool, str, float | None, Place, str]]:
-    """Return what there is of each domain's main score.
+class _Row(NamedTuple):
+    """A domain's main score in a file."""
 
-    Method, seed, column, whether it is a target, images, mean IoU, place, and the network with its source.
-    """
+    method: str
+    made: str  # the network and its source
+    seed: int
+    column: str
+    is_target: bool
+    images: str  # and how they were evaluated
+    value: float | None  # mean IoU
+    place: Place
+
+
+def _rows(file: Path, *, checkpoint: str) -> list[_Row]:
     try:
         content, rows = json.loads(read_whole(file)), []
         about = content["weights"]
-        chosen = content["domains"] if about["checkpoint"] == checkpoint else ()
-        made = f"{about.get('network', '')} trained on {about.get('source', '')}"
-        for row in chosen:
+        for row in content["domains"] if about["checkpoint"] == checkpoint else ():
             protocol, is_source = row["protocol"], row["is_source"]
             split = "" if protocol["split"] == "val" else f" {protocol['split']}"
             column = f"{row['domain']}{split}{' (source)' if is_source else ''}"
@@ -117,8 +125,9 @@ def _rows(file: Path, *, checkpoint: str) -> list[tuple[str, int, str, bool, str
             value = row["scores"]["mean_iou"]
             if not row["subset"] and not row.get("corruption"):  # a published file does not know its seed
                 place = Place(file.with_name(PER_IMAGE_FILE), row["domain"], tuple(row["scores"].get("iou", ())))
-                known = about["method"], about.get("seed") or 0
-                rows.append((*known, column, not is_source, images, value, place, made))
+                made = f"{about.get('network', '')} trained on {about.get('source', '')}"
+                seed = about.get("seed") or 0
+                rows.append(_Row(about["method"], made, seed, column, not is_source, images, value, place))
         return rows
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
