@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from datasets.labels import CLASS_NAMES
-from demo_world import objects
+from demo_world import objects, vehicles
 from demo_world.looks import Look
 from demo_world.objects import pick
 from demo_world.painter import VOID, Camera, Colour, Painter, Spot, shade
@@ -160,22 +160,22 @@ def vehicle(street: Street, kind: str, x: float, z: float, *, towards: bool, acr
     rng, look, painter = street.rng, street.look, street.painter
     if not look.rare and kind in ("truck", "train"):
         kind = "bus"
-    model = str(rng.choice(tuple(objects.CAR_PROFILES), p=look.models))
-    outline, _, car_width = objects.CAR_PROFILES[model]
+    model = str(rng.choice(tuple(vehicles.CAR_PROFILES), p=look.models))
+    outline, _, car_width = vehicles.CAR_PROFILES[model]
     sizes = {"truck": (8.5, 2.5), "bus": (11.0, 2.55), "train": (24.0, 2.5), "car": (outline[-1][0], car_width)}
     length, width = sizes[kind]
     painter.group(z)
     left, label = x if across else x - width / 2, CLASS_NAMES.index(kind)
-    frame = objects.Frame(painter, label, left, z, length, width, towards, across)
-    objects.contact(frame, ROAD, shade(look.road, 0.35 if look.shadows else 0.55))
+    frame = vehicles.Frame(painter, label, left, z, length, width, towards, across)
+    vehicles.contact(frame, ROAD, shade(look.road, 0.35 if look.shadows else 0.55))
     if kind == "truck":
-        objects.truck(frame, colour=pick(rng, look.cars), cargo=pick(rng, look.cargo))
+        vehicles.truck(frame, colour=pick(rng, look.cars), cargo=pick(rng, look.cargo))
     elif kind == "bus":
-        objects.bus(frame, colour=pick(rng, look.buses))
+        vehicles.bus(frame, colour=pick(rng, look.buses))
     elif kind == "train":
-        objects.tram(frame, colour=pick(rng, look.trams))
+        vehicles.tram(frame, colour=pick(rng, look.trams))
     else:
-        objects.car(frame, kind=model, colour=pick(rng, look.cars))
+        vehicles.car(frame, kind=model, colour=pick(rng, look.cars))
     return width if across else length
 
 
