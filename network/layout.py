@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Literal
@@ -11,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from network.outputs import cached_parts, largest_class
 from network.upsampling import SmallLogits, logit_parts
+from utils.parallel import opencv
 
 IGNORE = 255
 CAP = 0.99  # of the layout's thresholds
-_PART = 1 << 15  # pixels at once: what is written stays in the cache
 Confidence = Literal["logits", "softmax"]
 
 
@@ -48,46 +48,44 @@ def _scores(logits: Tensor, confidence: Confidence) -> Tensor:
 def _layout_on_cpu(scores: Tensor) -> Tensor | None:
     """Return the layout of scores (B, classes, H, W) with parts that fit a core's cache; None where one is nan.
 
-    A trained network's logits are mostly above the cap, and where the median of a class is, nothing needs an order.
+    Each class's median is selected among the pixels of its level alone. A trained network's logits are mostly above the
+    cap, and where the median of a class is, nothing needs an order.
     """
-    planes, threads, cap = scores.numpy(), torch.get_num_threads(), np.float32(CAP)
+    planes, cap = scores.numpy(), np.float32(CAP)
     batch, classes, height, width = planes.shape
-    values, labels = (np.zeros((batch, height, width), kind) for kind in (np.float32, np.uint8))
-    layout, rows = np.empty(labels.shape, np.int64), max(_PART // width, 1)
-    thresholds = np.full(classes, cap)
+    values, labels, levels = (np.empty((batch, height, width), kind) for kind in (np.float32, np.uint8, np.uint8))
+    layout, parts = np.empty(labels.shape, np.int64), cached_parts(planes)
+    thresholds, median_levels = np.full(256, cap), np.zeros(256, np.uint8)  # by class, as long as LUT wants them
 
     def search(part: tuple[int, slice]) -> np.ndarray:
-        """Fill values and labels; return how many pixels each class has, and how many of them are below the cap."""
-        image, index, best = planes[part[0], :, part[1]], labels[part], values[part]
-        number = np.empty(index.shape, np.uint8)  # first 1 where a class is better, then its number
-        np.copyto(best, image[0])
-        for c in range(1, classes):
-            np.greater(image[c], best, out=number.view(bool))
-            np.multiply(number, np.uint8(c), out=number)
-            np.maximum(index, number, out=index)
-            np.maximum(best, image[c], out=best)
-        return np.stack([np.bincount(of.ravel(), minlength=classes) for of in (index, index[best < cap])])
+        """Fill values, labels and levels, 1 to 254 below the cap, else 255; count each class's pixels by level."""
+        value, label, level = values[part], labels[part], levels[part]
+        largest_class(planes[part[0], :, part[1]], value, label)
+        level[...] = np.fmin(np.fmax(value, cap / 128), cap) * (254.5 / cap)  # 1 for nan
+        level += value >= cap
+        counts: np.ndarray = opencv().calcHist([label, level], [0, 1], None, [classes, 256], [0, classes, 0, 256])
+        return counts.astype(np.int64)  # float32, exact
 
-    def split(part: tuple[int, slice]) -> list[np.ndarray]:
-        return [values[part][labels[part] == c] for c in low]
-
-    def median(c: int, pieces: Sequence[np.ndarray]) -> None:
-        ordered = np.concatenate(pieces)
-        ordered.partition(middle[c])
-        thresholds[c] = ordered[middle[c]]
+    def select(part: tuple[int, slice]) -> tuple[np.ndarray, np.ndarray]:
+        chosen = levels[part] == opencv().LUT(labels[part], median_levels)
+        return values[part][chosen], labels[part][chosen]
 
     def write(part: tuple[int, slice]) -> None:
-        weak = values[part] < thresholds.take(labels[part], mode="clip")  # no class is left out: clip checks nothing
-        layout[part] = np.where(weak, np.uint8(IGNORE), labels[part])
+        weak = (values[part] < opencv().LUT(labels[part], thresholds)).view(np.uint8)
+        layout[part] = labels[part] | -weak  # -1 is 255
 
-    parts = [(image, slice(top, top + rows)) for image in range(batch) for top in range(0, height, rows)]
-    with ThreadPoolExecutor(threads) as pool:
-        counts, below = np.sum(list(pool.map(search, parts)), axis=0)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        ends = np.stack(list(pool.map(search, parts))).sum(0).cumsum(1)  # (classes, 256)
         if np.isnan(values.max(initial=0)):
             return None
-        middle = np.round(counts / 2).astype(int)  # Parity: halves to the even number
-        low = np.flatnonzero(below > middle).astype(np.uint8)  # as the labels: compared without a copy
-        list(pool.map(median, low, zip(*pool.map(split, parts), strict=True)))
+        middle = np.round(ends[:, -1] / 2).astype(int)  # Parity: halves to the even number
+        found = (ends <= middle[:, None]).sum(1)
+        low = np.flatnonzero(found < 255)
+        median_levels[low] = found[low]
+        near, of = map(np.concatenate, zip(*pool.map(select, parts if low.size else parts[:1]), strict=True))
+        for c in low:
+            place = middle[c] - ends[c, found[c] - 1]
+            thresholds[c] = np.partition(near[of == c], place)[place]
         list(pool.map(write, parts))
     return torch.from_numpy(layout)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
+_CACHED_PIXELS = 1 << 17  # so many at once that what `largest_class` writes stays in a core's cache
 COARSE_SHARE = 0.5  # with which DIIA's coarse logits are added to the final ones that are evaluated
 
 
@@ -46,3 +48,31 @@ class Features(NamedTuple):
     aux: Tensor  # (B, C3, h3, w3) third stage
     top: Tensor  # (B, C4, h, w) last stage
     style: tuple[Tensor, ...]  # standardised maps captured at the whitening sites, before their ReLU
+
+
+def cached_parts(maps: np.ndarray) -> list[tuple[int, slice]]:
+    """Return image and rows of each part of maps (B, ..., h, w) that `largest_class` does at once."""
+    height, width = maps.shape[-2:]
+    rows = max(_CACHED_PIXELS // max(width, 1), 1)
+    return [(image, slice(top, top + rows)) for image in range(len(maps)) for top in range(0, height, rows)]
+
+
+def largest_class(planes: np.ndarray, values: np.ndarray, labels: np.ndarray) -> None:
+    """Write each pixel's largest logit to `values` and its class, of equal ones the first, to `labels`.
+
+    `argmax` over the first axis jumps through memory; this reads plane by plane. A value is nan where one logit is; its
+    label means nothing then.
+
+    Args:
+        planes: (C, h, w) float32 logits, C <= 256.
+        values: (h, w) float32, overwritten.
+        labels: (h, w) uint8, overwritten.
+    """
+    number = np.empty(labels.shape, np.uint8)  # first 1 where a class is larger, then its number
+    np.copyto(values, planes[0])
+    labels.fill(0)
+    for c in range(1, len(planes)):
+        np.greater(planes[c], values, out=number.view(bool))
+        np.multiply(number, np.uint8(c), out=number)
+        np.maximum(labels, number, out=labels)
+        np.maximum(values, planes[c], out=values)

@@ -65,8 +65,8 @@ def test_layout_of_a_large_batch_goes_in_parts(monkeypatch: pytest.MonkeyPatch) 
     """Parts of several rows, of one row wider than a part, and the logits of a network in any memory format."""
     logits = np.random.default_rng(0).standard_normal((2, 19, 37, 50)).astype(np.float32) - 1
     expected = torch.from_numpy(slow_layout(logits))
-    for size in (1, 50, 333, 1 << 15):
-        monkeypatch.setattr("network.layout._PART", size)
+    for size in (1, 50, 333, 1 << 17):
+        monkeypatch.setattr("network.outputs._CACHED_PIXELS", size)
         assert torch.equal(coarse_layout(torch.from_numpy(logits)), expected)
     assert torch.equal(coarse_layout(torch.from_numpy(logits).to(memory_format=torch.channels_last)), expected)
 

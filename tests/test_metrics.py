@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation import metrics
 from evaluation.metrics import argmax_classes, confusion_matrix, merge_classes, score
 
 NAMES = [f"class {i}" for i in range(19)]
@@ -87,7 +86,7 @@ def test_the_best_class_is_that_of_argmax(seed: int, batch: int, classes: int, h
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_the_best_class_does_not_depend_on_parts_and_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_CHUNK_PIXELS", 40)
+    monkeypatch.setattr("network.outputs._CACHED_PIXELS", 40)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     logits = torch.randn(3, 19, 11, 13, generator=torch.Generator().manual_seed(0), requires_grad=True)
     assert torch.equal(argmax_classes(logits).long(), logits.argmax(dim=1))
