@@ -69,6 +69,7 @@ def parse(argv: Sequence[str] | None = None, *, program: str) -> Config:
     own = [Setting(key, value, program) for key, value in PROGRAMS[program][1].items() if key not in edited]
     from_files = [setting for file in files for setting in options.read_file(file, KEYS)]
     tree = _resolve([*own, *from_files, *options.read_environment(os.environ, KEYS), *command_line])
+    options.check_needs(dict(options.flatten(tree)), KEYS)  # not of checkpoints: those of older versions stay readable
     cfg.update(deepcopy(tree))
     return tree
 
@@ -131,7 +132,6 @@ def _file_values() -> dict[str, Any]:
 def _resolve(layers: Iterable[Setting]) -> Config:
     """Return the tree of the defaults and all layers, the weakest first; values that contradict are refused."""
     values = _file_values() | {setting.key: setting.value for setting in layers}
-    options.check_needs(values, KEYS)
     tree: Config = options.build_tree(values)
     _check_together(tree)
     _fix_normalisation(tree)

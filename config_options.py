@@ -10,6 +10,7 @@ from typing import Literal
 from utils.options import Section, option, shared
 
 BY_IMAGE = ("--img_wt_loss", "--jointwtborder")
+SCL_POLY = ("--lr_schedule scl-poly",)
 # fmt: off
 
 class Data(Section):
@@ -163,10 +164,11 @@ class Optimisation(Section):
     WARMUP_RATIO: float = option(1e-6, "--warmup_ratio", "Share of the learning rate at which the warm-up starts.",
         low=0, high=1, needs=("--warmup_iters",))
     POLY_EXP: float = option(0.9, "--poly_exp", "Exponent of the poly schedule.", low=0)
-    RESCALE: float = option(1.0, "--rescale", "Factor of the second part of scl-poly.", above=0)
-    REPOLY: float = option(1.5, "--repoly", "Exponent of the second part of scl-poly.", low=0)
+    RESCALE: float = option(1.0, "--rescale", "Factor of the second part of scl-poly.", above=0, needs=SCL_POLY)
+    REPOLY: float = option(1.5, "--repoly", "Exponent of the second part of scl-poly.", low=0, needs=SCL_POLY)
     RLX_OFF_ITER: int = option(-1, "--rlx_off_iter",
-        "Step at which --jointwtborder stops relaxing (its weights stay) and scl-poly's second part starts.", low=-1)
+        "Step at which --jointwtborder stops relaxing (its weights stay) and scl-poly's second part starts.", low=-1,
+        needs=("--jointwtborder", *SCL_POLY))
     MAX_ITER: int = option(30000, "--max_iter", "Optimiser steps of the run.", low=1)
     MAX_EPOCH: int = option(0, "--max_epoch", "Stop after this many epochs, 0 for no limit.", low=0)
     WEIGHT_DECAY: float = option(5e-4, "--weight_decay",

@@ -244,6 +244,9 @@ def test_values_are_typed() -> None:
         ("--mixstyle 0.5 --bs_mult 1", "--mixstyle: a process's images are mixed; give --bs_mult of at least 2"),
         ("--mixstyle 0.5 --fda 0.1 --bs_mult 1", "--fda and --mixstyle: a process's images are mixed"),
         ("--randconv_repeats 5", "--randconv_repeats belongs to --randconv"),
+        ("--rescale 0.5", "--rescale belongs to --lr_schedule scl-poly"),
+        ("--lr_schedule poly --repoly 2", "--repoly belongs to --lr_schedule scl-poly"),
+        ("--rlx_off_iter 9 --img_wt_loss", "--rlx_off_iter belongs to --jointwtborder or --lr_schedule scl-poly"),
         ("--ohem_min_kept 5", "--ohem_min_kept belongs to --ohem_thresh"),
         ("--optimizer adamw --momentum 0.8", "--momentum belongs to --optimizer sgd"),
         ("--tune lora --backbone_lr 0.1", "--backbone_lr belongs to --tune full"),
@@ -393,6 +396,8 @@ def test_a_checkpoint_brings_the_configuration_back() -> None:
     plain["DATASET"]["TRAIN"].pop()
     del plain["EVAL"]
     assert config.from_dict(plain) == cfg  # written before a key existed
+    plain["OPTIM"]["RESCALE"] = 0.5
+    assert config.from_dict(plain).OPTIM.RESCALE == 0.5  # written before an option without effect was refused
     plain["OPTIM"]["LRR"] = 1
     with pytest.raises(UserError, match=r"last.pth: there is no option 'OPTIM.LRR'"):
         config.from_dict(plain, source="last.pth")
@@ -415,6 +420,7 @@ def test_every_row_is_sound(row: Option) -> None:
     assert row.read(text, row.key) == row.default
     assert set(row.needs) <= {
         "--eval_protocol sliding",
+        "--lr_schedule scl-poly",
         "--optimizer sgd",
         "--tune full",
         "--tune lora",
