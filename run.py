@@ -112,6 +112,8 @@ def build_run(cfg: Config, splits: Splits, *, device: torch.device, start: Start
     """Build everything with the weights that the run starts from; nothing is trained or written yet."""
     network, world_size = build_network(cfg), distributed.world_size()
     synchronised = cfg.NETWORK.SYNCBN and device.type == "cuda" and world_size > 1
+    if cfg.NETWORK.FREEZE_BN and not network.pretrained_norms():
+        raise UserError(f"--freeze_bn: {network.backbone.spec.title} has no batch norms; leave it out")
     _check_crop(cfg, network.backbone.output_stride, batch_norm_over=2 if synchronised else cfg.OPTIM.BATCH_SIZE)
     loader = build_training_loader(cfg, splits, jitter=resolve_jitter(cfg), **distributed.share())
     evaluation_loaders(cfg, splits)  # what is missing shows now, not epochs later

@@ -185,10 +185,16 @@ class Segmentor(nn.Module, abc.ABC):
     def train(self, mode: bool = True) -> Any:
         """Switch the mode; a frozen backbone's batch norms keep using the statistics that came with its weights."""
         super().train(mode)
-        for name, layer in self.backbone.named_modules() if self.freeze_bn else ():
-            if isinstance(layer, _BatchNorm) and name.partition(".")[0] not in self.backbone.added:
-                layer.eval()
+        for norm in self.pretrained_norms() if self.freeze_bn else ():
+            norm.eval()
         return self
+
+    def pretrained_norms(self) -> list[nn.Module]:
+        """Return the batch norms whose statistics a pretrained file gives."""
+        layers, added = self.backbone.named_modules(), self.backbone.added
+        return [
+            layer for name, layer in layers if isinstance(layer, _BatchNorm) and name.partition(".")[0] not in added
+        ]
 
     def describe(self) -> str:
         """Return one line for the log."""

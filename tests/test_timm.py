@@ -24,7 +24,7 @@ from network.tuning import merge_lora, restrict_tuning
 from optimizer import parameter_groups
 from run import share_batch_norms
 from scripts import network_summary
-from tests.runs import launch, read_weights, run_folder, train_arguments
+from tests.runs import build_run, launch, read_weights, run_folder, train_arguments
 from utils.errors import UserError
 
 STRIDES = {  # network -> output stride, 32 where timm has no other
@@ -396,6 +396,12 @@ def test_runs_resume_and_are_evaluated(flags: str, small_camvid: Path, tmp_path:
 
 
 @pytest.mark.parametrize("name", ["timm/vit_small_patch14_dinov2", "timm/convnext_tiny", "timm/test_vit"])
+def test_statistics_that_are_not_there_cannot_be_frozen(small_camvid: Path, tmp_path: Path) -> None:
+    flags = ("--backbone", "timm/test_vit", "--method", "base", "--freeze_bn")  # its pyramid's norms are new ones
+    with pytest.raises(UserError, match="--freeze_bn: timm/test_vit has no batch norms; leave it out"):
+        build_run(train_arguments(small_camvid, tmp_path, *flags))
+
+
 def test_the_summary_counts_them(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     network_summary.main(["--backbone", name, "--size", "64", "96", "--method", "linear"])
     row = capsys.readouterr().out.splitlines()[2]
