@@ -65,13 +65,17 @@ def _with_every_loss(run: Run) -> None:
 
 
 def _step(run: Run, batch: TrainingBatch, size: int, gradients: Gradients) -> None:
-    """Do a whole step on `size` images, those of a batch over and over."""
+    """Do a whole step on `size` images, those of a batch over and over.
+
+    Where the recipe has more, it is one of two micro-batches: the second needs room beside the gradients of the first.
+    """
     index = torch.arange(size) % len(batch.images)
     parts: Any = (values if values is None else values[index] for values in batch.params)
     params = type(batch.params)(*parts)
     one = TrainingBatch(batch.images[index], batch.labels[index], params, [batch.names[i] for i in index.tolist()])
     run.optimizer.zero_grad(set_to_none=True)
-    gradients(run, list(run.to_device(iter([one]))))
+    accumulates = size < run.network.method.recipe_batch(run.cfg.DATASET.TRAIN)
+    gradients(run, list(run.to_device(iter([one, one] if accumulates else [one]))))
     run.optimizer.step()
 
 

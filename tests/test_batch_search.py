@@ -46,10 +46,12 @@ def test_steps_are_done_while_their_growth_leaves_room(small_camvid: Path, tmp_p
     parts = build_run(train_arguments(small_camvid, tmp_path, *SMALL))
     batch_search._with_every_loss(parts)
     batch, fits = next(iter(parts.loader.epoch(0))), batch_search._OnCpu(limit=1e12)
-    assert fits(parts, batch, 1, gradients) and fits(parts, batch, 3, gradients) and sizes == [1, 3]
+    assert fits(parts, batch, 1, gradients) and fits(parts, batch, 3, gradients) and sizes == [1, 1, 3, 3]
     fits.peaks = {1: 100, 2: 200}
     fits.limit = 399
-    assert not fits(parts, batch, 4, gradients) and sizes == [1, 3], "400 would not fit: not tried"
+    assert not fits(parts, batch, 4, gradients) and len(sizes) == 4, "400 would not fit: not tried"
+    fits.limit = 1e12
+    assert fits(parts, batch, 16, gradients) and sizes[4:] == [16], "the recipe's images: nothing is accumulated"
 
 
 def test_a_system_says_how_much_memory_there_is(tmp_path: Path) -> None:
