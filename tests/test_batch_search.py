@@ -11,6 +11,7 @@ import pytest
 import batch_search
 import train
 from tests.runs import launch, run_folder, train_arguments
+from utils.logs import profiled
 
 SMALL = ("--backbone", "resnet18", "--output_stride", "32", "--method", "isw", "--crop_size", "64", "--bs_mult", "2")
 
@@ -74,3 +75,11 @@ def test_a_profile_of_some_steps(small_camvid: Path, tmp_path: Path) -> None:
     assert steps == {"ProfilerStep#3", "ProfilerStep#4"}
     assert "aten::convolution_backward" in (folder / "profile_from_step_3.txt").read_text()
     assert (folder / "last.pth").exists(), "the run goes on"
+
+
+def test_a_run_that_ends_before_has_no_profile(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with profiled(tmp_path, steps=2, first=0) as step_done:
+        for _ in range(4):
+            step_done()
+    assert not list(tmp_path.iterdir())
+    assert "--profile 2: no profile, it needs 5 steps and this run did 4" in caplog.text

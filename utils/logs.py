@@ -125,6 +125,8 @@ def profiled(folder: Path, *, steps: int, first: int) -> Iterator[Callable[[], o
     name = folder / f"profile_from_step_{first + WARM_UP}"
 
     def keep(profiler: profile) -> None:
+        if profiler.step_num < WARM_UP + steps:  # the run ends: what follows its steps would be in it
+            return
         averages = profiler.key_averages()
         device = "device" if torch.cuda.is_available() else "cpu"
         with tolerated("the profile"):
@@ -135,6 +137,9 @@ def profiled(folder: Path, *, steps: int, first: int) -> Iterator[Callable[[], o
     plan = schedule(wait=WARM_UP - 1, warmup=1, active=steps, repeat=1)
     with profile(schedule=plan, on_trace_ready=keep) as profiler:
         yield profiler.step
+    if profiler.step_num < WARM_UP + steps:
+        message = "--profile %d: no profile, it needs %d steps and this run did %d; raise --max_iter"
+        log.warning(message, steps, WARM_UP + steps, profiler.step_num)
 
 
 def write_line(text: str) -> None:
