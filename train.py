@@ -110,8 +110,10 @@ def fit(run: Run, records: Records) -> None:
                 break
             train_epoch(run, records)
     records.meter.check_finite()
-    if records.evaluated_at != progress.step or (cfg.EVAL.LIMIT and not cfg.RUN.TEST_MODE):
-        evaluate(run, records, all_images=not cfg.RUN.TEST_MODE, keep_best=not cfg.EVAL.LIMIT)
+    if records.evaluated_at != progress.step:  # the last step counts among the best, on the same images
+        evaluate(run, records)
+    if cfg.EVAL.LIMIT and not cfg.RUN.TEST_MODE:
+        evaluate(run, records, all_images=True, keep_best=False)
     save(run, records, "last")
     records.check_saved()
     logger.info("finished at step %d; run folder %s", progress.step, records.folder)

@@ -430,6 +430,15 @@ def test_the_last_steps_are_logged_where_epochs_end_the_run(small_camvid: Path, 
     assert re.findall(r"step (\d/\d), lr", (run_folder(tmp_path) / "log.txt").read_text()) == ["3/4", "4/4"]
 
 
+def test_the_last_step_may_be_the_best_of_some_images(small_camvid: Path, tmp_path: Path) -> None:
+    """It ends no epoch, and its scores on all images are no others' equals."""
+    flags = ("--method", "linear", "--max_iter", "3", "--val_limit", "1", "--val_interval", "1", "--val_dataset")
+    train.main(train_arguments(small_camvid, tmp_path, *flags))
+    folder = run_folder(tmp_path)
+    assert read_weights(folder / "best_source.pth")["progress"]["step"] == 3
+    assert json.loads((folder / "scores" / "scores.json").read_text())["domains"][0]["protocol"]["images"] == 5
+
+
 def test_bad_input_is_one_line_and_exit_code_2(small_camvid: Path, tmp_path: Path) -> None:
     arguments = train_arguments(small_camvid, tmp_path)
     arguments[arguments.index("camvid")] = "camvit"
