@@ -96,12 +96,13 @@ def test_a_resume_says_what_a_step_computes_differently_but_not_where_data_lies(
 ) -> None:
     places = "--frame_cache f --centroid_cache c --num_workers 3 --domains d --pretrained none --opts DATASET.BDD_DIR=b"
     saved, now = (
-        config.to_dict(config.parse(line.split(), program="train")) for line in ("", f"--lr 0.5 --seed 1 {places}")
+        config.to_dict(config.parse(line.split(), program="train"))
+        for line in ("", f"--lr 0.5 --seed 1 --val_limit 9 --pictures 1 {places}")
     )
     content = {"progress": {"step_in_epoch": 0}, "world_size": 1}
     check_continuation(content, saved, now, path=Path("old.pth"), steps_per_epoch=5, global_batch=2)
     words = [record.getMessage().rpartition("another ")[2] for record in caplog.records]
-    assert words == ["RUN.SEED: 304 -> 1", "OPTIM.LR: 0.01 -> 0.5"]
+    assert words == ["RUN.SEED: 304 -> 1", "OPTIM.LR: 0.01 -> 0.5", "EVAL.LIMIT: 0 -> 9"]
 
 
 @pytest.mark.parametrize("url", ["bogus", "env://"])  # the second needs MASTER_ADDR

@@ -25,8 +25,11 @@ from utils.pictures import Picture, save_png
 if TYPE_CHECKING:
     from config import Config
 
-# Keys that decide what a step computes: a resumed run should agree on them.
-SEQUENCE = re.compile(r"RUN\.SEED$|(DATASET|NETWORK|WHITENING|LOSS|AUGMENT|OPTIM)\.")
+# Keys that decide what a step computes, or the scores by which the best is kept: a resumed run should agree on them.
+SEQUENCE = re.compile(
+    r"RUN\.SEED$|(DATASET|NETWORK|WHITENING|LOSS|AUGMENT|OPTIM)\.|"
+    r"EVAL\.(PROTOCOL|WINDOW|STRIDE|SCALES|FLIP|AVERAGE|LIMIT)$"
+)
 # Those of them that say where things lie or how fast they go.
 PLACES = re.compile(
     r"NETWORK\.PRETRAINED|OPTIM\.COMPILE|DATASET\.(CENTROID_CACHE|FRAME_CACHE|NUM_WORKERS|DOMAINS_FILE|.*_DIR)"
