@@ -203,8 +203,8 @@ def load_strictly(module: nn.Module, state: dict[str, Any], *, path: str | Path)
         module.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(
-            f"{path}: does not fit what --arch, --method and --wt_layer name ({misfits(error, path=path)}); give those "
-            "that it was trained with"
+            f"{path}: does not fit what --arch or --backbone, --method, --wt_layer and --tune name "
+            f"({misfits(error, path=path)}); give those that it was trained with"
         ) from error
 
 
@@ -309,9 +309,9 @@ class RunState:
             self.optimizer.load_state_dict(content["optimizer"])
         except (ValueError, KeyError, TypeError) as error:  # another number of groups or parameters, or no state at all
             raise UserError(
-                f"{path}: its optimizer state is none or of other parameter groups: resume with --backbone_lr, "
-                "--layer_decay and --no_norm_decay as before, or start a new run from the weights (--snapshot without "
-                "--restore_optimizer)"
+                f"{path}: its optimizer state is none or of other parameter groups: resume with --tune, "
+                "--backbone_lr, --layer_decay and --no_norm_decay as before, or start a new run from the weights "
+                "(--snapshot without --restore_optimizer)"
             ) from error
         self.scheduler.load_state_dict(content["scheduler"])
         if content["scaler"] and self.scaler.is_enabled():  # both runs in mixed precision on a GPU
