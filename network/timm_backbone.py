@@ -59,9 +59,7 @@ class TimmSpec:
                 continue
             strides: list[int] = model.feature_info.reduction()
             if len(strides) < 4 and len(set(strides)) > 1:
-                raise UserError(
-                    f"--backbone {self.name}: has feature maps of strides {strides}, four stages are needed"
-                )
+                raise UserError(f"--backbone {self.name}: has feature maps of strides {strides}, four are needed")
             if len(set(strides)) > 1 and strides[-1] != output_stride:
                 raise UserError(
                     f"--backbone {self.name}: has output stride {strides[-1]}, not {output_stride}; "
@@ -226,6 +224,8 @@ class TimmBackbone(BackboneBase):
         super().checkpoint_blocks(wanted=wanted)
         if not self.layers:
             try:
+                twice = wanted and any(isinstance(layer, nn.BatchNorm2d) for layer in self.model.modules())
+                assert not twice, "its batch norms would count every batch twice"
                 getattr(self.model, "model", self.model).set_grad_checkpointing(wanted)
             except AssertionError as error:
                 raise UserError(f"--grad_checkpoint: {self.spec.name} cannot; leave it out ({error})") from error
