@@ -62,8 +62,8 @@ def read_scores(paths: Sequence[Path], *, checkpoint: str) -> tuple[Scores, dict
 
     The third are the counts of single images, of the scores that have them.
 
-    Raises `UserError` at files without such scores, numbers on different images, two numbers for one cell, and a method
-    with several networks or sources.
+    Raises `UserError` at files without such scores, numbers on different images or classes, two numbers for one cell,
+    and a method with several networks or sources.
     """
     files: dict[Path, None] = {}
     for path in paths:
@@ -83,6 +83,12 @@ def read_scores(paths: Sequence[Path], *, checkpoint: str) -> tuple[Scores, dict
             if known != row.images:
                 raise UserError(
                     f"{file}: {column} was evaluated on {row.images}, but in {other} on {known}; evaluate both alike"
+                )
+            classes = ", ".join(row.place.classes)
+            known, other = first.setdefault((column, "classes"), (classes, file))
+            if known != classes:
+                raise UserError(
+                    f"{file}: {column} is scored over {classes}, but in {other} over {known}; evaluate both alike"
                 )
             if value is None:
                 raise UserError(f"{file}: {column} has no labelled pixel; leave it out")
@@ -122,6 +128,7 @@ def _rows(file: Path, *, checkpoint: str) -> list[_Row]:
             split = "" if protocol["split"] == "val" else f" {protocol['split']}"
             column = f"{row['domain']}{split}{' (source)' if is_source else ''}"
             images = f"list {protocol['list_hash']}, {protocol['transform']}, scales {protocol['scales']}"
+            images += f", {protocol['classes']} classes"
             value = row["scores"]["mean_iou"]
             if not row["subset"] and not row.get("corruption"):  # a published file does not know its seed
                 place = Place(file.with_name(PER_IMAGE_FILE), row["domain"], tuple(row["scores"].get("iou", ())))

@@ -24,7 +24,8 @@ def write_scores(folder: Path, method: str, seed: int, *, checkpoint: str = "las
         domain, _, split = name.partition("_")
         for subset in ("", "16 classes"):
             protocol = {"split": split or "val", "list_hash": f"of {name}", "transform": "native size", "scales": "1"}
-            found = {"mean_iou": value if not subset else 0.99}
+            protocol["classes"] = "2"
+            found = {"mean_iou": value if not subset else 0.99, "iou": {"road": value, "car": value}}
             rows.append(
                 {"domain": domain, "subset": subset, "is_source": domain == "own", "scores": found}
                 | {"protocol": protocol}
@@ -196,6 +197,24 @@ def test_what_cannot_be_compared_is_said(runs: Path, tmp_path_factory: pytest.Te
         compare.main([str(runs), str(again)])
 
 
+@pytest.mark.parametrize(
+    ("classes", "names", "words"),
+    [
+        ("2 merged", ("road", "car"), "was evaluated on .*, 2 merged classes, but in .*, 2 classes; "),
+        ("1", ("road",), "was evaluated on .*, 1 classes, but in .*, 2 classes; "),
+        ("2", ("road", "sky"), "is scored over road, sky, but in .* over road, car; "),
+    ],
+)
+def test_numbers_over_other_classes_are_not_compared(runs: Path, classes: str, names: list[str], words: str) -> None:
+    path = write_scores(runs, "ibn", 0, far=0.5)
+    content = json.loads(path.read_text())
+    for row in content["domains"]:
+        row["protocol"]["classes"], row["scores"]["iou"] = classes, dict.fromkeys(names, 0.5)
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"ibn_0.*: far {words}"):
+        compare.main([str(runs)])
+
+
 @pytest.mark.parametrize("other", [{"source": "synthia"}, {"network": "ResNet-18"}])
 def test_runs_of_another_network_or_source_are_no_seeds_of_a_method(tmp_path: Path, other: dict[str, str]) -> None:
     for seed in (1, 2):
@@ -208,11 +227,7 @@ def test_runs_of_another_network_or_source_are_no_seeds_of_a_method(tmp_path: Pa
 
 
 def add_images(path: Path, counts: np.ndarray) -> None:
-    """Write the counts (N, 19, 19) of single images of the domain `far` beside a score file, and its classes in it."""
-    content = json.loads(path.read_text())
-    for row in content["domains"]:
-        row["scores"]["iou"] = {"road": 0.5, "car": 0.5}
-    path.write_text(json.dumps(content))
+    """Write the counts (N, 19, 19) of single images of the domain `far` beside a score file."""
     report = Report({}, [], {"far": ImageCounts([f"{index}.png" for index in range(len(counts))], counts)})
     report._save_per_image(path.with_name(PER_IMAGE_FILE))
 

@@ -89,7 +89,7 @@ class Bench:
         provide(folder, "cityscapes")
         self.run = folder / "good"
         self.run.mkdir()
-        protocol = {"split": "val", "list_hash": "0" * 8, "transform": "native size", "scales": [1.0]}
+        protocol = {"split": "val", "list_hash": "0" * 8, "transform": "native size", "scales": [1.0], "classes": "19"}
         row = {"domain": "camvid", "subset": "", "is_source": False, "scores": {"mean_iou": 0.5}, "protocol": protocol}
         scores = {"weights": {"checkpoint": "last", "seed": 1, "method": "base"}, "domains": [row]}
         (self.run / "scores.json").write_text(json.dumps(scores))
