@@ -94,6 +94,7 @@ class Evaluator:
         domains = BUILTIN | {loader.split.domain.name: loader.split.domain for loader in loaders}
         trained = [domains[name] for name in sources] if domains.keys() >= {*sources} else []
         for loader in loaders:
+            getattr(model, "resized", set()).clear()  # what a graph did on the domain before
             domain, result = loader.split.domain, self.evaluate(model, loader)
             how = {"scales": self.inference.views, "corruption": loader.corruption}
             how["transform"] = loader.protocol + self.inference.resizing + getattr(model, "note", "")

@@ -70,7 +70,7 @@ class Graph:
     opened: Opened
     index: int
     normalise: Callable[[Tensor], Tensor]
-    strides: set[str] = field(default_factory=set, compare=False)  # of the logits that were resized
+    resized: set[bool] = field(default_factory=set, compare=False)  # empty until logits were
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -108,8 +108,8 @@ class LogitsGraph(Graph):
 
     @property
     def note(self) -> str:
-        """What a protocol says of it: known where it has run."""
-        return "".join(f", logits {stride} resized bilinearly" for stride in sorted(self.strides))
+        """What a protocol says of it: known where it has run. Factors vary with the sizes of the images."""
+        return ", logits resized bilinearly" if self.resized else ""
 
     def predict(self, images: Tensor) -> Tensor:
         """Return logits (B, C, H, W) float32 of normalised images (B, 3, H, W)."""
@@ -118,7 +118,7 @@ class LogitsGraph(Graph):
             raise UserError(_no_output(self.path, f"it returns {tuple(logits.shape)}"))
         if logits.shape[2:] == size:
             return logits
-        self.strides.add(f"at 1/{size[0] / logits.shape[2]:.3g} of the size")
+        self.resized.add(True)
         return interpolate(logits, tuple(size), mode="bilinear")
 
 

@@ -167,7 +167,7 @@ def test_graphs_with_logits_take_every_protocol(
 def test_every_kind_of_graph(graph: Path, city: Path, tmp_path: Path) -> None:
     strided = write_onnx(tmp_path / "strided.onnx", Streets(stride=4))
     content = score(city, tmp_path / "strided", strided, *MOMENTS, "--bs_mult_val", "2")  # its batch is one
-    assert content["domains"][0]["protocol"]["transform"].endswith(", logits at 1/4 of the size resized bilinearly")
+    assert content["domains"][0]["protocol"]["transform"].endswith("every pixel, logits resized bilinearly")
     with torch.no_grad():
         wanted = counted(
             city,
@@ -199,6 +199,24 @@ def test_every_kind_of_graph(graph: Path, city: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             score(city, tmp_path / "none", path, *(MOMENTS if path == labels else ()))
+
+
+def test_a_domains_protocol_does_not_depend_on_those_before_it(city: Path, tmp_path: Path) -> None:
+    class Fixed(Streets):
+        """Logits of one size, that of Cityscapes' frames here, whatever the image's."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            return nn.functional.interpolate(super().forward(images), SIZE)
+
+    write_domain(tmp_path / "bdd", "bdd100k", train=0, val=2)
+    native, resized = "native size, every pixel", "native size, every pixel, logits resized bilinearly"
+    for model, of_city in ((Streets(stride=4), resized), (Fixed(), native)):
+        path = write_onnx(tmp_path / "graph.onnx", model, free=True)
+        for names in (("cityscapes", "bdd100k"), ("bdd100k", "cityscapes")):
+            flags = ("--val_dataset", *names, "--opts", f"DATASET.BDD_DIR={tmp_path / 'bdd'}")
+            rows = score(city, tmp_path / "out", path, *MOMENTS, *flags)["domains"]
+            found = {row["domain"]: row["protocol"]["transform"] for row in rows}
+            assert found == {"cityscapes": of_city, "bdd100k": resized}, names
 
 
 def test_predict_and_python_take_graphs(graph: Path, city: Path, tmp_path: Path) -> None:
