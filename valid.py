@@ -200,7 +200,8 @@ def result_folder(cfg: Config) -> Path:
         predictions = Path(os.path.realpath(cfg.EVAL.PREDICTIONS))
         return predictions.with_name(f"scores_{predictions.name}_{cfg.DATASET.SPLIT}")
     weights = cfg.RUN.SNAPSHOT
-    return beside(weights, f"scores_{Path(weights).stem}_{cfg.DATASET.SPLIT}")
+    name = Path(weights).name.removesuffix(".pth")  # last.onnx and net_v1.2 are others than last.pth and net_v1.3
+    return beside(weights, f"scores_{name}_{cfg.DATASET.SPLIT}")
 
 
 if __name__ == "__main__":

@@ -263,3 +263,6 @@ def test_names_on_a_hub() -> None:
     for name in ("hf://our/net", "hf://our/net@v1"):
         cfg = config.parse(["--snapshot", name], program="valid")
         assert valid.result_folder(cfg) == Path(f"scores_{name.rpartition('/')[2]}_val")
+    names = "run/last.pth run/last.onnx run/last.safetensors nets/isw_v1.2 nets/isw_v1.3 hf://our/net@v1.2".split()
+    found = [str(valid.result_folder(config.parse([name], program="valid"))) for name in names]
+    assert found[0] == "run/scores_last_val" and len({*found}) == len(names), "one replaces the scores of another"
