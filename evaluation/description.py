@@ -8,7 +8,7 @@ from typing import Any
 from config import Config
 from network import Segmentor
 from transforms.build import build_normalisation
-from utils.checkpoint import CONVERTED
+from utils.checkpoint import CONVERTED, EXPORTED
 
 
 def method_name(network: Segmentor, cfg: Config) -> str:
@@ -31,7 +31,8 @@ def describe_checkpoint(network: Segmentor, cfg: Config, content: Mapping[str, A
 
     Converted ones do not say how they were trained: step, seed and source are left out.
     """
-    about = describe_weights(network, cfg, progress=content["progress"], averaged=bool(content["average"]))
+    averaged = bool(content["average"]) or (content["kind"] == EXPORTED and cfg.OPTIM.EMA_DECAY > 0)  # which is taken
+    about = describe_weights(network, cfg, progress=content["progress"], averaged=averaged)
     unknown = ("step", "seed", "source") if content["kind"] == CONVERTED else ()
     return {name: value for name, value in about.items() if name not in unknown}
 

@@ -307,10 +307,16 @@ def test_safetensors_start_a_run_and_are_evaluated(full_camvid: Path, tmp_path: 
 def test_averaged_weights_are_exported(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "other.pth", "frozen")
     average = {key: value * 2 for key, value in checkpoint.read(tmp_path / "other.pth")["network"].items()}
-    write_checkpoint(tmp_path / "last.pth", "frozen", average=average)
-    run(tmp_path / "last.pth", "--format", "safetensors")
-    written = checkpoint.read(tmp_path / "last.safetensors")["network"]
-    assert written.keys() == average.keys() and all(torch.equal(written[key], average[key]) for key in written)
+    trained = checkpoint.read(tmp_path / "other.pth")["config"]
+    trained["OPTIM"]["EMA_DECAY"] = 0.9
+    write_checkpoint(tmp_path / "last.pth", "frozen", average=average, config=trained)
+    for name in ("safetensors", "hub"):
+        run(tmp_path / "last.pth", "--format", name)
+        path = str(tmp_path / f"last{export.ENDINGS[name]}")
+        written = checkpoint.read(path)["network"]
+        assert written.keys() == average.keys() and all(torch.equal(written[key], average[key]) for key in written)
+        cfg = config.parse([path], program="valid")
+        assert valid.load_network(cfg, checkpoint.read(path))[2]["ema"] == 0.9, "as reports on the checkpoint say"
 
 
 def test_what_published_weights_were_trained_on_stays_unknown(tmp_path: Path) -> None:
