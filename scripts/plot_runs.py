@@ -33,6 +33,8 @@ def plot_curves(folders: Sequence[Path], out: Path) -> None:
     from matplotlib.figure import Figure
 
     histories = {folder: read_history(folder / "history.jsonl") for folder in folders}
+    names = {folder: Path(os.path.realpath(folder)).parent.name for folder in histories}  # the --exp of the run
+    names = {folder: name if [*names.values()].count(name) == 1 else str(folder) for folder, name in names.items()}
     for folder, lines in histories.items():
         if not any(line.keys() - {"step"} for line in lines):
             raise UserError(f"{folder}: has no history.jsonl with numbers; give run folders of train.py")
@@ -46,8 +48,7 @@ def plot_curves(folders: Sequence[Path], out: Path) -> None:
             points = [(line["step"], line[tag]) for line in lines if tag in line]
             if points:
                 marker = "." if len(points) < 20 else ""
-                name = Path(os.path.realpath(folder)).parent.name  # the --exp of the run
-                panel.plot(*zip(*points, strict=True), label=name, linewidth=1.2, marker=marker)
+                panel.plot(*zip(*points, strict=True), label=names[folder], linewidth=1.2, marker=marker)
         panel.set_title(tag, fontsize=10)
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from scripts import plot_runs
@@ -33,6 +34,22 @@ def test_runs_become_a_picture(tmp_path: Path) -> None:
     plot_runs.plot_curves([tmp_path / "one" / "time"], tmp_path / "new" / "curves.pdf")
     assert (tmp_path / "new" / "curves.pdf").read_bytes().startswith(b"%PDF")
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders, drawn = [tmp_path / name for name in ("isw/0101", "isw/0202", "base/0101")], list[str]()
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "history.jsonl").write_text('{"step": 1, "town/mean_iu": 0.1}\n')
+
+    def keep(figure: Figure, *_: object, **__: object) -> None:
+        drawn.extend(label for panel in figure.axes for label in panel.get_legend_handles_labels()[1])
+        raise OSError("enough")
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    with pytest.raises(UserError, match="enough"):
+        plot_runs.plot_curves(folders, tmp_path / "curves.png")
+    assert drawn == [*map(str, folders[:2]), "base"]
 
 
 def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path: Path) -> None:
