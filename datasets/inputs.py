@@ -20,6 +20,8 @@ VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 def find_files(word: str, *, out: Path) -> tuple[list[Path], list[Path]]:
     """Return the files of one input, absolute and sorted, and the folders that names are relative to."""
+    if not word:  # which would be the working folder
+        raise UserError("an input is an empty word; give files, folders or patterns")
     path, known = Path(word).absolute(), IMAGES + VIDEOS
     if path.is_dir():
         inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())

@@ -122,8 +122,10 @@ def test_files_globs_and_lists_keep_what_tells_them_apart(
     assert list(run(weights, tmp_path / "files", one, two, one)) == both
     assert list(run(weights, tmp_path / "glob", images / "cam?" / "a.*")) == both
     assert len(run(weights, tmp_path / "all", f"{images}/**/b.*")) == 2
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{one}\n{two}\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{one}\n\n{two}\n\n"))
     assert list(run(weights, tmp_path / "list", "-")) == both
+    with pytest.raises(UserError, match="an input is an empty word; give files"):
+        run(weights, tmp_path / "empty", "")
     Image.fromarray(STREETS[0]).save(images / "cam1" / "a.jpg")
     names = ["train_ids/a.jpg.png", "train_ids/a.png.png", "train_ids/b.png"]
     assert list(run(weights, tmp_path / "stems", images / "cam1")) == names
