@@ -56,6 +56,12 @@ def _domain(name: str, fields: Any, path: Path) -> Domain:
         raise UserError("label must map parts of an image's path to parts of its label's path")
     if tile < 0:
         raise UserError(f"tile must be a number of pixels, or 0 for the run's; it is {tile}")
+    merge = {_class("merge", old): _class("merge", new) for old, new in fields.get("merge", {}).items()}
+    classes = _classes("classes", fields.get("classes", list(CLASS_NAMES)))
+    subsets = {str(key): _classes(f"subsets {key}", ids) for key, ids in fields.get("subsets", {}).items()}
+    for subset, ids in subsets.items():
+        if beyond := ", ".join(CLASS_NAMES[id_] for id_ in ids if id_ not in classes):
+            raise UserError(f"subsets {subset} names {beyond}, which classes does not; add it there or leave it out")
     root = os.path.expanduser(os.path.expandvars(fields["root"]))
     return Domain(
         name=name,
@@ -65,9 +71,9 @@ def _domain(name: str, fields: Any, path: Path) -> Domain:
         encoding=_encoding(name, fields["encoding"]),
         splits=_splits(fields["splits"], in_path="{split}" in fields["images"]),
         tile=tile,
-        merge=tuple((_class("merge", old), _class("merge", new)) for old, new in fields.get("merge", {}).items()),
-        classes=_classes("classes", fields.get("classes", list(CLASS_NAMES))),
-        subsets=tuple((str(key), _classes(f"subsets {key}", ids)) for key, ids in fields.get("subsets", {}).items()),
+        merge=tuple(merge.items()),
+        classes=classes,
+        subsets=tuple(subsets.items()),
         skip_unequal=fields.get("skip_unequal", False),
     )
 
