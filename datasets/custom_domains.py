@@ -57,6 +57,8 @@ def _domain(name: str, fields: Any, path: Path) -> Domain:
     if tile < 0:
         raise UserError(f"tile must be a number of pixels, or 0 for the run's; it is {tile}")
     merge = {_class("merge", old): _class("merge", new) for old, new in fields.get("merge", {}).items()}
+    if chained := [CLASS_NAMES[new] for new in merge.values() if merge.get(new, new) != new]:
+        raise UserError(f"merge adds to {chained[0]}, which it adds to another class itself; name that one for both")
     classes = _classes("classes", fields.get("classes", list(CLASS_NAMES)))
     subsets = {str(key): _classes(f"subsets {key}", ids) for key, ids in fields.get("subsets", {}).items()}
     for subset, ids in subsets.items():

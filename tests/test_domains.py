@@ -336,6 +336,7 @@ def test_declared_splits_ids_and_classes(tmp_path: Path) -> None:
         ({"classes": "[0, road]"}, "classes names a class twice"),
         ({"classes": "[]"}, "classes must be a list"),
         ({"merge": "{0: 99}"}, "merge holds 99"),
+        ({"merge": "{truck: bus, bus: car}"}, "merge adds to bus, which it adds to another class itself; name that"),
         ({"classes": "[road]", "subsets": "{x: [road, car]}"}, "subsets x names car, which classes does not; add it"),
         ({"merge": "{0: 255}"}, "merge holds 255"),
         ({"tile": "big"}, "tile must be a whole number, not 'big'"),
