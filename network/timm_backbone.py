@@ -218,7 +218,7 @@ class TimmBackbone(BackboneBase):
 
     def _last_attention(self) -> Any:
         block = self.model.model.blocks[-1]
-        return getattr(block, "block", block).attn  # inside Rein's
+        return getattr(getattr(block, "block", block), "attn", None)  # inside Rein's
 
     def checkpoint_blocks(self, *, wanted: bool) -> None:
         super().checkpoint_blocks(wanted=wanted)

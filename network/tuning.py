@@ -31,7 +31,8 @@ def restrict_tuning(backbone: BackboneBase, tune: str, *, rank: int, tokens: int
         backbone.added += ("lora_A", "lora_B")
         insert_lora(backbone.model if isinstance(backbone, TimmBackbone) else backbone, rank=rank)
     if tune == "rein":
-        if not isinstance(backbone, TimmBackbone) or backbone.pyramid is None:
+        # ConvMixer has blocks, but no tokens
+        if not (isinstance(backbone, TimmBackbone) and backbone.pyramid and hasattr(backbone.model.model, "embed_dim")):
             raise UserError(f"--tune rein: its tokens need a plain ViT, {backbone.spec.title} is none; use --tune lora")
         backbone.added += ("rein",)
         insert_rein(backbone.model.model, length=tokens)

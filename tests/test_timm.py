@@ -190,6 +190,13 @@ def test_a_vit_reads_four_blocks_and_any_size() -> None:
             assert maps.shape[2:] == tuple(-(-side // stride) for side in size)
 
 
+@pytest.mark.parametrize("name", ["vit_pwee_patch16_reg1_gap_256", "vit_small_patch16_18x2_224", "convmixer_768_32"])
+def test_blocks_may_have_several_attentions_or_none(name: str) -> None:
+    with torch.device("meta"):
+        backbone: Any = build(name, stride=16).backbone
+    assert backbone.pyramid is not None and not backbone.attends
+
+
 @pytest.mark.parametrize("name", STRIDES)
 def test_maps_end_where_the_image_does(name: str) -> None:
     backbone: Any = build(name).eval().backbone
@@ -358,6 +365,7 @@ def test_mean_and_deviation_are_those_of_the_weights() -> None:
             "--backbone resnet18 --method base --tune rein",
             "--tune rein: its tokens need a plain ViT, ResNet-18 is none",
         ),
+        ("--backbone timm/convmixer_768_32 --method base --tune rein", "--tune rein: its tokens need a plain ViT"),
         ("--backbone timm/resnet18 --lora_rank 4", "--lora_rank belongs to --tune lora"),
         ("--backbone nothing", "--backbone nothing: not available; one of .* or timm/NAME"),
     ],
