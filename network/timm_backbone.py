@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -297,10 +297,7 @@ class Pyramid(nn.Module):
 
     def __init__(self, channels: int, *, output_stride: int, skip: bool) -> None:
         super().__init__()
-
-        def double(before: int, after: int) -> nn.ConvTranspose2d:
-            return nn.ConvTranspose2d(before, after, 2, stride=2)
-
+        double = partial(nn.ConvTranspose2d, kernel_size=2, stride=2)
         half, quarter = channels // 2, channels // 4
         finer = (double(channels, half), nn.BatchNorm2d(half), nn.GELU(), double(half, quarter))
         self.low = nn.Sequential(*finer) if skip else nn.Identity()
@@ -313,8 +310,7 @@ class Pyramid(nn.Module):
 
         Without `skip`, for a classifier of patches, they are not resampled.
         """
-        first, second, third, last = maps
-        levels = [self.low(first), second, third, self.top(last)]
+        levels = [self.low(maps[0]), *maps[1:3], self.top(maps[3])]
         if not self.strides:
             return levels
         return [resize(level, _at_stride(size, stride)) for level, stride in zip(levels, self.strides, strict=True)]
