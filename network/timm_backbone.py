@@ -115,7 +115,8 @@ class TimmBackbone(BackboneBase):
             self.pyramid = Pyramid(width, output_stride=output_stride, skip=skip)
             self.strides = 0, *(self.pyramid.strides or 4 * (0,))
             self.added = (*self.added, "pyramid")
-            self.attends = hasattr(self._last_attention(), "fused_attn")
+            attention = self._last_attention()
+            self.attends = hasattr(attention, "fused_attn") and not hasattr(attention, "temperature")  # not XCiT's
             channels = [0, width // 4 if skip else width, *3 * [width]]
         widths = self._widths() if self.layers else dict(zip(PARTS[1:], channels[-4:], strict=True))
         self.channels = tuple(widths.get(part, 0) for part in PARTS)
@@ -213,7 +214,8 @@ class TimmBackbone(BackboneBase):
         height, width = (-(-side // self.unit) for side in images.shape[2:])
         prefix = getattr(self.model.model, "num_prefix_tokens", 0)  # SAM's has none
         cells = [prefix + y // self.unit * width + x // self.unit for x, y in pixels]
-        weights = recorder.seen.float().mean(1)[:, cells, prefix:]  # (B, N, hw)
+        seen = recorder.seen.float().view(len(images), -1, *recorder.seen.shape[-2:])  # SAM's: (B heads, n, n)
+        weights = seen.mean(1)[:, cells, prefix:]  # (B, N, hw)
         return (weights / weights.sum(2, keepdim=True)).unflatten(2, (height, width))
 
     def _last_attention(self) -> Any:

@@ -190,11 +190,27 @@ def test_a_vit_reads_four_blocks_and_any_size() -> None:
             assert maps.shape[2:] == tuple(-(-side // stride) for side in size)
 
 
-@pytest.mark.parametrize("name", ["vit_pwee_patch16_reg1_gap_256", "vit_small_patch16_18x2_224", "convmixer_768_32"])
-def test_blocks_may_have_several_attentions_or_none(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["vit_pwee_patch16_reg1_gap_256", "vit_small_patch16_18x2_224", "convmixer_768_32", "xcit_nano_12_p16_224"]
+)
+def test_blocks_may_have_several_attentions_or_none_over_patches(name: str) -> None:
     with torch.device("meta"):
         backbone: Any = build(name, stride=16).backbone
     assert backbone.pyramid is not None and not backbone.attends
+
+
+@torch.no_grad()
+def test_the_attention_of_sams_encoder_whose_heads_are_in_the_batch() -> None:
+    backbone: Any = build("samvit_base_patch16", "linear", stride=16).eval().backbone
+    images, pixels, seen = pictures(2, 3, 40, 60), [(5, 5), (59, 39)], list[Tensor]()
+    attention = backbone.model.model.blocks[-1].attn
+    attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    found = backbone.attention_of(images, pixels)
+    assert found.shape == (2, 2, 3, 4)
+    for image, tokens in enumerate(seen[0]):
+        query, key, _ = attention.qkv(tokens.flatten(0, 1)).view(12, 3, attention.num_heads, -1).permute(1, 2, 0, 3)
+        weights = (attention.scale * query @ key.mT).softmax(-1).mean(0)  # new relative positions are zero
+        torch.testing.assert_close(found[image].flatten(1), weights[[0, 11]])
 
 
 @pytest.mark.parametrize("name", STRIDES)
