@@ -258,9 +258,8 @@ def _layers(model: Any) -> dict[str, str]:
         ends = [f"blocks.{stage - 1}" if stage else stem[-1] for stage in model._stage_out_idx]
     else:
         return {}
-    stage_ends = [paths.index(end) for end in ends[-4:]]
-    stem_end = paths.index(ends[-5]) if len(ends) > 4 else stage_ends[0] - 1
-    bounds = [stem_end, *stage_ends]
+    bounds = [paths.index(end) for end in ends[-5:]]
+    bounds = bounds if len(bounds) > 4 else [bounds[0] - 1, *bounds]
     return {path: PARTS[sum(i > bound for bound in bounds)] for i, path in enumerate(paths[: bounds[-1] + 1])}
 
 
