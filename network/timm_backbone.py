@@ -58,14 +58,13 @@ class TimmSpec:
                 reason = str(error).partition("\n")[0]
                 continue
             strides: list[int] = model.feature_info.reduction()
-            if len(strides) < 4 and len(set(strides)) > 1:
-                raise UserError(f"--backbone {self.name}: has feature maps of strides {strides}, four are needed")
-            if len(set(strides)) > 1 and strides[-1] != output_stride:
-                raise UserError(
-                    f"--backbone {self.name}: has output stride {strides[-1]}, not {output_stride}; "
-                    f"give --output_stride {strides[-1]}"
-                )
-            return model
+            if len(set(strides)) == 1 or (len(strides) > 3 and strides[-1] == output_stride):
+                return model
+            fault, remedy = f"output stride {strides[-1]}, not {output_stride}", f"give --output_stride {strides[-1]}"
+            if len(strides) < 4 or strides[-1] not in (8, 16, 32):
+                fault = f"feature maps of strides {strides}, but four stages up to stride 8, 16 or 32 are needed"
+                remedy = "choose another network"
+            raise UserError(f"--backbone {self.name}: has {fault}; {remedy}")
         raise UserError(f"--backbone {self.name}: timm gives no feature maps of it ({reason}); choose another network")
 
 
@@ -145,7 +144,9 @@ class TimmBackbone(BackboneBase):
         try:
             return torch.func.functional_call(layer, state, (maps,))
         except (AssertionError, RuntimeError) as error:
-            raise UserError(f"--backbone {self.spec.name}: takes images of its own size alone ({error})") from error
+            raise UserError(
+                f"--backbone {self.spec.name}: takes one image size alone ({error}); take another network"
+            ) from error
 
     def depth(self, name: str) -> int:
         """Return the position of a pretrained parameter: its part, or in a ViT its block as timm counts, 0 the stem."""
