@@ -227,8 +227,8 @@ class TimmBackbone(BackboneBase):
         super().checkpoint_blocks(wanted=wanted)
         if not self.layers:
             try:
-                twice = wanted and any(isinstance(layer, nn.BatchNorm2d) for layer in self.model.modules())
-                assert not twice, "its batch norms would count every batch twice"
+                twice = self.tune == "full" and any(isinstance(layer, nn.BatchNorm2d) for layer in self.model.modules())
+                assert not (wanted and twice), "its batch norms would count every batch twice"
                 getattr(self.model, "model", self.model).set_grad_checkpointing(wanted)
             except AssertionError as error:
                 raise UserError(f"--grad_checkpoint: {self.spec.name} cannot; leave it out ({error})") from error

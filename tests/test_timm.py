@@ -253,6 +253,14 @@ def test_grad_checkpoint_changes_memory_alone(name: str) -> None:
     assert saved[1] != saved[0]
 
 
+def test_batch_norms_that_are_not_trained_allow_grad_checkpoint() -> None:
+    flags = "--backbone timm/xcit_nano_12_p16_224 --method base --grad_checkpoint --tune lora --lora_rank 2"
+    network = build_network(config.parse(flags.split(), program="train"))
+    before = {key: value.clone() for key, value in network.state_dict().items() if ".local_mp.bn." in key}
+    network.train()(pictures(2, 3, 64, 64)).fused.square().mean().backward()
+    assert before and all(torch.equal(network.state_dict()[key], value) for key, value in before.items())
+
+
 def trained_copy(network: Segmentor) -> dict[str, Tensor]:
     """Return the state after two steps of SGD."""
     optimizer = torch.optim.SGD([value for value in network.parameters() if value.requires_grad], lr=0.1)
@@ -383,6 +391,7 @@ def test_mean_and_deviation_are_those_of_the_weights() -> None:
             "hrnet_w18_small cannot",
         ),
         ("--backbone timm/xcit_nano_12_p16_224 --method base --grad_checkpoint", "cannot.*its batch norms would count"),
+        ("--backbone timm/cspnext_tiny --method base --grad_checkpoint", "cannot.*its batch norms would count"),
         ("--backbone timm/resnet18 --tune frozen --method isw", "--tune frozen: style sites .*--tune lora"),
         ("--backbone timm/resnet18 --method base --tune rein", "--tune rein: its tokens need a plain ViT"),
         (
