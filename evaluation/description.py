@@ -12,7 +12,7 @@ from utils.checkpoint import CONVERTED, EXPORTED
 
 
 def method_name(network: Segmentor, cfg: Config) -> str:
-    """Return the method of a run with its style augmentation, as scripts/ablation.sh takes it: base+mixstyle=0.5."""
+    """Return the method of a run with what is added to it, as scripts/ablation.sh takes it: base+mixstyle=0.5."""
     augment = cfg.AUGMENT
     added = {
         "mixstyle": augment.MIXSTYLE,
@@ -22,6 +22,7 @@ def method_name(network: Segmentor, cfg: Config) -> str:
         "randconv": augment.RANDCONV,
         "randconv_repeats": augment.RANDCONV_REPEATS if augment.RANDCONV_REPEATS > 1 else 0,
         "label_smoothing": cfg.LOSS.LABEL_SMOOTHING,
+        "ema_decay": cfg.OPTIM.EMA_DECAY,
     }
     return "+".join([network.method.label, *(f"{name}={value:g}" for name, value in added.items() if value)])
 

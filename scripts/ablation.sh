@@ -4,7 +4,8 @@
 # deviation over seeds, and differences from the first method.
 # Usage: CUDA_VISIBLE_DEVICES=0,1,2,3 ./scripts/ablation.sh [flags of train.py that win over those below, for all runs]
 #   METHODS="base diia" SEEDS="304 305 306" ABLATION_DIR=/runs/ablation ./scripts/ablation.sh --max_iter 10000
-# Behind a method, +NAME adds style augmentation (docs/training.md) in its strength below, +NAME=STRENGTH in another:
+# Behind a method, +NAME adds style augmentation, label smoothing or averaged weights (docs/training.md) in its
+# strength below, +NAME=STRENGTH in another:
 #   METHODS="base base+mixstyle base+fda=0.1 diia+randconv+randconv_repeats" ./scripts/ablation.sh
 # A second call with the same flags skips finished runs and resumes interrupted ones.
 set -euo pipefail
@@ -14,6 +15,7 @@ parts="diia-coarse diia-no-edge diia-no-layout diia-no-aggregation diia-no-white
 parts+=" diia-v2-old-edge diia-v2-old-confidence diia-v2-old-encoding diia-v2-old-attention diia-v2-old-content"
 parts+=" diia-v2-old-losses diia-v2-old-sites diia-v2"
 strengths=" mixstyle=0.5 advstyle=1 fda=0.05 randaugment=9 randconv=0.5 randconv_repeats=10 label_smoothing=0.1"
+strengths+=" ema_decay=0.999"
 read -ra methods <<<"${METHODS:-base ibn isw $parts}"
 read -ra seeds <<<"${SEEDS:-304}"
 cd "$here/.."

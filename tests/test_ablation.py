@@ -57,7 +57,7 @@ def test_it_trains_what_is_not_finished_and_compares_all_in_order(tmp_path: Path
 
 
 def test_style_augmentation_is_an_axis(tmp_path: Path) -> None:
-    names = "mixstyle advstyle fda randaugment randconv randconv_repeats label_smoothing".split()
+    names = "mixstyle advstyle fda randaugment randconv randconv_repeats label_smoothing ema_decay".split()
     methods = f"base isw+fda=0.1+mixstyle=0.3 base+{'+'.join(names)}"
     *trainings, compared = call(tmp_path, METHODS=methods)
     plain, some, every = (config.parse(words[1:], program="train") for words in trainings)
@@ -65,7 +65,8 @@ def test_style_augmentation_is_an_axis(tmp_path: Path) -> None:
         ("base", 0, 0),
         ("isw", 0.1, 0.3),
     ]
-    strengths = {name: (every.LOSS if name == "label_smoothing" else every.AUGMENT)[name.upper()] for name in names}
+    sections = {"label_smoothing": every.LOSS, "ema_decay": every.OPTIM}
+    strengths = {name: sections.get(name, every.AUGMENT)[name.upper()] for name in names}
     page = (ROOT / "docs" / "training.md").read_text()
     for name, strength in strengths.items():
         assert re.search(rf"--{name} [A-Z]+` \((0.5, )?{strength:g}\)", page), "the strength that the page names"
