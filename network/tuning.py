@@ -19,7 +19,7 @@ def restrict_tuning(backbone: BackboneBase, tune: str, *, rank: int, tokens: int
     neither grouped nor dilated, by `rank` (alpha is the same number). Rein is network.rein with `tokens` per block.
 
     Raises:
-        UserError: style sites in a frozen backbone, Rein without a plain ViT.
+        UserError: style sites in a frozen backbone, LoRA on standardised weights, Rein without a plain ViT.
     """
     if tune == "frozen" and backbone.kinds:
         raise UserError(
@@ -47,6 +47,11 @@ def insert_lora(model: nn.Module, *, rank: int) -> None:
     layers = dict(model.named_modules())
     targets = [name for name, layer in layers.items() if isinstance(layer, nn.Linear)]
     for name, layer in layers.items() if not targets else ():
+        if hasattr(layer, "eps") and isinstance(layer, nn.Conv2d):  # of timm's StdConv2d and its like
+            raise UserError(
+                "--tune lora: this backbone standardises the weights of its convolutions, into which updates cannot be "
+                "merged; use --tune full or frozen"
+            )
         if isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.dilation == (1, 1):  # peft's know no dilation
             targets.append(name)
     for layer in layers.values():

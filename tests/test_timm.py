@@ -399,6 +399,8 @@ def test_mean_and_deviation_are_those_of_the_weights() -> None:
             "--tune rein: its tokens need a plain ViT, ResNet-18 is none",
         ),
         ("--backbone timm/convmixer_768_32 --method base --tune rein", "--tune rein: its tokens need a plain ViT"),
+        ("--backbone timm/test_nfnet --method base --tune lora", "standardises .* cannot be merged; use --tune full"),
+        ("--backbone timm/resnetv2_50x1_bit --method base --tune lora", "standardises .* cannot be merged; use --tune"),
         ("--backbone timm/resnet18 --lora_rank 4", "--lora_rank belongs to --tune lora"),
         ("--backbone nothing", "--backbone nothing: not available; one of .* or timm/NAME"),
     ],
