@@ -163,6 +163,19 @@ def test_without_sites_the_maps_are_those_of_timm(name: str) -> None:
     assert way or all(a.shape == b.shape for a, b in zip(network.backbone.outputs(images)[0], theirs[-4:], strict=True))
 
 
+def test_timm_dilates_other_layers_than_the_published_backbones() -> None:
+    def dilated(name: str, layers: str) -> set[str]:
+        with torch.device("meta"):
+            backbone = resolve_architecture(DEFAULT_ARCH, backbone=name, output_stride=16).build((0,) * 7)
+        modules = [(key.removeprefix("model."), layer) for key, layer in backbone.named_modules()]
+        return {key for key, layer in modules if re.search(layers, key) and getattr(layer, "dilation", 1) == (2, 2)}
+
+    ours, theirs = (dilated(name, r"layer\d\.") for name in ("resnet50", "timm/resnet50"))
+    assert ours - theirs == {"layer4.0.conv2"} and theirs < ours
+    assert len(dilated("mobilenet_v2", "features")) == 1 and len(dilated("timm/mobilenetv2_100", "blocks")) > 1
+    assert not timm.list_models("*shuffle*")
+
+
 def test_a_site_normalises_what_goes_on() -> None:
     plain, network = build("regnety_004"), build("regnety_004", "isw")
     assert network.backbone.kinds == {"stem": "whiten", "stage1": "whiten", "stage2": "whiten"}
