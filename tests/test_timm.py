@@ -118,7 +118,7 @@ def test_updates_pyramid_and_heads_train_at_the_full_rate(tune: str) -> None:
 
 @pytest.mark.parametrize("method", ["base", "isw", "diia"])
 @pytest.mark.parametrize("name", STRIDES)
-def test_every_network_trains_and_predicts(name: str, method: str) -> None:
+def test_every_network_trains_resumes_and_predicts(name: str, method: str) -> None:
     if name in WITHOUT_SITES and method != "base":
         with pytest.raises(UserError, match="has no style sites; use a method without any: --method base, linear or"):
             build(name, method)
@@ -135,8 +135,18 @@ def test_every_network_trains_and_predicts(name: str, method: str) -> None:
     assert len(output.style) == (3 if method in ("isw", "diia") else 0)
     for part in output.style:
         assert part.mean((2, 3)).abs().max() < 1e-4 and (part.std((2, 3), correction=0) - 1).abs().median() < 0.05
-    second = build(name, method)
+    second, optimizers = build(name, method), []
+    for resumed in (network, second):
+        optimizers.append(torch.optim.SGD(resumed.parameters(), lr=1e-3, momentum=0.9))
+    optimizers[0].step()
     second.load_state_dict(copy.deepcopy(network.state_dict()))
+    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+    for resumed, optimizer in zip((network, second), optimizers, strict=True):
+        torch.manual_seed(1)
+        optimizer.zero_grad()
+        resumed(pictures(2, 3, 48, 64)).fused.square().mean().backward()
+        optimizer.step()
+    assert all(map(torch.equal, network.state_dict().values(), second.state_dict().values()))
     odd = pictures(1, 3, 75, 118)
     with torch.no_grad():
         predicted = network.eval().predict(odd)
