@@ -152,7 +152,7 @@ def test_adapters_are_no_pretrained_backbone(name: str, way: str, tmp_path: Path
         ({"config.json": "{,", "model.safetensors": None}, "its config.json is no JSON"),
         ({"config.json": "[]", "model.safetensors": None}, "config.json is of another program, config, kind, progress"),
         ({"config.json": None, "model.safetensors": "text"}, "not a readable weight file of tensors and plain values"),
-        ({"config.json": "resnet18", "model.safetensors": None}, "does not fit what --arch, --method .*Missing key"),
+        ({"config.json": "resnet18", "model.safetensors": None}, "does not fit what --arch or .*Missing key"),
     ],
 )
 def test_other_folders_are_refused(files: dict[str, str | None], message: str, folder: Path, tmp_path: Path) -> None:
