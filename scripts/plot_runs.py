@@ -16,6 +16,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_FOLDER", help="run folders of train.py")
     text = "picture to write, in the format of its suffix"
     parser.add_argument("--out", type=Path, default=Path("curves.png"), metavar="FILE", help=text)
+    text = "only panels with one of these in their names, such as loss/ or mean_iu"
+    parser.add_argument("--panels", nargs="+", default=[""], metavar="PART", help=text)
     return parser
 
 
@@ -28,8 +30,11 @@ from utils.logs import read_history, write_line
 ORDER = ("loss/train_loss", "mean_iu", "val_loss", "loss/")  # of the panels, by a part of their tags; then the others
 
 
-def plot_curves(folders: Sequence[Path], out: Path) -> None:
-    """Plot all loss terms and scores of the runs' histories over the steps, one panel per tag, or raise `UserError`."""
+def plot_curves(folders: Sequence[Path], out: Path, *, panels: Sequence[str] = ("",)) -> None:
+    """Plot loss terms and scores of the runs' histories over the steps, one panel per tag, or raise `UserError`.
+
+    Tags without any of `panels` in them are left out. A run has the same colour in all panels.
+    """
     from matplotlib.figure import Figure
 
     histories = {folder: read_history(folder / "history.jsonl") for folder in folders}
@@ -38,17 +43,21 @@ def plot_curves(folders: Sequence[Path], out: Path) -> None:
     for folder, lines in histories.items():
         if not any(line.keys() - {"step"} for line in lines):
             raise UserError(f"{folder}: has no history.jsonl with numbers; give run folders of train.py")
-    tags = {tag for lines in histories.values() for line in lines for tag in line} - {"step"}
+    known = {tag for lines in histories.values() for line in lines for tag in line} - {"step"}
+    tags = {tag for tag in known if any(part in tag for part in panels)}
+    if not tags:
+        raise UserError(f"--panels {' '.join(panels)}: in no name; the panels are {', '.join(sorted(known))}")
     columns = min(4, len(tags))
     rows = -(-len(tags) // columns)
     figure = Figure(figsize=(4 * columns, 2.8 * rows), layout="constrained")
     for number, tag in enumerate(sorted(tags, key=lambda tag: (*(part not in tag for part in ORDER), tag)), start=1):
         panel = figure.add_subplot(rows, columns, number)
-        for folder, lines in histories.items():
+        for colour, (folder, lines) in enumerate(histories.items()):
             points = [(line["step"], line[tag]) for line in lines if tag in line]
             if points:
                 marker = "." if len(points) < 20 else ""
-                panel.plot(*zip(*points, strict=True), label=names[folder], linewidth=1.2, marker=marker)
+                steps, values = zip(*points, strict=True)
+                panel.plot(steps, values, label=names[folder], color=f"C{colour}", linewidth=1.2, marker=marker)
         panel.set_title(tag, fontsize=10)
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
@@ -62,7 +71,7 @@ def plot_curves(folders: Sequence[Path], out: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
-    plot_curves(args.folders, args.out)
+    plot_curves(args.folders, args.out, panels=args.panels)
     write_line(f"curves: {args.out}")
 
 
