@@ -4,4 +4,4 @@
 # They evaluate at most 500 images of each set after every epoch (--val_limit), at the end all of them.
 set -euo pipefail
 exec "$(dirname "${BASH_SOURCE[0]}")/recipe.sh" \
-  --arch network.deepv3.DeepR50V3PlusD --relax_denom 0.0 --clusters 3 --bs_mult 8 --val_limit 500 "$@"
+  --arch network.deepv3.DeepR50V3PlusD --clusters 3 --bs_mult 8 --val_limit 500 "$@"

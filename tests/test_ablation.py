@@ -14,6 +14,7 @@ import pytest
 import config
 from datasets.domains import load_domains
 from evaluation.description import method_name
+from loss import build_criterion
 from network.methods import METHODS
 from utils.errors import UserError
 
@@ -74,6 +75,15 @@ def test_style_augmentation_is_an_axis(tmp_path: Path) -> None:
     network: Any = SimpleNamespace(method=SimpleNamespace(label="isw"))
     assert method_name(network, plain) == "isw" and method_name(network, some) == "isw+mixstyle=0.3+fda=0.1"
     assert method_name(network, every).split("+")[1:] == [f"{name}={value:g}" for name, value in strengths.items()]
+
+
+def test_every_method_keeps_the_margin_of_its_own(tmp_path: Path) -> None:
+    *trainings, _ = call(tmp_path, METHODS="iw irw isw diia")
+    parsed = [config.parse(words[1:], program="train") for words in trainings]
+    rows = [METHODS[cfg.NETWORK.METHOD] for cfg in parsed]
+    losses = [build_criterion(cfg, method=row, style_channels=[64]) for row, cfg in zip(rows, parsed, strict=True)]
+    margins = [loss.whitening.margins[0] for loss in losses if loss.whitening is not None]
+    assert margins == [0, 64 * 63 // 2 // 64, 0, 0], "IRW without a margin is IW"
 
 
 def test_an_unknown_axis_is_a_flag_that_is_not_there(tmp_path: Path) -> None:
