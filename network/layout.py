@@ -82,10 +82,11 @@ def _layout_on_cpu(scores: Tensor) -> Tensor | None:
         found = (ends <= middle[:, None]).sum(1)
         low = np.flatnonzero(found < 255)
         median_levels[low] = found[low]
-        near, of = map(np.concatenate, zip(*pool.map(select, parts if low.size else parts[:1]), strict=True))
-        for c in low:
-            place = middle[c] - ends[c, found[c] - 1]
-            thresholds[c] = np.partition(near[of == c], place)[place]
+        if low.size:
+            near, of = map(np.concatenate, zip(*pool.map(select, parts), strict=True))
+            for c in low:
+                place = middle[c] - ends[c, found[c] - 1]
+                thresholds[c] = np.partition(near[of == c], place)[place]
         list(pool.map(write, parts))
     return torch.from_numpy(layout)
 

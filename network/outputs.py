@@ -1,4 +1,7 @@
-"""The named types that cross the network's border. B batch, H x W input size, h x w the last features' size."""
+"""What crosses the network's border: named types, and the largest class of logits.
+
+B batch, H x W input size, h x w the last features' size.
+"""
 
 from __future__ import annotations
 

@@ -227,8 +227,9 @@ class TimmBackbone(BackboneBase):
         super().checkpoint_blocks(wanted=wanted)
         if not self.layers:
             try:
-                twice = self.tune == "full" and any(isinstance(layer, nn.BatchNorm2d) for layer in self.model.modules())
-                assert not (wanted and twice), "its batch norms would count every batch twice"
+                trained = self.model.modules() if wanted and self.tune == "full" else ()
+                if any(isinstance(layer, nn.BatchNorm2d) for layer in trained):
+                    raise AssertionError("its batch norms would count every batch twice")
                 getattr(self.model, "model", self.model).set_grad_checkpointing(wanted)
             except AssertionError as error:
                 raise UserError(f"--grad_checkpoint: {self.spec.name} cannot; leave it out ({error})") from error

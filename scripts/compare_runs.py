@@ -76,20 +76,17 @@ def read_scores(paths: Sequence[Path], *, checkpoint: str) -> tuple[Scores, dict
     for file in files:
         for row in _rows(file, checkpoint=checkpoint):
             method, column, seed, value = row.method, row.column, row.seed, row.value
-            known, other = first.setdefault((method, "made"), (row.made, file))
-            if known != row.made:
-                raise UserError(f"{file}: {method} is {row.made}, but in {other} {known}; compare them apart")
-            known, other = first.setdefault((column,), (row.images, file))
-            if known != row.images:
-                raise UserError(
-                    f"{file}: {column} was evaluated on {row.images}, but in {other} on {known}; evaluate both alike"
-                )
             classes = ", ".join(row.place.classes)
-            known, other = first.setdefault((column, "classes"), (classes, file))
-            if known != classes:
-                raise UserError(
-                    f"{file}: {column} is scored over {classes}, but in {other} over {known}; evaluate both alike"
-                )
+            alike = {  # what rows must share: value, verb, preposition, remedy
+                (method, "made"): (row.made, f"{method} is ", "", "compare them apart"),
+                (column, "images"): (row.images, f"{column} was evaluated ", "on ", "evaluate both alike"),
+                (column, "classes"): (classes, f"{column} is scored ", "over ", "evaluate both alike"),
+            }
+            for key, (found, verb, preposition, remedy) in alike.items():
+                known, other = first.setdefault(key, (found, file))
+                if known != found:
+                    both = f"{verb}{preposition}{found}, but in {other} {preposition}{known}"
+                    raise UserError(f"{file}: {both}; {remedy}")
             if value is None:
                 raise UserError(f"{file}: {column} has no labelled pixel; leave it out")
             known, other = first.setdefault((method, column, seed), (value, file))

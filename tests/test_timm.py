@@ -135,9 +135,8 @@ def test_every_network_trains_resumes_and_predicts(name: str, method: str) -> No
     assert len(output.style) == (3 if method in ("isw", "diia") else 0)
     for part in output.style:
         assert part.mean((2, 3)).abs().max() < 1e-4 and (part.std((2, 3), correction=0) - 1).abs().median() < 0.05
-    second, optimizers = build(name, method), []
-    for resumed in (network, second):
-        optimizers.append(torch.optim.SGD(resumed.parameters(), lr=1e-3, momentum=0.9))
+    second = build(name, method)
+    optimizers = [torch.optim.SGD(each.parameters(), lr=1e-3, momentum=0.9) for each in (network, second)]
     optimizers[0].step()
     second.load_state_dict(copy.deepcopy(network.state_dict()))
     optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
