@@ -50,8 +50,10 @@ def test_a_training_needs_no_home_and_no_folder_for_temporary_files(
 def test_a_training_writes_nowhere_but_where_it_is_told_to(tmp_path: Path) -> None:
     """As in a container whose file system is read-only but for a volume."""
     make_camvid(tmp_path / "camvid")
-    closed = [f"mount -t tmpfs -o ro tmpfs {folder}" for folder in ("/tmp", "/var/tmp") if Path(folder).is_dir()]
-    mounts = [f"mount --bind {tmp_path} /mnt", *closed, "mount --bind . .", "mount -o remount,bind,ro .", "cd $PWD"]
+    folders = [folder for folder in ("/tmp", "/var/tmp") if Path(folder).is_dir()]
+    here = ["mkdir -p $PWD", "mount -c --bind /proc/$$/cwd $PWD"]  # the repository may lie below one of them
+    mounts = [f"mount --bind {tmp_path} /mnt", *(f"mount -t tmpfs tmpfs {folder}" for folder in folders), *here]
+    mounts += [*(f"mount -o remount,ro {folder}" for folder in folders), "mount -o remount,bind,ro $PWD", "cd $PWD"]
     flags = train_arguments(Path("/mnt/camvid"), Path("/mnt"), *SHORT)
     for folder, code in (("/tmp", 2), ("/mnt", 0)):
         environment = {**dict.fromkeys(("HOME", "XDG_CACHE_HOME"), "/proc"), "TMPDIR": folder}
