@@ -65,8 +65,7 @@ class BackboneBase(nn.Module, abc.ABC):
 
     def run_layer(self, layer: nn.Module, maps: Tensor) -> Tensor:
         """Run a layer of the network."""
-        is_block = next(layer.children(), None) is not None
-        if self.grad_checkpoint and is_block and torch.is_grad_enabled():
+        if self.grad_checkpoint and torch.is_grad_enabled() and list(layer.children()):
             contexts = partial(_two_contexts, layer)
             return cast(Tensor, checkpoint(layer, maps, use_reentrant=False, context_fn=contexts))
         return cast(Tensor, layer(maps))

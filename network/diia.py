@@ -25,8 +25,8 @@ What `Method.corrections` change (diia-v2):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -40,19 +40,16 @@ from network.outputs import COARSE_SHARE, Features, SegmentorOutput
 from network.upsampling import SmallLogits, upsample_logits
 
 
-@contextmanager
-def no_float16(maps: Tensor) -> Iterator[Callable[[Any], Any]]:
-    """Compute in float32 where autocast would in float16, in which unscaled scores and layouts of 0..255 overflow.
-
-    Yields what brings maps, or None, to the type to compute in.
-    """
+def is_cast_to_float16(maps: Tensor) -> bool:
+    """Return whether autocast computes in float16 here, in which unscaled scores and layouts of 0..255 overflow."""
     device = maps.device.type
     half = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
-    if half and torch.get_autocast_dtype(device) == torch.float16:
-        with torch.autocast(device, enabled=False):
-            yield lambda values: None if values is None else values.float()
-    else:
-        yield lambda values: values
+    return half and torch.get_autocast_dtype(device) == torch.float16
+
+
+def no_float16(maps: Tensor) -> AbstractContextManager[Any]:
+    """Switch autocast off where it would compute in float16."""
+    return torch.autocast(maps.device.type, enabled=False) if is_cast_to_float16(maps) else nullcontext()
 
 
 class LayoutBranch(Refined):
@@ -141,8 +138,12 @@ class TripleAggregation(nn.Module):
         content = top if self.up is None else self.up(top)
         if not self.attends:
             return content
-        with no_float16(top) as cast:
-            triple = (*self._query_and_key(cast(layout_features), cast(edge_features)), self.value(cast(top)))
+        if is_cast_to_float16(top):
+            top = top.float()
+            layout_features = None if layout_features is None else layout_features.float()
+            edge_features = None if edge_features is None else edge_features.float()
+        with no_float16(top):
+            triple = (*self._query_and_key(layout_features, edge_features), self.value(top))
             # (B, 1, hw, 128): the fused kernels, without the (hw, hw) matrix, need it so
             query, key, value = (maps.flatten(2).mT.contiguous().unsqueeze(1) for maps in triple)
             mixed = F.scaled_dot_product_attention(query, key, value, scale=self.scale)
