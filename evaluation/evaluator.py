@@ -17,10 +17,9 @@ from datasets.domains import BUILTIN
 from datasets.labels import CLASS_NAMES, IGNORE, NUM_CLASSES, PALETTE
 from datasets.loaders import EvaluationLoader
 from datasets.segmentation import EvaluationSample
-from evaluation.calibration import plot_reliability
 from evaluation.features import FeaturePlotter
 from evaluation.metrics import argmax_classes, confusion_matrix, merge_classes, merge_table
-from evaluation.more_metrics import MoreCounts
+from evaluation.more_metrics import MoreCounts, plot_reliability
 from evaluation.protocols import Inference
 from evaluation.report import DomainScore, Evaluation, Frame, ImageCounts, domain_scores
 from network import Segmentor

@@ -12,10 +12,18 @@ import torch
 
 from datasets.domains import BUILTIN
 from datasets.labels import NUM_CLASSES
-from evaluation import boundaries
-from evaluation.boundaries import BANDS, boundary_counts, boundary_scores
-from evaluation.calibration import calibration_scores, confidence_counts, plot_reliability, reliability
-from evaluation.more_metrics import TITLES, MoreCounts
+from evaluation import more_metrics
+from evaluation.more_metrics import (
+    BANDS,
+    TITLES,
+    MoreCounts,
+    boundary_counts,
+    boundary_scores,
+    calibration_scores,
+    confidence_counts,
+    plot_reliability,
+    reliability,
+)
 from tests.street_data import blocks
 
 CLASSES = range(5)
@@ -110,7 +118,7 @@ def test_what_is_seen_is_a_square(reach: int) -> None:
     point[0, 10, 11] = 6
     expected = torch.zeros_like(point)
     expected[0, 10 - reach : 11 + reach, 11 - reach : 12 + reach] = 6
-    assert torch.equal(boundaries._seen(point, reach=reach), expected)
+    assert torch.equal(more_metrics._seen(point, reach=reach), expected)
 
 
 def prediction_of(seed: int, *, sharpness: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
