@@ -99,8 +99,7 @@ def test_tables_for_papers_and_pages(runs: Path, suffix: str, words: str, best: 
 
 
 def test_a_picture_of_targets_against_the_source(runs: Path) -> None:
-    scores, columns, places = compare.read_scores([runs], checkpoint="last")
-    figure = compare.plot(compare.Comparison(scores, columns, places, "base"))
+    figure = compare.plot(compare.Comparison(compare.read_scores([runs], checkpoint="last"), "base"))
     panels = {panel.get_title(): panel for panel in figure.axes}
     assert list(panels) == ["far", "night", "own test (source)", "mean over targets"]
     base, diia = (container.lines for container in panels["mean over targets"].containers)
@@ -116,8 +115,7 @@ def test_a_method_has_one_colour_and_is_named_where_others_lack_a_column(tmp_pat
     write_scores(tmp_path, "base", 0, own=0.5, far=0.2)
     write_scores(tmp_path, "ibn", 0, own=0.5, far=0.2, night=0.3)
     write_scores(tmp_path, "isw", 0, own=0.5, night=0.3)
-    scores, columns, places = compare.read_scores([tmp_path], checkpoint="last")
-    figure = compare.plot(compare.Comparison(scores, columns, places, "base"))
+    figure = compare.plot(compare.Comparison(compare.read_scores([tmp_path], checkpoint="last"), "base"))
     drawn = [(bars.get_label(), bars.lines[0].get_color()) for panel in figure.axes for bars in panel.containers]
     assert len(drawn) == 5 and len({*drawn}) == 3 == len({colour for _, colour in drawn})
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["base (1)", "ibn (1)", "isw (1)"]
@@ -168,6 +166,16 @@ def test_one_seed_has_no_spread_and_a_missing_number_is_a_dash(
     assert ["isw", "1", "50.00", "25.00", "-", "-"] in rows
     assert ["isw", "far", "1", "+0.00", "0", "-"] in rows
     assert ["isw", "night", "0", "-", "0", "-"] in rows
+
+
+def test_the_seeds_of_columns_that_differ_in_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in range(3):
+        write_scores(tmp_path, "base", seed, far=0.25)
+    for seed in (3, 4):
+        write_scores(tmp_path, "base", seed, far=0.25, night=0.35)
+    compare.main([str(tmp_path)])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("base"))
+    assert re.split(r"  +", line)[1:] == ["2 to 5", "25.00 ± 0.00", "35.00 ± 0.00", "30.00 ± 0.00"]
 
 
 def test_what_cannot_be_compared_is_said(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
