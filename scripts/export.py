@@ -20,11 +20,12 @@ from scripts import check_size
 from utils import program_parser
 from utils.errors import UserError, reason, run_entry_point
 
-PACKAGES = {
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "pt2": (),
-    "published": (),
-    **dict.fromkeys(("safetensors", "hub"), ("safetensors",)),
+FORMATS = {  # -> end of the file's name, packages besides torch
+    "onnx": (".onnx", ("onnx", "onnxscript", "onnxruntime")),
+    "pt2": (".pt2", ()),
+    "published": ("_published.pth", ()),
+    "safetensors": (".safetensors", ("safetensors",)),
+    "hub": ("_hub", ("safetensors",)),
 }
 
 
@@ -36,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     text = "checkpoint of train.py or of scripts.convert_weights, folder of --format hub, hf://OWNER/NAME[@REVISION]"
     parser.add_argument("weights", metavar="WEIGHTS", help=text)
-    parser.add_argument("--format", required=True, choices=list(PACKAGES), help="what to write")
+    parser.add_argument("--format", required=True, choices=list(FORMATS), help="what to write")
     size = {"nargs": 2, "type": int, "default": [1024, 2048], "metavar": ("HEIGHT", "WIDTH")}
     parser.add_argument("--size", **size, help="size of the images")  # type: ignore[arg-type]
     parser.add_argument("--dynamic", action="store_true", help="leave batch, height and width free")
@@ -66,21 +67,12 @@ from inference import load_network
 from network import Segmentor
 from network.tuning import unwrap_lora
 from network.weights import published_arch
-from scripts.graphs import Deployed, reason_of, save, trace
-from scripts.weight_files import describe, halved, write_weights
+from scripts.export_files import Deployed, describe, halved, reason_of, save, trace, write_weights
 from transforms.build import build_normalisation
 from utils import checkpoint, logs
 from utils.files import make_folder, write_text
 from utils.hub import beside
 
-GRAPHS = ("onnx", "pt2")  # formats that hold more than weights
-ENDINGS = {
-    "onnx": ".onnx",
-    "pt2": ".pt2",
-    "safetensors": ".safetensors",
-    "published": "_published.pth",
-    "hub": "_hub",
-}
 LEAST_EQUAL = 0.9999  # share of labels; sums in another order move single pixels at borders
 LEAST_EQUAL_HALF = 0.99  # rounding to 11 bits moves more of them
 ONNX_TORCH = (2, 9)  # older exporters fail on these networks
@@ -172,11 +164,7 @@ def open_weights(path: Path, *, gives_logits: bool) -> RunFile:
     return run
 
 
-OPEN: dict[str, Callable[..., RunFile]] = {
-    "onnx": open_onnx,
-    "pt2": open_pt2,
-    **dict.fromkeys(("safetensors", "published", "hub"), open_weights),
-}
+GRAPHS: dict[str, Callable[..., RunFile]] = {"onnx": open_onnx, "pt2": open_pt2}  # formats that hold more than weights
 
 
 @torch.no_grad()
@@ -201,8 +189,9 @@ def compare(deployed: Deployed, run_file: RunFile, batches: Sequence[Tensor]) ->
 
 def export(args: argparse.Namespace) -> dict[str, Any]:
     """Write the file and what comparing it gave, or raise `UserError` and leave nothing; return the latter."""
-    out = Path(args.out or beside(args.weights, Path(args.weights).stem + ENDINGS[args.format]))
-    if out.suffix != (suffix := Path(f"x{ENDINGS[args.format]}").suffix) and suffix:
+    ending, packages = FORMATS[args.format]
+    out = Path(args.out or beside(args.weights, Path(args.weights).stem + ending))
+    if out.suffix != (suffix := Path(f"x{ending}").suffix) and suffix:
         raise UserError(f"--out {out}: a file of --format {args.format} ends in {suffix}")
     if out.exists() and not args.overwrite:
         raise UserError(f"{out}: exists already; name another one by --out or add --overwrite")
@@ -228,14 +217,13 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
             else:
                 write_weights(path, source, saved, content, args, metadata=metadata)
             try:
-                compared = compare(
-                    Deployed(network, **view), OPEN[args.format](path, gives_logits=args.logits), batches
-                )
+                run_file = GRAPHS.get(args.format, open_weights)(path, gives_logits=args.logits)
+                compared = compare(Deployed(network, **view), run_file, batches)
             except Exception as error:  # onnxruntime and torch have many
                 raise UserError(f"--format {args.format}: the file does not run {reason_of(error, args)}") from error
             report = {"file": out.name, "weights": args.weights, **compared}
             report |= {"frames": args.frames or "smooth noise", "metadata": metadata}
-            report["versions"] = {name: importlib.metadata.version(name) for name in ("torch", *PACKAGES[args.format])}
+            report["versions"] = {name: importlib.metadata.version(name) for name in ("torch", *packages)}
             write_text(facts, json.dumps(report, indent=1) + "\n")
             if path.is_dir() and out.is_dir():  # what else is in it stays
                 for written in path.iterdir():

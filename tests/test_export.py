@@ -216,7 +216,7 @@ def test_half_precision_of_weights_and_pt2(folder: Path, tmp_path: Path) -> None
     network = write_checkpoint(tmp_path / "last.pth", "diia-vit")
     for name in ("pt2", "safetensors", "hub"):
         run(tmp_path / "last.pth", "--format", name, "--half")
-        out = tmp_path / f"last{export.ENDINGS[name]}"
+        out = tmp_path / f"last{export.FORMATS[name][0]}"
         report = json.loads(out.with_name(f"{out.name}.json").read_text())
         assert 0.99 < report["equal_labels"] <= 1 and 1e-6 < report["largest_logit_difference"] < 0.05
     state, written = network.state_dict(), checkpoint.read(tmp_path / "last.safetensors")["network"]
@@ -312,7 +312,7 @@ def test_averaged_weights_are_exported(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "last.pth", "frozen", average=average, config=trained)
     for name in ("safetensors", "hub"):
         run(tmp_path / "last.pth", "--format", name)
-        path = str(tmp_path / f"last{export.ENDINGS[name]}")
+        path = str(tmp_path / f"last{export.FORMATS[name][0]}")
         written = checkpoint.read(path)["network"]
         assert written.keys() == average.keys() and all(torch.equal(written[key], average[key]) for key in written)
         cfg = config.parse([path], program="valid")
@@ -338,8 +338,10 @@ def picture(folder: Path) -> str:
 def test_a_file_that_differs_is_told(
     share: float, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    open_weights = export.open_weights
+
     def open_wrong(path: Path, *, gives_logits: bool) -> export.RunFile:
-        run_file = export.open_weights(path, gives_logits=gives_logits)
+        run_file = open_weights(path, gives_logits=gives_logits)
 
         def run_wrong(images: Tensor) -> tuple[Tensor, Tensor]:
             labels, logits = run_file(images)
@@ -349,7 +351,7 @@ def test_a_file_that_differs_is_told(
 
         return run_wrong
 
-    monkeypatch.setitem(export.OPEN, "safetensors", open_wrong)
+    monkeypatch.setattr(export, "open_weights", open_wrong)
     arguments = [str(folder / "base.pth"), "--format", "safetensors", "--out", str(tmp_path / "wrong.safetensors")]
     arguments += ["--size", "200", "300"]
     if share < 0.9999:
@@ -407,7 +409,7 @@ def test_files_are_not_replaced_unasked_and_appear_whole(
     arguments = (folder / "base.pth", "--format", "safetensors", "--out", out)
     with pytest.raises(UserError, match="exists already; name another one by --out or add --overwrite"):
         run(*arguments)
-    monkeypatch.setitem(export.OPEN, "safetensors", lambda path, gives_logits: [])  # cannot be called
+    monkeypatch.setattr(export, "open_weights", lambda path, gives_logits: [])  # cannot be called
     with pytest.raises(UserError, match=r"--format safetensors: the file does not run \('list' object"):
         run(*arguments, "--overwrite")
     assert out.read_text() == "precious" and [*tmp_path.iterdir()] == [out]
