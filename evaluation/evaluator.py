@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from datasets.domains import BUILTIN
@@ -18,6 +18,7 @@ from datasets.labels import CLASS_NAMES, IGNORE, NUM_CLASSES, PALETTE
 from datasets.loaders import EvaluationLoader
 from datasets.segmentation import EvaluationSample
 from evaluation.features import FeaturePlotter
+from evaluation.graphs import LogitsGraph
 from evaluation.metrics import argmax_classes, confusion_matrix, merge_classes, merge_table
 from evaluation.more_metrics import MoreCounts, plot_reliability
 from evaluation.protocols import Inference
@@ -93,7 +94,8 @@ class Evaluator:
         domains = BUILTIN | {loader.split.domain.name: loader.split.domain for loader in loaders}
         trained = [domains[name] for name in sources] if domains.keys() >= {*sources} else []
         for loader in loaders:
-            getattr(model, "resized", set()).clear()  # what a graph did on the domain before
+            if isinstance(model, LogitsGraph):
+                model = replace(model)  # one that has resized no logits yet
             domain, result = loader.split.domain, self.evaluate(model, loader)
             how = {"scales": self.inference.views, "corruption": loader.corruption}
             how["transform"] = loader.protocol + self.inference.resizing + getattr(model, "note", "")
@@ -119,7 +121,7 @@ class Evaluator:
     ) -> Evaluation:
         """Evaluate a model on a split; the processes share the images and all of them return the same counts.
 
-        A network is put in evaluation mode and back. Without logits there is no loss and no calibration.
+        Of a network its scoring copy is taken. Without logits there is no loss and no calibration.
         """
         num_images, name, rank = len(loader.split.pairs), loader.name, distributed.rank()
         size = num_images if self.per_image else 1, num_classes, num_classes
@@ -133,7 +135,7 @@ class Evaluator:
         samples = signals.stoppable(_same_size(loader, self.batch_size))
         model = for_scoring(model)
         with bar:  # an error is told on a line of its own
-            for group in evaluation_mode(model, cudnn_benchmark_off(samples)):
+            for group in cudnn_benchmark_off(samples):
                 images = torch.stack([sample.image for sample in group]).to(self.device)  # (B,3,h,w)
                 labels = torch.stack([sample.label for sample in group]).to(self.device)  # (B,h,w) uint8
                 names = [sample.name for sample in group]
@@ -217,16 +219,6 @@ class Evaluator:
 def for_scoring(model: Predictor | Labeller) -> Predictor | Labeller:
     """Return the scoring copy of a network of ours, and any other model as it is."""
     return scoring_copy(model) if isinstance(model, Segmentor) else model
-
-
-def evaluation_mode(model: object, items: Iterable[T]) -> Iterator[T]:
-    """Yield the items while a network is in evaluation mode; what is no network of torch has none."""
-    modules = {model: model.training} if isinstance(model, nn.Module) else {}
-    for module in modules:
-        module.eval()
-    yield from items
-    for module, training in modules.items():
-        module.train(training)
 
 
 def _file_name(loader: EvaluationLoader) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +43,11 @@ class Port(NamedTuple):
     dtype: torch.dtype | None
     shape: tuple[int, ...]
 
+    @classmethod
+    def of(cls, name: str, dtype: torch.dtype | None, sides: Iterable[object]) -> Port:
+        """Return the port for sides that are whole numbers where they are fixed."""
+        return cls(name, dtype, tuple(side if type(side) is int else 0 for side in sides))
+
     def __str__(self) -> str:
         sides = ", ".join(str(side or "free") for side in self.shape)
         return f"{self.name} ({sides}) {str(self.dtype).removeprefix('torch.')}"
@@ -70,7 +75,6 @@ class Graph:
     opened: Opened
     index: int
     normalise: Callable[[Tensor], Tensor]
-    resized: set[bool] = field(default_factory=set, compare=False)  # empty until logits were
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -105,6 +109,8 @@ class Graph:
 @dataclass(frozen=True)
 class LogitsGraph(Graph):
     """A graph with logits, which is evaluated as a network is."""
+
+    resized: set[bool] = field(default_factory=set, init=False, compare=False)  # empty until logits were
 
     @property
     def note(self) -> str:
@@ -164,9 +170,11 @@ def open_graph(cfg: Config, device: torch.device) -> LogitsGraph | LabelsGraph:
         )
     index, has_logits = choose_output(path, opened.outputs)
     graph = (LogitsGraph if has_logits else LabelsGraph)(path, opened, index, choose_normalisation(cfg, opened))
-    settings = cfg.EVAL
-    views = {"--eval_protocol": settings.PROTOCOL in ("half", "sliding")}
-    views |= {"--scales": bool(settings.SCALES), "--flip": settings.FLIP}
+    views = {
+        "--eval_protocol": cfg.EVAL.PROTOCOL in ("half", "sliding"),
+        "--scales": cfg.EVAL.SCALES,
+        "--flip": cfg.EVAL.FLIP,
+    }
     if not has_logits and (given := ", ".join(flag for flag, value in views.items() if value)):
         raise UserError(f"{path}: returns labels, and {given} needs logits; export logits, or leave it out")
     if cfg.OPTIM.AMP != "off":
@@ -252,10 +260,7 @@ def onnx_session(model: str | bytes, device: torch.device) -> Any:
 def _open_onnx(path: str, device: torch.device) -> Opened:
     session = onnx_session(path, device)
     inputs, outputs = (
-        [
-            Port(port.name, _TYPES.get(port.type), tuple(side if type(side) is int else 0 for side in port.shape or ()))
-            for port in ports
-        ]
+        [Port.of(port.name, _TYPES.get(port.type), port.shape or ()) for port in ports]
         for ports in (session.get_inputs(), session.get_outputs())
     )
 
@@ -278,10 +283,7 @@ def _open_pt2(path: str, device: torch.device) -> Opened:
     values = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
     signature = program.graph_signature
     inputs, outputs = (
-        [
-            Port(str(name), values[name].dtype, tuple(side if type(side) is int else 0 for side in values[name].shape))
-            for name in names
-        ]
+        [Port.of(str(name), values[name].dtype, values[name].shape) for name in names]
         for names in (signature.user_inputs, signature.user_outputs)
     )
     module: Any = program.module()

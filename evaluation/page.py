@@ -9,7 +9,6 @@ import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -76,7 +75,7 @@ class Mask(NamedTuple):
         shown = torch.nn.functional.adaptive_max_pool2d(cells, side)[0] > 0  # single entries stay visible
         picture = np.zeros((side, side, 4), np.uint8)  # transparent
         picture[shown.numpy()] = BLUE
-        return png_uri(Image.fromarray(picture))
+        return data_uri(Image.fromarray(picture))
 
 
 def make_page(
@@ -115,7 +114,7 @@ def make_page(
         curves=history_curves(read_history(about.folder / "history.jsonl")),
         masks=masks,
         mask_note=MASK_NOTE,
-        reliability=[png_uri(Image.fromarray(diagram).quantize(64)) for diagram in diagrams],
+        reliability=[data_uri(Image.fromarray(diagram).quantize(64)) for diagram in diagrams],
     )
 
 
@@ -128,11 +127,6 @@ def whitening_masks(whitening: Whitening | None, sites: Sequence[str]) -> list[M
 
 def template(name: str) -> Any:
     """Return a template of this folder; every value that it is given is escaped."""
-    return _environment().get_template(name)
-
-
-@cache
-def _environment() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -146,7 +140,7 @@ def _environment() -> Any:
     environment.globals["colours"] = {
         name: f"#{bytes(colour).hex()}" for name, colour in zip(CLASS_NAMES, PALETTE, strict=True)
     }
-    return environment
+    return environment.get_template(name)
 
 
 def _share(cell: str) -> float | None:
@@ -205,32 +199,24 @@ def label_uri(label: Array) -> str:
     """Return a label (H,W) in the classes' colours, black where it has none, as the URI of a small PNG."""
     image = Image.fromarray(np.minimum(label, len(PALETTE)).astype(np.uint8))
     image.putpalette(PALETTE.astype(np.uint8).tobytes() + bytes(3))
-    return png_uri(_narrow(image, Image.Resampling.NEAREST))
+    return data_uri(_narrow(image, Image.Resampling.NEAREST))
 
 
 def photo_uri(array: Array) -> str:
     """Return an image (H,W,3) or (H,W) uint8 as the URI of a JPEG."""
+    return data_uri(_narrow(Image.fromarray(array), Image.Resampling.LANCZOS), kind="jpeg", quality=QUALITY)
+
+
+def data_uri(image: Image.Image, *, kind: str = "png", **settings: int) -> str:
     buffer = io.BytesIO()
-    image = _narrow(Image.fromarray(np.ascontiguousarray(array)), Image.Resampling.LANCZOS)
-    image.save(buffer, "JPEG", quality=QUALITY)
-    return _uri("jpeg", buffer)
-
-
-def png_uri(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return _uri("png", buffer)
-
-
-def _uri(kind: str, buffer: io.BytesIO) -> str:
+    image.save(buffer, kind, **{"optimize": kind == "png", **settings})
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def _narrow(image: Image.Image, resampling: Image.Resampling) -> Image.Image:
     """Return an image of at most WIDTH."""
-    if image.width <= WIDTH:
-        return image
-    return image.resize((WIDTH, max(1, round(image.height * WIDTH / image.width))), resampling)
+    height = max(1, round(image.height * WIDTH / image.width))
+    return image if image.width <= WIDTH else image.resize((WIDTH, height), resampling)
 
 
 def history_curves(lines: Sequence[Mapping[str, float]]) -> list[str]:
