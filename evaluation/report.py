@@ -6,8 +6,9 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, astuple, dataclass, field
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,6 @@ import numpy as np
 from datasets.domains import Domain, shared_subsets
 from datasets.labels import CLASS_NAMES
 from datasets.splits import Split
-from evaluation.corruptions import corruption_table, robustness
 from evaluation.metrics import Scores, merge_classes, nan_mean, score
 from evaluation.more_metrics import TITLES, MoreCounts
 from utils.files import write, write_text
@@ -87,13 +87,8 @@ class DomainScore:
 
     def scalars(self) -> dict[str, float]:
         """Return the numbers that are followed over a training, by tag."""
-        values = {
-            "mean_iu": self.scores.mean_iou,
-            "acc": self.scores.accuracy,
-            "val_loss": self.loss,
-            "acc_cls": self.scores.mean_class_accuracy,
-            **self.more,
-        }
+        values = {"mean_iu": self.scores.mean_iou, "acc": self.scores.accuracy, "val_loss": self.loss}
+        values |= {"acc_cls": self.scores.mean_class_accuracy, **self.more}
         return {f"{self.domain}/{key}": value for key, value in values.items()}
 
     @property
@@ -176,10 +171,10 @@ class Report:
         return "\n\n".join([*map(format_table, tables), "\n".join(lines)])
 
     def to_markdown(self) -> str:
-        chosen = [self.summary_table(), self.class_table(), *self.more_tables()]
-        tables = [format_table(table, "markdown") for table in chosen]
+        tables = [self.summary_table(), self.class_table(), *self.more_tables()]
         lines = "".join(f"- {escape(line, quote=False)}\n" for line in [*self.protocol_lines(), *self.findings()])
-        return "\n\n".join([*tables, f"Weights: {escape(self.weights_line(), quote=False)}.", lines])
+        texts = [format_table(table, "markdown") for table in tables]
+        return "\n\n".join([*texts, f"Weights: {escape(self.weights_line(), quote=False)}.", lines])
 
     def to_csv(self) -> str:
         """Return one line per domain, class subset and metric; values are fractions."""
@@ -207,20 +202,21 @@ class Report:
             "robustness": {title: row._asdict() for title, row in robustness(self.rows).items()},
             "domains": [asdict(row) for row in self.rows],
         }
-        return json.dumps(_finite(content), indent=1) + "\n"
+        finite = json.loads(json.dumps(content), parse_constant=lambda _: None)  # JSON has neither nan nor infinity
+        return json.dumps(finite, indent=1) + "\n"
 
     def write(self, folder: Path) -> None:
-        write_text(folder / "scores.json", self.to_json())
-        write_text(folder / "scores.csv", self.to_csv())
-        write_text(folder / "scores.md", self.to_markdown())
+        """Write all files of the report; what an earlier evaluation had and this one has not is removed."""
+        texts = {"scores.json": self.to_json(), "scores.csv": self.to_csv(), "scores.md": self.to_markdown()}
+        for name, text in {**texts, PAGE_FILE: self.page}.items():
+            if text:
+                write_text(folder / name, text)
+            else:
+                (folder / name).unlink(missing_ok=True)
         if self.per_image:
             write(folder / PER_IMAGE_FILE, self._save_per_image)
-        else:  # one of an earlier evaluation
-            (folder / PER_IMAGE_FILE).unlink(missing_ok=True)
-        if self.page:
-            write_text(folder / PAGE_FILE, self.page)
         else:
-            (folder / PAGE_FILE).unlink(missing_ok=True)
+            (folder / PER_IMAGE_FILE).unlink(missing_ok=True)
 
     def _save_per_image(self, path: Path) -> None:
         arrays = {
@@ -251,6 +247,8 @@ def domain_scores(
     confusion = merge_classes(evaluation.confusion, domain.merge)
     if name != "train" and folders.get(name) == folders.get("train", ()):
         name += " (the training frames)"
+    taken: dict[str, Any] = {"split": name, "list_hash": split.list_hash, "images": len(split.pairs)}
+    taken |= {"transform": transform, "scales": scales}
     return [
         DomainScore(
             domain=domain.name,
@@ -258,14 +256,7 @@ def domain_scores(
             is_source=is_source,
             scores=score(confusion, class_names, classes=classes),
             loss=evaluation.loss,
-            protocol=Protocol(
-                split=name,
-                list_hash=split.list_hash,
-                images=len(split.pairs),
-                transform=transform,
-                scales=scales,
-                classes=f"{len(classes)}{' merged' if domain.merge else ''}",
-            ),
+            protocol=Protocol(**taken, classes=f"{len(classes)}{' merged' if domain.merge else ''}"),
             confusion=confusion.tolist(),
             corruption=corruption,
             more=evaluation.more.scores(classes) if evaluation.more else {},
@@ -275,6 +266,46 @@ def domain_scores(
     ]
 
 
+class Robustness(NamedTuple):
+    """Mean IoU of one domain on clean and on corrupted images, as fractions.
+
+    Attributes:
+        corruptions: by corruption, mean over its severities.
+        mean: over the corruptions, each with the same weight.
+        degradation: share of the clean score that is lost, 1 - mean / clean. Source: 1 - rPC of Michaelis et al., 2019.
+    """
+
+    clean: float
+    corruptions: dict[str, float]
+    mean: float
+    degradation: float
+
+
+def robustness(rows: Iterable[DomainScore]) -> dict[str, Robustness]:
+    """Return it by title of the clean scores, of the domains and subsets that have corrupted images too."""
+    scores = defaultdict[str, dict[str, list[float]]](lambda: defaultdict(list))  # title -> corruption, "" for none
+    for row in rows:
+        title, corruption = replace(row, corruption="").title, row.corruption.partition(":")[0]
+        scores[title][corruption].append(row.scores.mean_iou)
+    found = dict[str, Robustness]()
+    for title, by_name in scores.items():
+        means = {name: nan_mean(values) for name, values in by_name.items()}
+        clean, mean = means.pop(""), nan_mean(list(means.values()))
+        if means:
+            found[title] = Robustness(clean, means, mean, 1 - mean / clean if clean > 0 else float("nan"))
+    return found
+
+
+def corruption_table(domains: Mapping[str, Robustness]) -> list[list[str]]:
+    """Return heading and one line per corruption with its mean IoU in every domain, then means and degradation."""
+    names = dict.fromkeys(name for row in domains.values() for name in row.corruptions)
+    lines = {name: [row.corruptions.get(name, float("nan")) for row in domains.values()] for name in names}
+    lines["mean over corruptions"] = [row.mean for row in domains.values()]
+    lines["clean"] = [row.clean for row in domains.values()]
+    lines["degradation"] = [row.degradation for row in domains.values()]
+    return [["mean IoU, in %", *domains], *([name, *map(percent, values)] for name, values in lines.items())]
+
+
 def selection_scores(
     rows: Iterable[DomainScore], *, sources: Sequence[str], targets: Sequence[str]
 ) -> dict[str, float]:
@@ -282,14 +313,6 @@ def selection_scores(
     mean_iou = {row.domain: row.scores.mean_iou for row in rows if not row.subset}
     source = nan_mean([mean_iou[name] for name in sources if name in mean_iou])
     return {**{name: mean_iou[name] for name in targets}, "source": source}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _csv(value: float) -> str:

@@ -14,7 +14,7 @@ import torch
 from datasets.domains import load_domains
 from datasets.loaders import EvaluationLoader, build_evaluation_loader
 from datasets.splits import Splits
-from evaluation.corruptions import corruption_table, robustness
+from evaluation.report import corruption_table, robustness
 from tests.street_data import blocks, make_cfg, save, write_domain, write_pair
 from tests.test_report import report
 from transforms.corruptions import NAMES, Corruption, parse_corruptions
