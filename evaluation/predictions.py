@@ -119,7 +119,8 @@ def match_files(folder: Path, names: Sequence[str], *, where: str) -> dict[str, 
     taken = {*by_path.values()}
     found = dict[str, list[str]]()
     for name, path in by_path.items():
-        others = _beginning_with(PurePosixPath(name).stem, starts)
+        stem = PurePosixPath(name).stem
+        others = starts.get(stem) or starts.get(frame_name(stem), [])
         found[name] = [path] if path else [other for other in others if other not in taken]
     if missing := [name for name, files in found.items() if not files]:
         raise UserError(
@@ -150,10 +151,6 @@ def _file_of(name: PurePosixPath, paths: Mapping[str, str]) -> str:
             if path in paths:
                 return paths[path]
     return ""
-
-
-def _beginning_with(stem: str, starts: Mapping[str, list[str]]) -> list[str]:
-    return next((starts[start] for start in (stem, frame_name(stem)) if start in starts), [])
 
 
 def tell_encoding(files: Sequence[str], *, folder: Path) -> str:

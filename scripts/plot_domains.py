@@ -40,17 +40,13 @@ def views(domains: Sequence[Sequence[list[tuple[Array, Array]]]]) -> list[list[A
 
     `domains` holds the statistics of each domain's images.
     """
-    first, last = ([[stages[index] for stages in images] for images in domains] for index in (0, 1))
-    style = []
-    for mean, deviation in map(_stacked, first):
-        style.append(np.concatenate((mean / _stacked(first[0])[1].mean(0), np.log(deviation)), axis=1))
-    content = [_stacked(images)[0] / _stacked(last[0])[1].mean(0) for images in last]
+    first, last = (  # per domain (2, N, C)
+        [np.stack([stages[index] for stages in images], axis=1) for images in domains] for index in (0, 1)
+    )
+    unit = first[0][1].mean(0)
+    style = [np.concatenate((mean / unit, np.log(deviation)), axis=1) for mean, deviation in first]
+    content = [mean / last[0][1].mean(0) for mean, _ in last]
     return [_standardised(style), _standardised(content)]
-
-
-def _stacked(images: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
-    means, deviations = zip(*images, strict=True)
-    return np.stack(means), np.stack(deviations)
 
 
 def _standardised(vectors: Sequence[Array]) -> list[Array]:

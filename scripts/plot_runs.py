@@ -26,6 +26,7 @@ if __name__ == "__main__":
 
 from utils.files import atomic_path
 from utils.logs import read_history, write_line
+from utils.pictures import new_figure
 
 ORDER = ("loss/train_loss", "mean_iu", "val_loss", "loss/")  # of the panels, by a part of their tags; then the others
 
@@ -35,8 +36,6 @@ def plot_curves(folders: Sequence[Path], out: Path, *, panels: Sequence[str] = (
 
     Tags without any of `panels` in them are left out. A run has the same colour in all panels.
     """
-    from matplotlib.figure import Figure
-
     histories = {folder: read_history(folder / "history.jsonl") for folder in folders}
     names = {folder: Path(os.path.realpath(folder)).parent.name for folder in histories}  # the --exp of the run
     names = {folder: name if [*names.values()].count(name) == 1 else str(folder) for folder, name in names.items()}
@@ -49,7 +48,7 @@ def plot_curves(folders: Sequence[Path], out: Path, *, panels: Sequence[str] = (
         raise UserError(f"--panels {' '.join(panels)}: in no name; the panels are {', '.join(sorted(known))}")
     columns = min(4, len(tags))
     rows = -(-len(tags) // columns)
-    figure = Figure(figsize=(4 * columns, 2.8 * rows), layout="constrained")
+    figure = new_figure(4 * columns, 2.8 * rows)
     for number, tag in enumerate(sorted(tags, key=lambda tag: (*(part not in tag for part in ORDER), tag)), start=1):
         panel = figure.add_subplot(rows, columns, number)
         for colour, (folder, lines) in enumerate(histories.items()):
