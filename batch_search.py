@@ -15,9 +15,9 @@ from datasets.splits import Splits
 from nonfinite import Gradients
 from run import Run, build_run
 from utils import distributed
+from utils.device import peak_memory
 from utils.errors import UserError
 from utils.logs import write_line
-from utils.memory import peak_memory
 from utils.runs import Start
 
 MOST = 1024  # images that are tried at most

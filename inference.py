@@ -31,8 +31,8 @@ from network.upsampling import logit_parts
 from network.weights import build_published, load_weights
 from transforms.build import build_normalisation
 from utils import checkpoint, distributed
+from utils.device import autocast_dtype
 from utils.errors import UserError
-from utils.precision import autocast_dtype
 
 logger = logging.getLogger(__name__)
 SAVE_MEMORY = "use --eval_protocol sliding (smaller --window) or half, --amp auto, or --bs_mult_val 1"

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import config
-from datasets.outputs import ALL_KINDS, KINDS, SUBMISSIONS, file_name
+from datasets.predict_files import ALL_KINDS, IMAGES, KINDS, SUBMISSIONS, VIDEOS, file_name, find_files, open_video
 from utils import program_parser
 from utils.errors import ImageError, UserError, first_few, reason, run_entry_point
 
@@ -70,7 +70,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets.codec import read_photo
-from datasets.inputs import IMAGES, VIDEOS, find_files, open_video
 from inference import SAVE_MEMORY, Array, Model, load
 from network import Segmentor
 from utils import distributed, logs, signals

@@ -46,10 +46,10 @@ from transforms.appearance import Appearance
 from transforms.build import build_appearance
 from utils import checkpoint, distributed, signals
 from utils.checkpoint import RunState
+from utils.device import training_dtype
 from utils.errors import UserError
 from utils.files import tolerated
 from utils.pictures import Picture
-from utils.precision import training_dtype
 from utils.runs import Records, Start, check_continuation, check_lists
 
 logger = logging.getLogger("train")

@@ -51,8 +51,8 @@ from run import (
 from transforms.appearance import edge_target
 from transforms.style_augmentation import adversarial_style
 from utils import distributed, logs, signals
+from utils.device import keep_freed_memory
 from utils.files import tolerated
-from utils.memory import keep_freed_memory
 from utils.runs import Records, check_processes, find_start, open_records
 
 SAVE_MEMORY = (

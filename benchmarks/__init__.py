@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from utils.device import peak_memory
 from utils.errors import UserError
-from utils.memory import peak_memory
 
 Work = Iterator[object]  # sets up and runs once at the first `next`, runs again at every further one
 Build = Callable[[], Work]

@@ -41,9 +41,8 @@ from network.scoring import scoring_copy
 from optimizer import build_optimizer
 from transforms.appearance import MEAN, STD, edge_target
 from transforms.build import build_appearance, build_appearance_sampler, build_normalisation
-from utils.memory import keep_freed_memory
+from utils.device import autocast_dtype, keep_freed_memory, training_dtype
 from utils.parallel import cores
-from utils.precision import autocast_dtype, training_dtype
 
 # The published recipe, at a rate with which random labels cannot make the weights diverge.
 FLAGS = ("--method", "diia", "--clusters", "3", "--gblur", "--color_aug", "0.5", "--lr", "1e-4")

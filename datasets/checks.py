@@ -11,9 +11,20 @@ from functools import partial
 from itertools import chain, islice
 
 from datasets.domains import BUILTIN, PUBLISHED, Domain, get_domain
-from datasets.faults import DomainReport, Fault, SplitReport
 from datasets.labels import CLASS_NAMES, NUM_CLASSES
-from datasets.scan import FEW_COLOURS, LABEL_IDS, LOSSY, SAMPLE, Finding, discriminative_classes, find_shared, scan
+from datasets.scan import (
+    FEW_COLOURS,
+    LABEL_IDS,
+    LOSSY,
+    SAMPLE,
+    DomainReport,
+    Fault,
+    Finding,
+    SplitReport,
+    discriminative_classes,
+    find_shared,
+    scan,
+)
 from datasets.splits import Listing, Pair, Splits, is_known_gap, list_split, no_images
 from utils.errors import UserError
 from utils.parallel import cores
@@ -34,7 +45,7 @@ TURNED = (
 DAMAGED = "damaged, cut off or not an image; unpack or download them again"
 
 ListSplit = Callable[[Domain, str], Listing | None]
-MakeFault = Callable[[str, str, Sequence[str], str], "Fault"]  # of a split: name, severity, files, advice
+MakeFault = Callable[[str, str, Sequence[str], str], Fault]  # of a split: name, severity, files, advice
 
 
 def check_domain(

@@ -13,9 +13,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from datasets import labels
-from datasets.files import open_file, read_bytes
+from datasets.files import decode_errors, open_file, read_bytes
 from datasets.labels import IGNORE, NUM_CLASSES
-from datasets.limits import decode_errors
 from utils.errors import UserError
 from utils.parallel import opencv
 

@@ -12,7 +12,7 @@ from evaluation.report import Report
 from loss.whitening import Whitening
 from network import Segmentor
 from transforms.build import build_fixed_augmentation, build_normalisation
-from utils.precision import autocast_dtype
+from utils.device import autocast_dtype
 
 __all__ = ["Evaluator", "FeaturePlotter", "Report", "build_evaluator"]
 

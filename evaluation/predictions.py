@@ -19,7 +19,7 @@ from config import Config
 from datasets.codec import ENCODINGS, decode_errors, decode_label, read_ids
 from datasets.files import read_bytes
 from datasets.labels import CITYSCAPES_IDS, IGNORE, NUM_CLASSES, PALETTE
-from datasets.outputs import frame_name
+from datasets.predict_files import frame_name
 from datasets.splits import Split
 from utils import distributed
 from utils.errors import UserError, first_few

@@ -30,7 +30,7 @@ if __name__ == "__main__":
 import numpy as np
 
 from datasets.labels import CLASS_NAMES, PALETTE
-from datasets.outputs import KINDS
+from datasets.predict_files import KINDS
 from inference import Model, load
 from utils.pictures import Array
 

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from datasets.checks import SAMPLE, check_domain
+from datasets.checks import check_domain
 from datasets.domains import load_domains
-from datasets.faults import DomainReport
+from datasets.scan import SAMPLE, DomainReport
 from scripts import chosen_domains, data_config, data_parser
 from utils.errors import UserError, run_entry_point
 from utils.parallel import cores

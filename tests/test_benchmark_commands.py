@@ -11,8 +11,8 @@ import torch
 
 from benchmarks import Alone, Here, Row, Settings, Work, __main__, data, measure, repeated, scaling, works
 from benchmarks.roofline import rates
+from utils.device import peak_memory
 from utils.errors import UserError
-from utils.memory import peak_memory
 
 CPU = Settings(torch.device("cpu"), 1, processor_time=False)
 COMPUTED = ("step:", "eval:", "statistics:")

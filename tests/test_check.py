@@ -17,8 +17,7 @@ from datasets import checks
 from datasets.checks import check_domain, quick_check, refuse_or_warn
 from datasets.codec import ENCODINGS, Encoding
 from datasets.domains import BUILTIN, Domain
-from datasets.faults import DomainReport, Fault
-from datasets.scan import Finding, discriminative_classes, look, scan
+from datasets.scan import DomainReport, Fault, Finding, discriminative_classes, look, scan
 from datasets.splits import Pair, Splits, find_pairs, list_split
 from scripts import check_data as check
 from tests.street_data import (

@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import inference
-from datasets import limits
+from datasets import files
 from datasets.codec import read_image, read_photo
 from datasets.domains import BUILTIN
 from datasets.files import members, read_bytes
@@ -200,7 +200,7 @@ def test_limits_are_stated_and_can_be_raised(tmp_path: Path, monkeypatch: pytest
 def test_an_image_of_many_pixels_is_refused_by_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = Image.MAX_IMAGE_PIXELS
     monkeypatch.setenv("DIIA_MAX_PIXELS", "6000")
-    limits._limit_pixels.cache_clear()
+    files._limit_pixels.cache_clear()
     try:
         save(tmp_path / "below.png", np.zeros((60, 100, 3), np.uint8))
         save(tmp_path / "above.png", np.zeros((61, 100, 3), np.uint8))
@@ -212,8 +212,8 @@ def test_an_image_of_many_pixels_is_refused_by_its_header(tmp_path: Path, monkey
                 read(str(tmp_path / "above.png"))
     finally:
         Image.MAX_IMAGE_PIXELS = before
-        limits._limit_pixels.cache_clear()
-    assert limits.LIMITS["DIIA_MAX_PIXELS"] > 100_000_000
+        files._limit_pixels.cache_clear()
+    assert files.LIMITS["DIIA_MAX_PIXELS"] > 100_000_000
 
 
 # ---------------------------------------------------------------------------------- names in pages

@@ -1,8 +1,11 @@
-"""Mixed precision: what a device computes in, what a CPU says of bfloat16, what stays in float32."""
+"""Mixed precision: what a device computes in and what stays in float32; freed memory stays with the process."""
 
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,9 +15,10 @@ import torch
 import config
 import predict
 from network.diia import LayoutBranch, TripleAggregation
-from utils import precision
+from tests.runs import REPOSITORY
+from utils import device as device_module
+from utils.device import autocast_dtype, bfloat16_factor
 from utils.errors import UserError
-from utils.precision import autocast_dtype, bfloat16_factor
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 HALF, WIDE = torch.float16, torch.bfloat16
@@ -22,9 +26,9 @@ HALF, WIDE = torch.float16, torch.bfloat16
 
 @pytest.fixture(autouse=True)
 def forgotten() -> Iterator[None]:
-    precision._resolve.cache_clear()
+    device_module._resolve.cache_clear()
     yield
-    precision._resolve.cache_clear()
+    device_module._resolve.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -71,8 +75,8 @@ def test_a_gpu_computes_in_bfloat16_where_it_has_it(
 def test_a_cpu_computes_in_bfloat16_where_it_is_faster_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, factor: float, dtype: Any
 ) -> None:
-    monkeypatch.setattr(precision, "bfloat16_factor", lambda: factor)
-    with caplog.at_level(logging.INFO, "utils.precision"):
+    monkeypatch.setattr(device_module, "bfloat16_factor", lambda: factor)
+    with caplog.at_level(logging.INFO, "utils.device"):
         assert [autocast_dtype(CPU, amp=amp) for amp in ("auto", "auto", "bf16", "off")] == [dtype, dtype, WIDE, None]
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == (1 if factor < 1 else 2), "once, and a warning where the user asked for what is slower"
@@ -90,7 +94,7 @@ def test_a_cpu_computes_in_bfloat16_where_it_is_faster_and_says_so(
     ],
 )
 def test_the_best_of_some_runs_counts(monkeypatch: pytest.MonkeyPatch, times: Any, factor: float, left: int) -> None:
-    monkeypatch.setattr(precision, "_seconds", lambda dtype: times.pop(0))
+    monkeypatch.setattr(device_module, "_seconds", lambda dtype: times.pop(0))
     assert bfloat16_factor() == factor and len(times) == left
 
 
@@ -114,3 +118,31 @@ def test_what_overflows_in_float16_is_computed_in_float32() -> None:
         assert not torch.isfinite(tiam.query(layout)).all(), "these features overflow in float16"
     torch.testing.assert_close(found[0], wanted[0], atol=2e-3, rtol=2e-3)  # up of top is in float16
     assert torch.equal(found[1], wanted[1]) and torch.equal(logits, branch.decode(wanted[1] * 1e4))
+
+
+KEEPING = """
+import resource, sys
+import torch
+from utils import device
+if sys.argv[1] == "keep":
+    device.keep_freed_memory(torch.device("cpu"))
+sizes = [3_000_000, 20_000_000, 50_000_000]
+def turn():
+    return [torch.ones(size) for size in sizes][0][0]
+faults = []
+for _ in range(10):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    turn()
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+sys.stdout.write(str(min(faults)))  # blocks take some turns to find their places
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_further_turns_take_no_pages_from_the_system() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    faults = {
+        way: int(subprocess.check_output([sys.executable, "-c", KEEPING, way], cwd=REPOSITORY, env=environment))
+        for way in ("keep", "return")
+    }
+    assert faults["keep"] < 0.05 * faults["return"], faults

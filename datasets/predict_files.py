@@ -1,10 +1,14 @@
-"""What predict.py writes of an image, and under which names test servers take it."""
+"""The images and videos that a user names, what predict.py writes of them, and the names that test servers take."""
 
 from __future__ import annotations
 
+import glob
+import logging
+import os
 import re
-from collections.abc import Callable, Mapping
-from pathlib import PurePosixPath
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -12,9 +16,55 @@ from PIL import Image
 
 from datasets.codec import ENCODINGS
 from datasets.labels import PALETTE
+from utils.errors import ImageError, UserError
 from utils.pictures import Array, colorize, overlay, stretched
 
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif", ".jp2", ".avif")
+VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 FRAME_SUFFIXES = "_leftImg8bit|_rgb_anon"  # of an image's name, which test servers' names of predictions leave out
+
+
+def find_files(word: str, *, out: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files of one input, absolute and sorted, and the folders that names are relative to."""
+    if not word:  # which would be the working folder
+        raise UserError("an input is an empty word; give files, folders or patterns")
+    path, known = Path(word).absolute(), IMAGES + VIDEOS
+    if path.is_dir():
+        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
+        return [file for file in inside if out not in file.parents or path == out], [path]
+    if path.is_file():
+        if path.suffix.lower() not in known:
+            raise UserError(f"{word}: neither an image nor a video by its suffix ({' '.join(known)})")
+        return [path], [path.parent]
+    matches = [match for match in glob.glob(word, recursive=True) if os.path.isdir(match) or os.path.isfile(match)]
+    if not matches:  # links that lead nowhere are none
+        raise UserError(f"{word}: there is no such file or folder, and as a pattern it matches none")
+    matches = sorted(match for match in matches if os.path.isdir(match) or match.lower().endswith(known))
+    results = [find_files(match, out=out) for match in matches]
+    return [file for files, _ in results for file in files], [root for _, roots in results for root in roots]
+
+
+def open_video(path: Path) -> tuple[float, int, Iterator[Array]]:
+    """Return a video's frames per second, about how many it has, and each once, upright, (H, W, 3) uint8 RGB.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    from imageio.v2 import get_reader
+
+    logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)  # it warns of videos that it turns upright
+    try:
+        video = get_reader(str(path), "FFMPEG", output_params=["-fps_mode", "passthrough"])
+    except Exception as error:  # it searches FFmpeg's text, which ends in any
+        raise ImageError("this video cannot be read; it is damaged or its format is not known") from error
+    facts = video.get_meta_data()
+    rate = facts["fps"] or 25.0
+
+    def frames() -> Iterator[Array]:
+        with suppress(RuntimeError):  # FFmpeg has crashed
+            yield from map(np.asarray, video)
+
+    return rate, round(rate * facts["duration"]), frames()
 
 
 def _by_class(labels: Array) -> Image.Image:
