@@ -29,7 +29,7 @@ from network.scoring import scoring_copy
 from network.tuning import merge_lora
 from network.upsampling import logit_parts
 from network.weights import build_published, load_weights
-from transforms.build import build_normalisation
+from transforms import build_normalisation
 from utils import checkpoint, distributed
 from utils.device import autocast_dtype
 from utils.errors import UserError

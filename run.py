@@ -42,8 +42,8 @@ from network.pretrained import load_pretrained
 from network.timm_backbone import TimmBackbone
 from network.weights import load_weights, upgrade_checkpoint
 from optimizer import apply_settings, build_average, build_optimizer, build_scheduler, describe_groups
+from transforms import build_appearance
 from transforms.appearance import Appearance
-from transforms.build import build_appearance
 from utils import checkpoint, distributed, signals
 from utils.checkpoint import RunState
 from utils.device import training_dtype

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 
 from benchmarks import Row, Settings, machine, measure
-from utils import program_parser
+from utils import format_table, program_parser
 from utils.errors import UserError, run_entry_point
 from utils.files import atomic_path
 from utils.logs import write_line
-from utils.tables import format_table
 
 COMPUTING = ("step", "eval", "statistics", "layout", "predict", "appearance")
 READING = ("worker", "data", "startup")

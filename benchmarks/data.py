@@ -29,15 +29,14 @@ import config
 from benchmarks import Build, Row, Work, repeated, straightforward
 from datasets.codec import DECODERS, ENCODINGS, decode_label, read_image
 from datasets.domains import BUILTIN
-from datasets.frames import FrameCache
 from datasets.labels import CITYSCAPES_LABELS, NUM_CLASSES
 from datasets.sampling import Pick, class_centroids, sample_rng
-from datasets.segmentation import TrainingSet
+from datasets.segmentation import FrameCache, TrainingSet
 from datasets.splits import Pair, Split
 from evaluation.metrics import argmax_classes, confusion_matrix
 from loss.terms import neighbour_classes
+from transforms import build_appearance, build_appearance_sampler, build_geometry
 from transforms.appearance import edge_target
-from transforms.build import build_appearance, build_appearance_sampler, build_geometry
 from utils.parallel import opencv
 
 CROP = straightforward.CROP

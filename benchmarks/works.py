@@ -39,8 +39,8 @@ from network import Segmentor, build_network
 from network.layout import coarse_layout
 from network.scoring import scoring_copy
 from optimizer import build_optimizer
+from transforms import build_appearance, build_appearance_sampler, build_normalisation
 from transforms.appearance import MEAN, STD, edge_target
-from transforms.build import build_appearance, build_appearance_sampler, build_normalisation
 from utils.device import autocast_dtype, keep_freed_memory, training_dtype
 from utils.parallel import cores
 

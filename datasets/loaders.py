@@ -18,13 +18,20 @@ from torch.utils.data import DataLoader, default_collate
 
 from config import Config
 from datasets.domains import CITYSCAPES_COARSE
-from datasets.frames import FrameCache
 from datasets.labels import CLASS_NAMES
 from datasets.sampling import EpochPlan, GlobalBatches, Pick, Source, source_centroids
-from datasets.segmentation import EvaluationSample, EvaluationSet, Sample, StatisticsSample, StatisticsSet, TrainingSet
+from datasets.segmentation import (
+    EvaluationSample,
+    EvaluationSet,
+    FrameCache,
+    Sample,
+    StatisticsSample,
+    StatisticsSet,
+    TrainingSet,
+)
 from datasets.splits import Split, Splits
+from transforms import build_appearance_sampler, build_geometry, statistics_sampler
 from transforms.appearance import AppearanceParams
-from transforms.build import build_appearance_sampler, build_geometry, statistics_sampler
 from transforms.corruptions import Corruption
 from transforms.geometry import CentreSquare, NativeSize
 from utils.distributed import check_same, is_main

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from datasets.labels import CLASS_NAMES
 from demo_world.write import Frame, Summary, already_there, render_frame, write_domains
-from utils import program_parser
+from utils import format_table, program_parser
 from utils.errors import UserError, run_entry_point
 from utils.pictures import contact_sheet, save_png
-from utils.tables import format_table
 
 SIZES = {  # training and validation frames per domain, height and width of the cityscapes frames
     "small": (60, 20, (256, 512)),

@@ -11,7 +11,7 @@ from evaluation.protocols import build_inference
 from evaluation.report import Report
 from loss.whitening import Whitening
 from network import Segmentor
-from transforms.build import build_fixed_augmentation, build_normalisation
+from transforms import build_fixed_augmentation, build_normalisation
 from utils.device import autocast_dtype
 
 __all__ = ["Evaluator", "FeaturePlotter", "Report", "build_evaluator"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from config import Config
 from network import Segmentor
-from transforms.build import build_normalisation
+from transforms import build_normalisation
 from utils.checkpoint import CONVERTED, EXPORTED
 
 

@@ -22,8 +22,8 @@ from network import Segmentor
 from network.diia import DIIASegmentor
 from network.methods import Method
 from network.timm_backbone import TimmBackbone
+from transforms import FixedAugmentation
 from transforms.appearance import Appearance, edge_target
-from transforms.build import FixedAugmentation
 from utils.errors import UserError
 from utils.parallel import opencv
 from utils.pictures import (

@@ -20,8 +20,8 @@ from torch.nn.functional import interpolate
 
 from config import Config
 from datasets.labels import NUM_CLASSES
+from transforms import build_normalisation
 from transforms.appearance import Normalisation
-from transforms.build import build_normalisation
 from utils.errors import UserError, reason
 from utils.files import likely_cause
 

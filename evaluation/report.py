@@ -20,9 +20,9 @@ from datasets.labels import CLASS_NAMES
 from datasets.splits import Split
 from evaluation.metrics import Scores, merge_classes, nan_mean, score
 from evaluation.more_metrics import TITLES, MoreCounts
+from utils import format_table, no_formula, percent
 from utils.files import write, write_text
 from utils.pictures import Array
-from utils.tables import format_table, no_formula, percent
 
 PER_IMAGE_FILE = "per_image.npz"  # beside scores.json: DOMAIN/names and DOMAIN/confusion
 PAGE_FILE = "report.html"

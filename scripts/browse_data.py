@@ -44,8 +44,8 @@ from datasets.sampling import class_centroids, sample_rng
 from datasets.segmentation import read_pair, to_tensor
 from datasets.splits import find_pairs
 from network import resolve_jitter, resolve_method
+from transforms import build_appearance, build_appearance_sampler, build_geometry
 from transforms.appearance import Appearance, AppearanceParams, AppearanceSampler, edge_target
-from transforms.build import build_appearance, build_appearance_sampler, build_geometry
 from transforms.geometry import Geometry, RandomFlip, RandomScale, View, make_view
 from utils.pictures import INK, MARGIN, PAPER, Array, colorize, legend, overlay, save_png, stacked
 

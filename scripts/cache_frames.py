@@ -34,9 +34,8 @@ if __name__ == "__main__":
     make_parser().parse_args()  # --help and wrong flags are answered before the slow imports below
 
 from datasets.codec import Encoding
-from datasets.frames import FrameCache, gigabytes
 from datasets.loaders import choose_workers, frame_cache
-from datasets.segmentation import read_pair
+from datasets.segmentation import FrameCache, gigabytes, read_pair
 from datasets.splits import Pair, find_pairs
 from utils.parallel import parallel_map
 

@@ -12,9 +12,9 @@ from datasets.checks import check_domain
 from datasets.domains import load_domains
 from datasets.scan import SAMPLE, DomainReport
 from scripts import chosen_domains, data_config, data_parser
+from utils import format_table
 from utils.errors import UserError, run_entry_point
 from utils.parallel import cores
-from utils.tables import format_table
 
 EXAMPLES = 3  # files that a fault names without --verbose
 HEADING = ["domain", "split", "images found as", "images", "labels", "published", "decoded", "faults"]

@@ -35,11 +35,11 @@ if __name__ == "__main__":
 
 from evaluation.compare import Comparison, Mean, read_scores
 from evaluation.page import template
+from utils import format_table, no_formula
 from utils.files import write_text
 from utils.logs import write_line
 from utils.pictures import new_figure, save_png
 from utils.pictures import render as render_figure
-from utils.tables import format_table, no_formula
 
 SUFFIXES = (".md", ".html", ".csv", ".tex", ".png")
 LEVEL = 0.05

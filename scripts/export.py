@@ -68,7 +68,7 @@ from network import Segmentor
 from network.tuning import unwrap_lora
 from network.weights import published_arch
 from scripts.export_files import Deployed, describe, halved, reason_of, save, trace, write_weights
-from transforms.build import build_normalisation
+from transforms import build_normalisation
 from utils import checkpoint, logs
 from utils.files import make_folder, write_text
 from utils.hub import beside

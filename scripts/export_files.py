@@ -26,12 +26,11 @@ from evaluation.metrics import Scores
 from evaluation.report import DomainScore, Protocol, Report
 from network import Segmentor
 from network.weights import published_arch, published_state
+from transforms import build_normalisation
 from transforms.appearance import Normalisation
-from transforms.build import build_normalisation
-from utils import checkpoint, version
+from utils import checkpoint, format_table, version
 from utils.errors import UserError, reason
 from utils.files import write
-from utils.tables import format_table
 
 logger = logging.getLogger(__name__)
 

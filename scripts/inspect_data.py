@@ -57,12 +57,12 @@ from datasets.sampling import (
     source_centroids,
 )
 from datasets.splits import Pair, find_pairs, list_hash
-from transforms.build import build_geometry
+from transforms import build_geometry
 from transforms.geometry import Geometry, make_view
+from utils import format_table
 from utils.files import new_folder, write_text
 from utils.parallel import parallel_map
 from utils.pictures import Array, render, save_png
-from utils.tables import format_table
 
 NAMES = (*CLASS_NAMES, "ignored")
 COLUMNS = {  # name in classes.csv -> heading and format of the table, where shares of 0..1 are in percent

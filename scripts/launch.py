@@ -14,8 +14,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousError
 from torch.distributed.run import main as torchrun
 
-from utils.distributed import port_taken
-from utils.errors import TRY_AGAIN, one_line
+from utils.errors import TRY_AGAIN, one_line, port_taken
 from utils.parallel import SIGNALS
 
 USER_ERROR = 2  # exit code of a program that has said in one line what to fix

@@ -42,8 +42,8 @@ from network.backbones import Backbone
 from network.diia import TripleAggregation
 from network.dilated import DilatedConv2d
 from network.style import SyncSwitchWhiten2d
+from utils import format_table
 from utils.logs import write_line
-from utils.tables import format_table
 
 BYTES = 4  # of a float32
 HEADING = ["architecture", "backbone", "stride", "head", "parameters M", "multiply-adds G", "by torch"]

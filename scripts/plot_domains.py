@@ -12,9 +12,9 @@ import numpy as np
 from datasets.codec import read_photo
 from datasets.splits import Splits
 from scripts import chosen_domains, data_config, data_parser
+from utils import format_table
 from utils.errors import UserError, run_entry_point
 from utils.pictures import Array, new_figure, render, save_png
-from utils.tables import format_table
 
 if TYPE_CHECKING:
     from inference import Model

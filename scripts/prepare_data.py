@@ -18,10 +18,9 @@ from tqdm import tqdm
 from datasets.domains import BUILTIN, PUBLISHED, Domain
 from datasets.splits import SPLIT_DATA, is_known_gap, read_lists, split_of_stems
 from scripts.provided import File, kinds, list_files, place
-from utils import program_parser
+from utils import format_table, program_parser
 from utils.errors import UserError, did_you_mean, run_entry_point
 from utils.files import make_folder, write_text
-from utils.tables import format_table
 
 NAMES = ("gtav", "synthia", "cityscapes", "bdd100k", "mapillary")
 LISTED = ("gtav", "synthia")  # a list says which split a file is in, not the provider's folders

@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as torchvision
 from datasets.codec import ENCODINGS, decode_label, read_image
 from tests.street_data import make_cfg
 from tests.test_geometry import PythonRandom, without_the_shift
+from transforms import JITTER_STRENGTHS, build_appearance, build_appearance_sampler, statistics_sampler
 from transforms.appearance import (
     MEAN,
     STD,
@@ -30,7 +31,6 @@ from transforms.appearance import (
     gaussian_blur,
     jitter,
 )
-from transforms.build import JITTER_STRENGTHS, build_appearance, build_appearance_sampler, statistics_sampler
 from transforms.geometry import Geometry, RandomCrop, RandomFlip, RandomScale, Resize, make_view
 
 MEANS, STDS = torch.tensor(MEAN).reshape(3, 1, 1), torch.tensor(STD).reshape(3, 1, 1)

@@ -18,8 +18,8 @@ from datasets.sampling import Pick, sample_rng
 from datasets.segmentation import TrainingSet
 from datasets.splits import Pair, Split
 from tests.street_data import blocks, save, save_label
+from transforms import build_appearance, build_appearance_sampler, build_geometry
 from transforms.appearance import STD, edge_target
-from transforms.build import build_appearance, build_appearance_sampler, build_geometry
 
 
 def test_the_straightforward_sample_is_ours(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from datasets.splits import Split, find_pairs
 from scripts import browse_data as browse
 from scripts.browse_data import COLUMNS, CROP, FRAME, WIDTH, Pipeline, build_pipeline, frame_cells
 from tests.street_data import blocks, paint, write_domain
+from transforms import JITTER_STRENGTHS, build_appearance
 from transforms.appearance import AppearanceParams, edge_target
-from transforms.build import JITTER_STRENGTHS, build_appearance
 from transforms.geometry import Geometry, make_view
 from utils.errors import UserError
 

@@ -18,7 +18,7 @@ import torch
 import train
 from tests.runs import REPOSITORY, free_port, launch, read_weights, run_folder, train_arguments
 from utils import distributed
-from utils.errors import UserError
+from utils.errors import UserError, explain
 from utils.runs import hold
 
 TOGETHER = """
@@ -93,7 +93,7 @@ def test_a_process_of_a_run_with_another_seed_ends_it(small_camvid: Path, tmp_pa
     ],
 )
 def test_a_lack_of_shared_memory_is_one_sentence(words: str) -> None:
-    known = distributed.explain(RuntimeError(words), save_memory="")
+    known = explain(RuntimeError(words), save_memory="")
     assert isinstance(known, UserError) and "--shm-size" in str(known) and "--num_workers 0" in str(known)
 
 
@@ -219,8 +219,8 @@ def test_a_process_that_waits_in_torch_ends_with_its_launcher(tmp_path: Path) ->
     program = tmp_path / "waits.py"
     program.write_text(
         f"import signal, sys, time; sys.path.insert(0, {str(REPOSITORY)!r})\n"
-        "from utils import distributed, launchers, signals\n"
-        "launchers.GRACE = 1\n"
+        "from utils import distributed, parallel, signals\n"
+        "parallel.GRACE = 1\n"
         "with signals.handled(), distributed.process_group(distributed.choose_device('cpu', -1), save_memory=''):\n"
         "    distributed.all_max(0)\n"
         "    sys.stdout.write('waits\\n')\n"  # at once: two processes write it

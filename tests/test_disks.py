@@ -18,8 +18,8 @@ import torch
 
 import train
 import utils.runs
-from datasets import frames
-from datasets.frames import FrameCache
+from datasets import segmentation
+from datasets.segmentation import FrameCache
 from evaluation import Report
 from tests.runs import read_weights, run_folder, train_arguments, watched
 from tests.street_data import paint, save
@@ -174,7 +174,7 @@ def break_record(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.setattr(Report, "write", fails)
         return "the table of scores cannot be written"
     if name == "cache":
-        monkeypatch.setattr(frames.np, "save", fails)
+        monkeypatch.setattr(segmentation.np, "save", fails)
         return "the frame cache"
     monkeypatch.setattr(logging.FileHandler, "flush", fails)
     return "log.txt cannot be written"
@@ -215,7 +215,7 @@ def test_a_frame_cache_of_a_run_tells_once_and_tries_again(
     image = save(tmp_path / "image.png", paint(np.zeros((8, 8), np.uint8)))
     cache = FrameCache(tmp_path / "frames", required=False)
     with monkeypatch.context() as patch:
-        patch.setattr(frames.np, "save", lambda *_: (_ for _ in ()).throw(FULL))
+        patch.setattr(segmentation.np, "save", lambda *_: (_ for _ in ()).throw(FULL))
         first, second = cache.read(str(image)), cache.read(str(image))
     assert np.array_equal(first, second) and caplog.text.count("tries again") == 1
     cache.read(str(image))

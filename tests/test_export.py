@@ -25,7 +25,7 @@ from network import Segmentor, build_network
 from scripts import export
 from tests.runs import train_arguments
 from tests.test_docs import ROOT, blocks
-from transforms.build import build_normalisation
+from transforms import build_normalisation
 from utils import checkpoint, version
 from utils.errors import UserError
 

@@ -24,8 +24,8 @@ from network.architectures import DEFAULT_ARCH
 from network.diia import TripleAggregation
 from tests import reference
 from tests.runs import build_run, launch, read_weights, run_folder, train_arguments
+from transforms import build_fixed_augmentation, build_normalisation
 from transforms.appearance import edge_target
-from transforms.build import build_fixed_augmentation, build_normalisation
 from utils import pictures
 from utils.errors import UserError
 

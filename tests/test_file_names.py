@@ -15,8 +15,8 @@ import yaml
 from PIL import Image
 
 from datasets.codec import ENCODINGS
-from datasets.frames import FrameCache
 from datasets.sampling import cache_key
+from datasets.segmentation import FrameCache
 from datasets.splits import Pair, list_hash
 from tests.conftest import make_camvid
 from tests.runs import REPOSITORY, launch, run_folder, save_random, train_arguments

@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import frames
-from datasets.codec import image_size
+from datasets import segmentation
+from datasets.codec import Encoding, image_size
 from datasets.domains import load_domains
-from datasets.frames import FrameCache
-from datasets.segmentation import read_pair
+from datasets.segmentation import FrameCache, read_pair
 from datasets.splits import Pair, find_pairs
 from scripts import cache_frames as build_cache
 from tests.street_data import make_cfg, write_domain
@@ -25,7 +24,7 @@ from utils.errors import UserError
 
 
 @pytest.fixture
-def gtav(tmp_path: Path) -> tuple[list[Pair], frames.Encoding]:
+def gtav(tmp_path: Path) -> tuple[list[Pair], Encoding]:
     write_domain(tmp_path / "gtav", "gtav", train=5)
     domain = load_domains(make_cfg(tmp_path, GTAV_DIR=str(tmp_path / "gtav")))["gtav"]
     return find_pairs(domain, "train"), domain.encoding
@@ -35,7 +34,7 @@ def files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def test_what_comes_out_is_what_was_decoded(gtav: tuple[list[Pair], frames.Encoding], tmp_path: Path) -> None:
+def test_what_comes_out_is_what_was_decoded(gtav: tuple[list[Pair], Encoding], tmp_path: Path) -> None:
     pairs, encoding = gtav
     cache = FrameCache(tmp_path / "frames")
     for _ in range(2):  # made, then found
@@ -49,7 +48,7 @@ def test_what_comes_out_is_what_was_decoded(gtav: tuple[list[Pair], frames.Encod
     assert cache.size(pairs, encoding=encoding) == sum(path.stat().st_size for path in files(cache.folder))
 
 
-def test_a_source_that_changes_is_decoded_again(gtav: tuple[list[Pair], frames.Encoding], tmp_path: Path) -> None:
+def test_a_source_that_changes_is_decoded_again(gtav: tuple[list[Pair], Encoding], tmp_path: Path) -> None:
     (pair, other, *_), encoding = gtav
     cache = FrameCache(tmp_path / "frames")
     cache.read(pair.image)
@@ -58,7 +57,7 @@ def test_a_source_that_changes_is_decoded_again(gtav: tuple[list[Pair], frames.E
     np.testing.assert_array_equal(cache.read(pair.image), np.asarray(read_pair(other, encoding=encoding)[0]))
 
 
-def test_an_encoding_that_changes_is_another_label(gtav: tuple[list[Pair], frames.Encoding], tmp_path: Path) -> None:
+def test_an_encoding_that_changes_is_another_label(gtav: tuple[list[Pair], Encoding], tmp_path: Path) -> None:
     (pair, *_), encoding = gtav
     cache = FrameCache(tmp_path / "frames")
     from dataclasses import replace
@@ -70,7 +69,7 @@ def test_an_encoding_that_changes_is_another_label(gtav: tuple[list[Pair], frame
 
 @pytest.mark.parametrize("damage", ["cut", "foreign", "kind"])
 def test_a_broken_file_is_made_again(
-    gtav: tuple[list[Pair], frames.Encoding], tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+    gtav: tuple[list[Pair], Encoding], tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     (pair, *_), _ = gtav
     cache = FrameCache(tmp_path / "frames")
@@ -89,12 +88,12 @@ def test_a_broken_file_is_made_again(
     np.testing.assert_array_equal(np.load(place), expected)
 
 
-def fill(folder: str, pairs: list[Pair], encoding: frames.Encoding) -> None:
+def fill(folder: str, pairs: list[Pair], encoding: Encoding) -> None:
     for pair in pairs:
         read_pair(pair, encoding=encoding, cache=FrameCache(Path(folder)))
 
 
-def test_several_processes_fill_it_at_once(gtav: tuple[list[Pair], frames.Encoding], tmp_path: Path) -> None:
+def test_several_processes_fill_it_at_once(gtav: tuple[list[Pair], Encoding], tmp_path: Path) -> None:
     pairs, encoding = gtav
     folder = tmp_path / "frames"
     processes = [
@@ -111,22 +110,22 @@ def test_several_processes_fill_it_at_once(gtav: tuple[list[Pair], frames.Encodi
 
 
 def test_a_disk_without_room_is_refused_with_the_size(
-    gtav: tuple[list[Pair], frames.Encoding], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gtav: tuple[list[Pair], Encoding], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs, encoding = gtav
     cache = FrameCache(tmp_path / "frames")
     cache.read(pairs[0].image), cache.read(pairs[0].label, encoding)
     width, height = image_size(pairs[0].image)
     needed = 4 * (4 * width * height + 256)
-    monkeypatch.setattr(frames.shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))
+    monkeypatch.setattr(segmentation.shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))
     cache.reserve([(pairs, encoding)])
-    monkeypatch.setattr(frames.shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
+    monkeypatch.setattr(segmentation.shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
     with pytest.raises(UserError, match=r"4 decoded frames need 0\.1 MB, and its disk has 0\.1 MB free"):
         cache.reserve([(pairs, encoding)])
 
 
 def test_a_disk_that_fills_up_leaves_nothing_behind(
-    gtav: tuple[list[Pair], frames.Encoding], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gtav: tuple[list[Pair], Encoding], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (pair, *_), _ = gtav
     cache = FrameCache(tmp_path / "frames")
@@ -134,7 +133,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(
     def full(file: object, array: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(frames.np, "save", full)
+    monkeypatch.setattr(segmentation.np, "save", full)
     with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); make room"):
         cache.read(pair.image)
     assert not files(cache.folder)
@@ -151,7 +150,7 @@ def test_what_a_killed_process_left_is_removed_but_not_what_is_being_written(tmp
 
 
 def test_the_program_builds_goes_on_and_verifies(
-    gtav: tuple[list[Pair], frames.Encoding], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    gtav: tuple[list[Pair], Encoding], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pairs, encoding = gtav
     where = [
@@ -185,7 +184,7 @@ def test_the_program_builds_goes_on_and_verifies(
         build_cache.main(["gtav", "--num_workers", "-3", *where[-2:]])
 
 
-def test_the_program_names_a_broken_source(gtav: tuple[list[Pair], frames.Encoding], tmp_path: Path) -> None:
+def test_the_program_names_a_broken_source(gtav: tuple[list[Pair], Encoding], tmp_path: Path) -> None:
     pairs, _ = gtav
     Path(pairs[3].image).write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(30))
     where = ["--frame_cache", str(tmp_path / "frames"), "--opts", f"DATASET.GTAV_DIR={tmp_path}/gtav"]
@@ -206,7 +205,7 @@ def test_sizes_come_from_headers(tmp_path: Path) -> None:
             image_size(str(tmp_path / name))
 
 
-def test_a_memory_mapped_frame_is_not_written_to(gtav: tuple[list[Pair], frames.Encoding], tmp_path: Path) -> None:
+def test_a_memory_mapped_frame_is_not_written_to(gtav: tuple[list[Pair], Encoding], tmp_path: Path) -> None:
     from datasets.segmentation import to_tensor
 
     (pair, *_), encoding = gtav

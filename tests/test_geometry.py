@@ -14,7 +14,7 @@ from PIL import Image
 
 from datasets.codec import ENCODINGS, decode_label, read_image
 from tests.street_data import blocks, make_cfg, paint
-from transforms.build import build_geometry
+from transforms import build_geometry
 from transforms.geometry import (
     CentreSquare,
     Geometry,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.runs import REPOSITORY, free_port
-from utils import distributed, launchers
+from utils import distributed
 from utils.errors import UserError
 
 SLURM = {
@@ -43,7 +43,7 @@ MPI = {
 )
 def test_the_variables_of_other_launchers(given: dict[str, str], expected: str) -> None:
     environment = dict(given)
-    launchers.adopt(environment)
+    distributed.adopt_launcher(environment)
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     assert " ".join(str(environment.get(name)) for name in names) == expected
 
@@ -51,7 +51,7 @@ def test_the_variables_of_other_launchers(given: dict[str, str], expected: str) 
 @pytest.mark.parametrize("given", [{"RANK": "0"}, {"WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "x"}])
 def test_half_of_the_variables_is_one_sentence(given: dict[str, str]) -> None:
     with pytest.raises(UserError, match="set both, to the number of this process"):
-        launchers.adopt(given)
+        distributed.adopt_launcher(given)
 
 
 def test_processes_that_know_their_rank_alone_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +79,7 @@ def test_processes_of_mpirun_and_srun_meet() -> None:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMPI", "SLURM", "PET"))}
     named: dict[str, Any] = {"cwd": REPOSITORY, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     for launcher in range(2):
-        rank, size, local = (names[launcher] for names in launchers.NAMES.values())
+        rank, size, local = (names[launcher] for names in distributed.LAUNCHER_NAMES.values())
         port, running = str(free_port()), []
         for number in "01":
             own = {rank: number, size: "2", local: number, "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "MASTER_PORT": port}

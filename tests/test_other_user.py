@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import train
-from datasets.frames import FrameCache
+from datasets.segmentation import FrameCache
 from network import pretrained
 from tests.runs import run_folder, train_arguments
 from tests.test_signals import assert_same_run

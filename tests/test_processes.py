@@ -17,7 +17,7 @@ import valid
 from tests.conftest import make_camvid
 from tests.runs import REPOSITORY, launch, read_weights, run_folder, train_arguments
 from tests.street_data import write_domain
-from utils import distributed
+from utils.errors import port_taken
 
 PLAIN = (
     *("--method", "isw", "--scale_min", "1.0", "--max_iter", "1", "--cov_stat_epoch", "0"),
@@ -128,9 +128,9 @@ def test_a_taken_port_is_one_sentence(launcher: bool) -> None:
 
 
 def test_other_reasons_are_not_a_taken_port() -> None:
-    assert not distributed.port_taken(RuntimeError("connection refused"))
+    assert not port_taken(RuntimeError("connection refused"))
     older = RuntimeError("The server socket has failed to bind to [::]:29500 (errno: 98 - Address already in use)")
-    assert distributed.port_taken(older).startswith("port 29500 of")
+    assert port_taken(older).startswith("port 29500 of")
 
 
 def test_fewer_images_than_processes_and_classes_that_no_source_has(tmp_path: Path) -> None:

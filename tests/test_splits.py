@@ -19,10 +19,9 @@ from datasets import files, splits
 from datasets.checks import check_domain
 from datasets.codec import decode_label, image_size, read_image
 from datasets.domains import BUILTIN, Domain, load_domains
-from datasets.frames import FrameCache
 from datasets.loaders import build_training_loader
 from datasets.sampling import cache_key
-from datasets.segmentation import read_pair
+from datasets.segmentation import FrameCache, read_pair
 from datasets.splits import Split, Splits
 from scripts import prepare_data
 from tests.runs import REPOSITORY, launch, train_arguments

@@ -24,8 +24,8 @@ from tests.runs import build_run, launch, read_weights, run_folder, train_argume
 from tests.street_data import make_cfg
 from tests.test_processes import FROZEN
 from tests.test_train import assert_same
+from transforms import build_appearance, build_appearance_sampler, statistics_sampler
 from transforms.appearance import MEAN, STD, Normalisation
-from transforms.build import build_appearance, build_appearance_sampler, statistics_sampler
 from transforms.geometry import make_view
 from transforms.style_augmentation import (
     RECOLOURINGS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from utils.tables import format_table
+from utils import format_table
 
 TABLE = [["name", "value_%"], ["a", "1.00"], ["longer", "12.00"], ["<b>", "-"], ["mean", ""]]
 

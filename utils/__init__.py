@@ -1,11 +1,17 @@
-"""What every storey uses: errors, files, processes, options, checkpoints, runs, logs, pictures, tables."""
+"""What every storey uses; here what programs print: their help and version, and tables."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
+
+Style = Literal["text", "markdown", "latex"]
+_FORMATS: dict[Style, str] = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
 
 
 def version() -> str:
@@ -32,3 +38,25 @@ def program_parser(name: str, description: str, *, details: str = "") -> argpars
     parser.description, parser.epilog = description, details
     parser.add_argument("--version", action="version", version=f"DIIA {version()}")
     return parser
+
+
+def format_table(table: Sequence[Sequence[str]], style: Style = "text") -> str:
+    """Lay out a table, heading first: the first column left, the others right, every cell as it is written."""
+    from tabulate import tabulate  # slow to import
+
+    heading, *rows = table
+    align = ["left", *["right"] * (len(heading) - 1)]
+    if style == "markdown":  # names of files and runs are text, whatever they look like
+        rows = [[cell.replace("<", "&lt;").replace("|", "\\|") for cell in row] for row in rows]
+    text = tabulate(rows, heading, tablefmt=_FORMATS[style], colalign=align, disable_numparse=True)
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def no_formula(text: str) -> str:
+    """Return a text for a CSV cell that no spreadsheet takes for a formula: it comes out of a file."""
+    return re.sub(r"^(?=[=+@\t\r-])", "'", text)
+
+
+def percent(value: float) -> str:
+    """Format a fraction as a percentage; `-` where there is none."""
+    return "-" if math.isnan(value) else f"{100 * value:.2f}"

@@ -9,7 +9,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any, TypedDict, TypeVar
 
@@ -18,23 +18,18 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
-from utils import launchers
-from utils.errors import Stopped, UserError, first_few
-from utils.parallel import NO_SHARED_MEMORY
+from utils.errors import Stopped, UserError, explain, first_few, port_taken
+from utils.parallel import follow_launcher
 
 Result = TypeVar("Result")
-REASONS = {  # what torch says -> what it means for the user
-    "gloo.*(by peer|reset)|Broken pipe|failed to recv": "another process of this run has ended; it says why",
-    "(?s)gloo.*Timed out|Application timeout|Watchdog caught collective operation timeout": "another process of this "
-    "run has not answered within --dist_timeout; its own log says where it is, or it hangs",
-    "Bus error|shared memory": NO_SHARED_MEMORY,
-    "^DataLoader worker": "a loader process was killed, most likely for want of memory: lower --num_workers (0 for "
-    "none); a training resumes with --resume auto",
-    "Expected more than 1 (value|spatial)": "an image, or a crop of --crop_size, is too small for this network: its "
-    "strides leave one pixel to a norm, which needs two; give larger ones",
+# SLURM's are those of srun's step: in a batch script itself the job's are set too, for one process alone.
+LAUNCHER_NAMES = {
+    "RANK": ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK"),
+    "WORLD_SIZE": ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"),
+    "LOCAL_RANK": ("SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK"),
 }
+PORTS = 20000  # the first of 10,000 that jobs choose from by their number
 _groups: dict[str, Any] = {}  # "cpu": of gloo, beside that of nccl
-_NO_MEMORY = "out of memory|can't allocate memory|ALLOC_FAILED|bad_alloc"
 
 
 def is_initialized() -> bool:
@@ -63,6 +58,40 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def adopt_launcher(environment: MutableMapping[str, str]) -> None:
+    """Set torchrun's variables for a process that srun or mpirun started with others; those that are set stay.
+
+    Raises:
+        UserError: a variable of a launcher is missing or no number.
+    """
+    if "RANK" not in environment and "WORLD_SIZE" not in environment:
+        for launcher in zip(*LAUNCHER_NAMES.values(), strict=True):
+            if environment.get(launcher[1], "1") != "1":
+                found = {name: environment.get(other) for name, other in zip(LAUNCHER_NAMES, launcher, strict=True)}
+                environment.update({name: value for name, value in found.items() if value is not None})
+                _meet(environment)
+                break
+    numbers = [environment.get(name) for name in ("RANK", "WORLD_SIZE")]
+    if numbers == [None, None]:
+        return
+    if not all(number and number.isdecimal() for number in numbers) or int(numbers[0] or 0) >= int(numbers[1] or 0):
+        raise UserError(
+            f"RANK is {numbers[0]} and WORLD_SIZE {numbers[1]}: set both, to the number of this process from 0 and to "
+            "how many there are, or start with torchrun"
+        )
+
+
+def _meet(environment: MutableMapping[str, str]) -> None:
+    """Choose where the processes meet: on the first node of a SLURM step, or on this machine."""
+    job, here = environment.get("SLURM_JOB_ID", "0"), environment.get("OMPI_COMM_WORLD_LOCAL_SIZE")
+    nodes = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", ""))
+    if first := re.match(r"([^\[,]+)(?:\[(\d+))?", nodes):  # node[07-09,12] begins with node07
+        environment.setdefault("MASTER_ADDR", "".join(filter(None, first.groups())))
+    elif here == environment["WORLD_SIZE"]:
+        environment.setdefault("MASTER_ADDR", "127.0.0.1")
+    environment.setdefault("MASTER_PORT", str(PORTS + int(job) % 10_000))
+
+
 def choose_device(name: str, local_rank: int) -> torch.device:
     """Return the device of this process, or raise `UserError`; the launcher's LOCAL_RANK outranks `local_rank`.
 
@@ -70,7 +99,7 @@ def choose_device(name: str, local_rank: int) -> torch.device:
 
     `name` is auto, cpu or cuda.
     """
-    launchers.adopt(os.environ)
+    adopt_launcher(os.environ)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     in_turn = int(os.environ.get("RANK", "0")) % max(count, 1)
     index = int(os.environ.get("LOCAL_RANK", local_rank if local_rank >= 0 else in_turn))
@@ -94,17 +123,6 @@ def set_deterministic(*, wanted: bool) -> None:
         torch.use_deterministic_algorithms(wanted, warn_only=True)
 
 
-def explain(error: BaseException, *, save_memory: str) -> BaseException:
-    """Return the `UserError` for `REASONS` and for a lack of memory, with what helps, and any other error as it is."""
-    if isinstance(error, UserError) or not isinstance(error, (RuntimeError, ValueError, MemoryError)):
-        return error
-    if isinstance(error, MemoryError) or re.search(_NO_MEMORY, str(error)):
-        owner = "the GPU" if re.search("CUDA|CUBLAS|CUDNN|HIP", str(error)) else "this machine"
-        return UserError(f"the memory of {owner} is used up: {save_memory}")
-    reasons = (sentence for pattern, sentence in REASONS.items() if re.search(pattern, str(error)))
-    return next(map(UserError, reasons), error)
-
-
 @contextmanager
 def process_group(
     device: torch.device, dist_url: str = "env://", *, save_memory: str, timeout: float = 7200
@@ -118,7 +136,7 @@ def process_group(
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not is_initialized():
         limit = datetime.timedelta(seconds=timeout)
-        launchers.follow()
+        follow_launcher()
         _check_launcher()
         try:
             number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -199,17 +217,6 @@ def _leave() -> None:
         barrier()  # torch 2.6's gloo may hang for ever where one process leaves while another still receives
         dist.destroy_process_group()
         _groups.clear()
-
-
-def port_taken(error: Exception) -> str:
-    """Return a sentence on the port that processes were to meet at, where an error says that it is taken, else ""."""
-    if not re.search("EADDRINUSE|already in use", str(error)):
-        return ""
-    port = re.search(r"(?:port: |]:)(\d+)", str(error))
-    return (
-        f"port {port[1] if port else os.environ.get('MASTER_PORT', '')} of this machine is taken, most likely by "
-        "another run: choose another one with PET_MASTER_PORT (torchrun's --master_port; without torchrun MASTER_PORT)"
-    )
 
 
 def barrier() -> None:

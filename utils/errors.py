@@ -10,6 +10,21 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 
 TRY_AGAIN = 75  # exit code of a run that a signal ended (EX_TEMPFAIL): started again it goes on
+NO_SHARED_MEMORY = (
+    "the memory that loader processes share (/dev/shm) is full, or there is none: give more of it (docker --shm-size "
+    "8g; Kubernetes: a volume emptyDir of medium Memory at /dev/shm), or --num_workers 0"
+)
+REASONS = {  # what torch says -> what it means for the user
+    "gloo.*(by peer|reset)|Broken pipe|failed to recv": "another process of this run has ended; it says why",
+    "(?s)gloo.*Timed out|Application timeout|Watchdog caught collective operation timeout": "another process of this "
+    "run has not answered within --dist_timeout; its own log says where it is, or it hangs",
+    "Bus error|shared memory": NO_SHARED_MEMORY,
+    "^DataLoader worker": "a loader process was killed, most likely for want of memory: lower --num_workers (0 for "
+    "none); a training resumes with --resume auto",
+    "Expected more than 1 (value|spatial)": "an image, or a crop of --crop_size, is too small for this network: its "
+    "strides leave one pixel to a norm, which needs two; give larger ones",
+}
+_NO_MEMORY = "out of memory|can't allocate memory|ALLOC_FAILED|bad_alloc"
 
 
 class UserError(ValueError):
@@ -54,6 +69,28 @@ def reason(error: BaseException) -> str:
     """Return what an error says in at most 300 letters: an OSError without its file, others their first line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return (text.strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def explain(error: BaseException, *, save_memory: str) -> BaseException:
+    """Return the `UserError` for `REASONS` and for a lack of memory, with what helps, and any other error as it is."""
+    if isinstance(error, UserError) or not isinstance(error, (RuntimeError, ValueError, MemoryError)):
+        return error
+    if isinstance(error, MemoryError) or re.search(_NO_MEMORY, str(error)):
+        owner = "the GPU" if re.search("CUDA|CUBLAS|CUDNN|HIP", str(error)) else "this machine"
+        return UserError(f"the memory of {owner} is used up: {save_memory}")
+    reasons = (sentence for pattern, sentence in REASONS.items() if re.search(pattern, str(error)))
+    return next(map(UserError, reasons), error)
+
+
+def port_taken(error: Exception) -> str:
+    """Return a sentence on the port that processes were to meet at, where an error says that it is taken, else ""."""
+    if not re.search("EADDRINUSE|already in use", str(error)):
+        return ""
+    port = re.search(r"(?:port: |]:)(\d+)", str(error))
+    return (
+        f"port {port[1] if port else os.environ.get('MASTER_PORT', '')} of this machine is taken, most likely by "
+        "another run: choose another one with PET_MASTER_PORT (torchrun's --master_port; without torchrun MASTER_PORT)"
+    )
 
 
 def run_entry_point(main: Callable[[], object]) -> None:

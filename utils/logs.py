@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils import distributed
-from utils.errors import Stopped, UserError, first_few, one_line
+from utils.errors import Stopped, UserError, explain, first_few, one_line
 from utils.files import read_whole, tolerated, write, write_text
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def last_words(folder: Path, *, save_memory: str, step: Callable[[], int]) -> It
             log.info("%s", stop)
         raise
     except (Exception, KeyboardInterrupt) as error:
-        known, name = distributed.explain(error, save_memory=save_memory), type(error).__name__
+        known, name = explain(error, save_memory=save_memory), type(error).__name__
         sentence = one_line(known)
         if not isinstance(known, UserError) and not sentence.startswith(name):
             sentence = f"{name}: {sentence}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import multiprocessing
 import os
@@ -19,17 +20,15 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from utils.errors import UserError
+from utils.errors import NO_SHARED_MEMORY, TRY_AGAIN, UserError
 
 logger = logging.getLogger("parallel")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 # That ask a run to end. SIGUSR1 and SIGUSR2 are warnings of schedulers, minutes before the end; Windows lacks them.
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
-NO_SHARED_MEMORY = (
-    "the memory that loader processes share (/dev/shm) is full, or there is none: give more of it (docker --shm-size "
-    "8g; Kubernetes: a volume emptyDir of medium Memory at /dev/shm), or --num_workers 0"
-)
+LAUNCHED = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")  # by what stays as long as its processes
+GRACE = 30.0  # s, for a step and its checkpoint after the launcher's end, as torchrun gives before it kills
 _work: Callable[[Any], Any]  # of this worker: handed over once, it may hold the list of a whole data set
 
 
@@ -155,6 +154,31 @@ def _follow_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
+
+
+def follow_launcher() -> None:
+    """End this process when the launcher that started it is killed, which could then end nothing any more.
+
+    It gets a SIGTERM, after which a training saves its step, and is ended `GRACE` seconds later where it waits in torch
+    for a process that is gone. Without a launcher nothing is followed: the shell of a run in the background may end.
+    """
+    if any(name in os.environ for name in LAUNCHED):
+        done = threading.Event()
+        thread = threading.Thread(target=_follow_launcher, args=(os.getppid(), done), daemon=True)
+        thread.start()
+        atexit.register(thread.join)  # a thread that Python has to end at its exit can abort it
+        atexit.register(done.set)  # before
+
+
+def _follow_launcher(launcher: int, done: threading.Event) -> None:
+    while os.getppid() == launcher:
+        if done.wait(1):
+            return
+    last = threading.Timer(GRACE, os._exit, [TRY_AGAIN])  # first: a log may be held by a thread that waits for a disk
+    last.daemon = True
+    last.start()
+    logger.error("the launcher of this process (%d) was killed, so it ends too; --resume auto goes on", launcher)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _call(item: Any) -> Any:
