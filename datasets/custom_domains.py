@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from datasets.codec import ENCODINGS, Encoding
-from datasets.domains import Domain, Layout
+from datasets.domains import BUILTIN, Domain, Layout
 from datasets.labels import CLASS_NAMES, IGNORE, NUM_CLASSES
 from utils.errors import UserError, did_you_mean
 from utils.files import read_yaml
@@ -20,7 +20,7 @@ _KINDS = {str: "text", dict: "a mapping", int: "a whole number", bool: "true or 
 _SPLITS = ("train", "val", "test")
 
 
-def read_domains(path: Path, *, taken: Container[str] = ()) -> dict[str, Domain]:
+def read_domains(path: Path) -> dict[str, Domain]:
     """Return the domains of a YAML file by name, or raise `UserError`; docs/domains.example.yaml shows every field."""
     hint = "; see docs/domains.example.yaml"
     content = read_yaml(path, flag="--domains", hint=hint)
@@ -31,7 +31,7 @@ def read_domains(path: Path, *, taken: Container[str] = ()) -> dict[str, Domain]
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name == "source":
             rule = "use letters, digits, '-', '_' and '.' (but not 'source')"
             raise UserError(f"{path}: {name!r} cannot name a domain: {rule}")
-        if name in taken:
+        if name in BUILTIN:
             raise UserError(f"{path}: {name!r} is the name of a built-in domain; choose another")
         try:
             domains[name] = _domain(name, fields, path)

@@ -74,10 +74,6 @@ def _by_class(labels: Array) -> Image.Image:
     return image
 
 
-def _side_by_side(image: Array, labels: Array, _: float) -> Image.Image:
-    return Image.fromarray(np.concatenate((image, colorize(labels, palette=PALETTE)), axis=1))
-
-
 class Kind(NamedTuple):
     """What can be written: the map of the model that it shows, and how."""
 
@@ -95,13 +91,18 @@ KINDS = {
     "overlay": Kind(
         "labels", lambda image, labels, alpha: Image.fromarray(overlay(image, labels, palette=PALETTE, alpha=alpha))
     ),
-    "side_by_side": Kind("labels", _side_by_side),
+    "side_by_side": Kind(
+        "labels", lambda image, labels, _: Image.fromarray(np.hstack((image, colorize(labels, palette=PALETTE))))
+    ),
     "confidence": Kind("confidence", lambda _image, share, _: Image.fromarray((255 * share).round().astype(np.uint8))),
     "edge": Kind("edge", lambda _image, edge, _: Image.fromarray(stretched(edge))),
     "layout": Kind("layout", lambda _image, layout, _: _by_class(layout)),
 }
-_CONFIDENCE_16 = Kind("confidence", lambda _image, share, _: Image.fromarray((65535 * share).round().astype(np.uint16)))
-ALL_KINDS: Mapping[str, Kind] = KINDS | {"confidence_16": _CONFIDENCE_16}  # the last for a server alone
+ALL_KINDS = KINDS | {  # the last for a server alone
+    "confidence_16": Kind(
+        "confidence", lambda _image, share, _: Image.fromarray((65535 * share).round().astype(np.uint16))
+    )
+}
 
 # Test server -> kind -> its file: `path` is the image's below the inputs, `name` its last part, both without suffix,
 # `frame` the name without the camera's _leftImg8bit or _rgb_anon.

@@ -82,7 +82,7 @@ class Fault:
     count: int
     examples: tuple[str, ...]
     advice: str
-    root: str = ""
+    root: str
 
     @property
     def where(self) -> str:

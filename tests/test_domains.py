@@ -263,7 +263,7 @@ def declare(folder: Path, **fields: str | None) -> dict[str, Domain]:
     rows = {key: value for key, value in {**DECLARED, **fields}.items() if value is not None}
     path = folder / "domains.yaml"
     path.write_text("mine:\n" + "".join(f"  {key}: {value}\n" for key, value in rows.items()))
-    return read_domains(path, taken=BUILTIN)
+    return read_domains(path)
 
 
 def test_declared_domain_is_found_beside_its_file(tmp_path: Path) -> None:
@@ -369,7 +369,7 @@ def test_broken_files(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "domains.yaml"
     path.write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match=message):
-        read_domains(path, taken=BUILTIN)
+        read_domains(path)
 
 
 def test_missing_file_of_domains(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from utils.logs import read_history
 
 READERS: dict[str, tuple[Callable[[Path], object], str]] = {  # and the name of the file in a folder
     "settings": (lambda path: config.parse(["--config", str(path)], program="train"), "c.yaml"),
-    "domains": (lambda path: read_domains(path, taken=BUILTIN), "d.yaml"),
+    "domains": (read_domains, "d.yaml"),
     "scores": (lambda path: compare_runs.main([str(path.parent)]), "scores.json"),
     "history": (read_history, "history.jsonl"),
     "lists": (lambda path: read_lists(BUILTIN["gtav"], path.parent), "gtav_split_train.txt"),

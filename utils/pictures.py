@@ -32,6 +32,7 @@ class Picture(NamedTuple):
 COLUMNS = ("image", "truth", "prediction", "errors")
 WRONG = (230, 40, 30)
 MARGIN, HATCH = 8, 6
+IGNORE = 255  # of a truth
 INK, PAPER = (20, 20, 20), (255, 255, 255)
 MAX_COLUMN, MIN_COLUMN = 640, 160
 DPI, AREA = 80, 12.0  # of a figure; square inches of an image's panel
@@ -63,38 +64,33 @@ def stretched(values: Array) -> Array:
     return grey
 
 
-def error_map(image: Array, truth: Array, prediction: Array, *, ignore: int = 255) -> Array:
+def error_map(image: Array, truth: Array, prediction: Array) -> Array:
     """Return (H, W, 3) uint8: right pixels as a dark grey image, wrong ones red, ignored ones black."""
     grey = np.asarray(image, np.float32) @ np.array((0.299, 0.587, 0.114), np.float32)  # (H, W)
     errors = np.repeat((30 + 0.45 * grey)[..., None], 3, axis=2).astype(np.uint8)
-    errors[np.asarray(truth) != np.asarray(prediction)] = WRONG
-    errors[np.asarray(truth) == ignore] = 0
+    errors[truth != prediction] = WRONG
+    errors[truth == IGNORE] = 0
     return errors
 
 
-def comparison(rows: Sequence[Row], *, palette: Array, class_names: Sequence[str], ignore: int = 255) -> Array:
+def comparison(rows: Sequence[Row], *, palette: Array, class_names: Sequence[str]) -> Array:
     """Draw image, truth, prediction and errors side by side, one row per frame, with column names and a legend.
 
     Args:
-        rows: (image (H, W, 3) uint8, truth (H, W), prediction (H, W)); sizes may differ from row to row.
+        rows: (image (H, W, 3) uint8, truth (H, W), prediction (H, W)), one at least; sizes may differ between rows.
         palette: (K, 3) uint8, one colour per class.
         class_names: K names; the legend shows those that occur.
 
-    Returns (H', W', 3) uint8. Raises ValueError where the three parts of a row differ in size.
+    Returns (H', W', 3) uint8.
     """
-    if not rows:
-        raise ValueError("a comparison needs at least one row")
-    for number, (image, truth, prediction) in enumerate(rows):
-        if not image.shape[:2] == truth.shape == prediction.shape:
-            raise ValueError(f"row {number}: the sizes {image.shape[:2]}, {truth.shape} and {prediction.shape} differ")
     width = int(np.clip(max(image.shape[1] for image, _, _ in rows), MIN_COLUMN, MAX_COLUMN))
     size, present = max(13, width // 26), set[int]()  # of the letters
     strips = [_strip(4, width, size + 2 * MARGIN, texts=[(name, MARGIN // 2) for name in COLUMNS], size=size)]
     for image, truth, prediction in rows:
         # Ignored pixels are black in the prediction too, so that the eye compares only what is scored.
-        shown = np.where(truth == ignore, ignore, prediction)
+        shown = np.where(truth == IGNORE, IGNORE, prediction)
         coloured = [colorize(label, palette=palette) for label in (truth, shown)]
-        arrays = (image, *coloured, error_map(image, truth, prediction, ignore=ignore))
+        arrays = (image, *coloured, error_map(image, truth, prediction))
         cells = [_scaled(array, width, smooth=array is image) for array in arrays]
         strips.append(_strip(4, width, cells[0].height + MARGIN, cells=cells))
         present.update(np.unique([truth, shown]).tolist())
@@ -105,10 +101,8 @@ def comparison(rows: Sequence[Row], *, palette: Array, class_names: Sequence[str
 
 
 def contact_sheet(images: Sequence[Array], *, columns: int, captions: Sequence[str] = (), width: int = 320) -> Array:
-    """Lay images (N of (H, W, 3) uint8, any sizes) out on a grid of a common width, captions below."""
-    if not images or columns < 1:
-        raise ValueError("a contact sheet needs at least one image and one column")
-    cells, columns = [_scaled(np.asarray(image), width, smooth=True) for image in images], min(columns, len(images))
+    """Lay one or more images (N of (H, W, 3) uint8, any sizes) out on a grid of a common width, captions below."""
+    cells, columns = [_scaled(image, width, smooth=True) for image in images], min(columns, len(images))
     strips = []
     for start in range(0, len(cells), columns):
         row = cells[start : start + columns]

@@ -76,12 +76,11 @@ def open_folder(cfg: Config, start: Start) -> Path:
     def make() -> Path:
         make_folder(Path(cfg.RUN.TB_PATH))  # before the run's, so that a refusal leaves no empty one
         try:
-            folder = start.folder or _new_folder(_root(cfg))
+            return start.folder or _new_folder(_root(cfg))
         except OSError as error:
             raise UserError(
                 f"--ckpt {cfg.RUN.CKPT}: the run folder cannot be made ({error.strerror}); choose another"
             ) from error
-        return folder
 
     return distributed.from_main(make)
 
