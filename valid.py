@@ -45,8 +45,7 @@ from network import Segmentor
 from network.scoring import scoring_copy
 from transforms.corruptions import parse_corruptions
 from utils import checkpoint, distributed, logs, pictures, signals
-from utils.files import new_folder
-from utils.hub import beside
+from utils.files import beside, new_folder
 from utils.pictures import Picture
 
 REPOSITORY = Path(__file__).resolve().parent

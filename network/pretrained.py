@@ -20,7 +20,7 @@ from network.timm_weights import timm_weights
 from network.weights import backbone_entries, own_weights, unwrap_state
 from utils import checkpoint, distributed
 from utils.errors import UserError
-from utils.hub import local_path
+from utils.files import local_path
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from utils import checkpoint
 from utils.errors import UserError, first_few
-from utils.hub import quick_to_give_up
+from utils.files import quick_to_give_up
 
 logger = logging.getLogger(__name__)
 

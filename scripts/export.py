@@ -70,8 +70,7 @@ from network.weights import published_arch
 from scripts.export_files import Deployed, describe, halved, reason_of, save, trace, write_weights
 from transforms import build_normalisation
 from utils import checkpoint, logs
-from utils.files import make_folder, write_text
-from utils.hub import beside
+from utils.files import beside, make_folder, write_text
 
 LEAST_EQUAL = 0.9999  # share of labels; sums in another order move single pixels at borders
 LEAST_EQUAL_HALF = 0.99  # rounding to 11 bits moves more of them

@@ -19,8 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from utils.errors import UserError, first_few
-from utils.files import likely_cause, sync_folder, write, write_text
-from utils.hub import CONFIG_FILE, WEIGHTS_FILE, local_path
+from utils.files import CONFIG_FILE, WEIGHTS_FILE, likely_cause, local_path, sync_folder, write, write_text
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +133,7 @@ def _load_folder(folder: Path, *, name: str | Path) -> dict[str, Any]:
 def read(path: str | Path) -> dict[str, Any]:
     """Read weights of ours, which must be whole, or of others onto the CPU without running code from them.
 
-    They are a file, a folder of `save_folder`, or such a one on a hub (utils.hub).
+    They are a file, a folder of `save_folder`, or such a one on a hub (`local_path`).
 
     Raises `UserError` where they are missing or hold anything but tensors and plain values.
     """
