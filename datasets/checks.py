@@ -141,10 +141,10 @@ def _list(domain: Domain, splits: Sequence[str], list_one: ListSplit) -> tuple[d
     # What was asked for or declared by the user must exist; of a published data set a part is fine.
     existing = {split: listing for split, listing in listings.items() if listing is not None}
     needed = bool(splits) or domain.name not in BUILTIN or not existing
-    severity = "fatal" if needed else "note"
-    missing = [split for split in listings if split not in existing and (needed or split != "test")]
     faults = [
-        _fault(domain, split, "no-images", severity, [domain.root], no_images(domain, split)) for split in missing
+        _fault(domain, split, "no-images", "fatal" if needed else "note", [domain.root], no_images(domain, split))
+        for split in listings
+        if split not in existing and (needed or split != "test")
     ]
     severity = "fatal" if needed else "fault"
     faults += [_fault(domain, split, "unreadable", severity, [domain.root], why) for split, why in unreadable.items()]
@@ -200,13 +200,10 @@ def _check_partners(
         severity, advice = "note", known
     files = [f"{pair.name} without {pair.label.removeprefix(f'{domain.root}/')}" for pair in missing]
     yield fault(name, severity, files, advice)
-    severity, advice = (
-        "fault",
-        "their images are missing or named otherwise; unpack the images again, or remove the labels",
-    )
+    advice = "their images are missing or named otherwise; unpack the images again, or remove the labels"
     if is_known_gap(domain, len(orphans), of=len(listing.pairs)):
-        severity, advice = "note", known
-    yield fault("label-without-image", severity, orphans, advice)
+        advice = known
+    yield fault("label-without-image", "note" if advice == known else "fault", orphans, advice)
 
 
 def _check_pairs(domain: Domain, findings: Sequence[Finding], fault: MakeFault) -> Iterator[Fault]:

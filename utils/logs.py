@@ -257,11 +257,11 @@ class MetricWriter:
 
     def __init__(self, event_folder: Path, history: Path, *, first_step: int) -> None:
         """Open both files; what an earlier try wrote after step `first_step` is hidden or dropped."""
-        self._history, self._first_step, write = history, first_step, distributed.is_main()
+        self._history, self._first_step = history, first_step
         place: dict[str, Any] = {"logdir": str(event_folder), "purge_step": first_step + 1}
         self._writer: Any = _summary_writer()(**place, write_to_disk=False)
         self._waiting = ""  # lines that could not be written yet
-        if write:  # its thread would end with a full disk, and then every call wait for it
+        if distributed.is_main():  # its thread would end with a full disk, and then every call wait for it
             safely = partial(tolerated, "the events for TensorBoard", buffered=True)
             with safely():
                 self._writer = _summary_writer()(**place)
@@ -269,7 +269,7 @@ class MetricWriter:
                 for name in ("write_event", "flush", "close"):
                     setattr(events, name, safely()(getattr(events, name)))
         self.close = self._writer.close  # flushes too
-        if write:
+        if distributed.is_main():
             kept = [line for line in read_history(history) if line["step"] <= first_step]
             # An evaluation after the last checkpoint is done again, and gives the same numbers.
             self._there = [{*line} for line in kept if line["step"] == first_step]
