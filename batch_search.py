@@ -10,7 +10,7 @@ import torch
 
 from config import Config
 from datasets.domains import load_domains
-from datasets.loaders import TrainingBatch
+from datasets.segmentation import TrainingBatch
 from datasets.splits import Splits
 from nonfinite import Gradients
 from run import Run, build_run

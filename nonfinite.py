@@ -19,8 +19,8 @@ from torch.nn.utils import get_total_norm
 import config
 from config import Config
 from datasets.domains import load_domains
-from datasets.loaders import TrainingBatch
 from datasets.sampling import Pick
+from datasets.segmentation import TrainingBatch
 from datasets.splits import Splits
 from network.weights import upgrade_checkpoint
 from run import Run, build_run, trained_lists

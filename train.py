@@ -29,7 +29,7 @@ from tqdm import tqdm
 import batch_search
 import nonfinite
 from datasets.domains import load_domains
-from datasets.loaders import TrainingBatch
+from datasets.segmentation import TrainingBatch
 from datasets.splits import Splits
 from evaluation import Report
 from evaluation.description import describe_weights

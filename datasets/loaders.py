@@ -9,12 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 
 from config import Config
 from datasets.domains import CITYSCAPES_COARSE
@@ -24,33 +23,19 @@ from datasets.segmentation import (
     EvaluationSample,
     EvaluationSet,
     FrameCache,
-    Sample,
     StatisticsSample,
     StatisticsSet,
+    TrainingBatch,
     TrainingSet,
+    collate_training,
 )
 from datasets.splits import Split, Splits
 from transforms import build_appearance_sampler, build_geometry, statistics_sampler
-from transforms.appearance import AppearanceParams
 from transforms.corruptions import Corruption
 from transforms.geometry import CentreSquare, NativeSize
 from utils.distributed import check_same, is_main
 from utils.errors import UserError
 from utils.parallel import cores, leave_to_parent, starting_workers
-
-
-class TrainingBatch(NamedTuple):
-    """A micro-batch: images (B, 3, h, w) uint8, labels (B, h, w) uint8, appearance parameters, names."""
-
-    images: Tensor
-    labels: Tensor
-    params: AppearanceParams
-    names: list[str]
-
-
-def _collate(samples: list[Sample]) -> TrainingBatch:
-    images, labels, params, names = default_collate(samples)
-    return TrainingBatch(images, labels, params, list(names))
 
 
 def choose_workers(requested: int) -> int:
@@ -144,7 +129,7 @@ def build_training_loader(cfg: Config, splits: Splits, *, jitter: str, rank: int
     batches = GlobalBatches(plan, cfg.OPTIM.BATCH_SIZE, cfg.OPTIM.ACCUMULATE, rank, world_size)
     sampler = build_appearance_sampler(cfg, jitter=jitter)
     dataset = TrainingSet(pools, geometry=build_geometry(cfg), sampler=sampler, seed=cfg.RUN.SEED, cache=cache)
-    loader = _loader(dataset, cfg=cfg, collate=_collate, persistent=True, batch_sampler=batches)
+    loader = _loader(dataset, cfg=cfg, collate=collate_training, persistent=True, batch_sampler=batches)
     seen = {int(index) for source in sources for index in np.unique(source.centroids[:, 1])}
     absent = ", ".join(name for index, name in enumerate(CLASS_NAMES) if index not in seen)
     aimed = f"{(plan.order(0)[:, 1] >= 0).sum()} of {plan.length} samples of the first epoch aimed at a class"

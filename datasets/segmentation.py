@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from datasets.codec import Encoding, decode_label, image_size, read_image
 from datasets.files import stamp
@@ -153,6 +153,20 @@ class Sample(NamedTuple):
     label: Tensor
     params: AppearanceParams
     name: str
+
+
+class TrainingBatch(NamedTuple):
+    """A micro-batch: images (B, 3, h, w) uint8, labels (B, h, w) uint8, appearance parameters, names."""
+
+    images: Tensor
+    labels: Tensor
+    params: AppearanceParams
+    names: list[str]
+
+
+def collate_training(samples: list[Sample]) -> TrainingBatch:
+    images, labels, params, names = default_collate(samples)
+    return TrainingBatch(images, labels, params, list(names))
 
 
 class EvaluationSample(NamedTuple):

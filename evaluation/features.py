@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
 from datasets.labels import CLASS_NAMES, IGNORE, PALETTE
-from datasets.loaders import TrainingBatch
+from datasets.segmentation import TrainingBatch
 from loss.whitening import Whitening, covariance
 from network import Segmentor
 from network.diia import DIIASegmentor

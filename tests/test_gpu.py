@@ -14,7 +14,8 @@ from torch.utils.data import default_collate
 
 import train
 from datasets.domains import BUILTIN
-from datasets.loaders import DeviceBatches, TrainingBatch
+from datasets.loaders import DeviceBatches
+from datasets.segmentation import TrainingBatch
 from evaluation.more_metrics import MoreCounts
 from evaluation.protocols import Inference
 from network.outputs import SegmentorOutput
