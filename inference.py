@@ -25,9 +25,9 @@ from evaluation.graphs import LabelsGraph, LogitsGraph, is_graph, open_graph
 from evaluation.metrics import argmax_classes
 from evaluation.protocols import Inference, build_inference, large_enough
 from network import Method, Segmentor, architecture_of, build_network
+from network.outputs import logit_parts
 from network.scoring import scoring_copy
 from network.tuning import merge_lora
-from network.upsampling import logit_parts
 from network.weights import build_published, load_weights
 from transforms import build_normalisation
 from utils import checkpoint, distributed

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import Settings
 from benchmarks.works import make_batch, make_criterion, make_network
 from network.layout import coarse_layout
-from network.upsampling import upsample_logits
+from network.outputs import upsample_logits
 from optimizer import build_optimizer
 
 PARTS = {

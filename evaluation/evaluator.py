@@ -24,8 +24,8 @@ from evaluation.more_metrics import MoreCounts, plot_reliability
 from evaluation.protocols import Inference
 from evaluation.report import DomainScore, Evaluation, Frame, ImageCounts, domain_scores
 from network import Segmentor
+from network.outputs import logit_parts
 from network.scoring import scoring_copy
-from network.upsampling import logit_parts
 from utils import distributed, signals
 from utils.errors import UserError
 from utils.pictures import Picture, comparison

@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 
 from config import Config
 from network import Segmentor
-from network.upsampling import SmallLogits
+from network.outputs import SmallLogits
 from utils.errors import ImageError
 
 

@@ -36,8 +36,7 @@ from torch import Tensor, nn
 from network.backbone_base import BackboneBase
 from network.deeplab import AuxHead, Decoder, Refined, Segmentor, conv_norm_relu, initialise_heads, split_stride
 from network.layout import Confidence, coarse_layout
-from network.outputs import COARSE_SHARE, Features, SegmentorOutput
-from network.upsampling import SmallLogits, upsample_logits
+from network.outputs import COARSE_SHARE, Features, SegmentorOutput, SmallLogits, upsample_logits
 
 
 def is_cast_to_float16(maps: Tensor) -> bool:

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from network.outputs import cached_parts, largest_class
-from network.upsampling import SmallLogits, logit_parts
+from network.outputs import SmallLogits, cached_parts, largest_class, logit_parts
 from utils.parallel import opencv
 
 IGNORE = 255

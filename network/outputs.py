@@ -1,16 +1,21 @@
-"""What crosses the network's border: named types, and the largest class of logits.
+"""What crosses the network's border: named types, logits before and behind their upsampling, and their largest class.
 
-B batch, H x W input size, h x w the last features' size.
+B batch, C channels, H x W input size, h x w the last features' size.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 _CACHED_PIXELS = 1 << 17  # so many at once that what `largest_class` writes stays in a core's cache
+_PART_PIXELS = 1 << 16  # so many at once that the logits of a part stay in the cache
 COARSE_SHARE = 0.5  # with which DIIA's coarse logits are added to the final ones that are evaluated
 
 
@@ -35,13 +40,9 @@ class SegmentorOutput(NamedTuple):
 
     def float(self) -> SegmentorOutput:
         """Return the same with every floating-point map in float32."""
-        return SegmentorOutput(*(_float(value) for value in self))
-
-
-def _float(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(map(_float, value))
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+        return tree_map(
+            lambda value: value.float() if torch.is_tensor(value) and value.is_floating_point() else value, self
+        )
 
 
 class Features(NamedTuple):
@@ -51,6 +52,85 @@ class Features(NamedTuple):
     aux: Tensor  # (B, C3, h3, w3) third stage
     top: Tensor  # (B, C4, h, w) last stage
     style: tuple[Tensor, ...]  # standardised maps captured at the whitening sites, before their ReLU
+
+
+def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Resample maps (B, C, h, w) bilinearly with aligned corners, as every up-sampling of the original does."""
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=True)
+
+
+def upsample_logits(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Do the same with a few channels that a loss reads; on a GPU the result is float32, whatever their type.
+
+    torch's backward pass there adds a gradient pixel by pixel: 10 ms for 8 x 19 x 768 x 768, where products with two
+    small matrices take less than one and add in the same order every time.
+    """
+    return _resized_by_matrices(logits, size) if logits.device.type == "cuda" else resize(logits, size)
+
+
+def _resized_by_matrices(maps: Tensor, size: Sequence[int]) -> Tensor:
+    (height, width), (small_height, small_width) = size, maps.shape[2:]
+    with torch.autocast(maps.device.type, enabled=False):
+        wide = maps.float().contiguous() @ resampling(width, small_width, device=maps.device).T  # (B, C, h, W)
+        rows = resampling(height, small_height, device=maps.device).expand(wide.shape[0] * wide.shape[1], -1, -1)
+        return torch.bmm(rows, wide.flatten(0, 1)).unflatten(0, wide.shape[:2])
+
+
+class SmallLogits(NamedTuple):
+    """Logits (B, C, H, W) before their upsampling: the sum of resampled maps, each with a factor, the first with one.
+
+    At 1024 x 2048 one float32 tensor of the logits of 19 classes takes 152 MiB; the parts take 5.
+    """
+
+    maps: tuple[Tensor, ...]  # (B, C, h, w)
+    size: tuple[int, int]
+    factors: tuple[float, ...] = (1.0,)
+
+    def whole(self) -> Tensor:
+        """Return the logits, of the maps' type."""
+        total = upsample_logits(self.maps[0], self.size)
+        for maps, factor in zip(self.maps[1:], self.factors[1:], strict=True):
+            total.add_(upsample_logits(maps, self.size), alpha=factor)
+        return total
+
+    def parts(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield rows and their logits (B, C, rows, W) float32 from top to bottom; on other devices than CPUs at once.
+
+        They equal those of `whole` up to the rounding of the interpolation.
+        """
+        height, width = self.size
+        if self.maps[0].device.type != "cpu":
+            yield slice(0, height), self.whole().float()
+            return
+        wide = [resize(maps.float(), (maps.shape[2], width)) for maps in self.maps]  # (B, C, h, W)
+        weights = [f * resampling(height, maps.shape[2]) for f, maps in zip(self.factors, wide, strict=True)]
+        rows = max(_PART_PIXELS // width, 1)
+        for top in range(0, height, rows):
+            part = slice(top, min(top + rows, height))
+            used = [slice(*_span(height, maps.shape[2], part)) for maps in wide]
+            matrix = torch.cat([w[part, span] for w, span in zip(weights, used, strict=True)], 1)
+            sources = torch.cat([maps[:, :, span] for maps, span in zip(wide, used, strict=True)], 2)
+            with torch.autocast("cpu", enabled=False):
+                yield part, matrix @ sources
+
+
+def resampling(size: int, small: int, *, device: torch.device | str = "cpu") -> Tensor:
+    """Return the matrix (size, small) that resamples a column of `small` values to `size` ones, corners aligned."""
+    return resize(torch.eye(small, device=device)[None, :, :, None], (size, 1))[0, :, :, 0].T.contiguous()
+
+
+def _span(size: int, small: int, rows: slice) -> tuple[int, int]:
+    """Return the first and the last but one of the small map's rows that some rows are made of."""
+    scale = (small - 1) / max(size - 1, 1)
+    return max(int(rows.start * scale) - 1, 0), min(int((rows.stop - 1) * scale) + 3, small)
+
+
+def logit_parts(logits: Tensor | SmallLogits) -> Iterator[tuple[slice, Tensor]]:
+    """Yield rows of logits (B, C, H, W) and these logits; `SmallLogits` are upsampled part by part."""
+    if isinstance(logits, SmallLogits):
+        yield from logits.parts()
+    else:
+        yield slice(0, logits.shape[2]), logits
 
 
 def cached_parts(maps: np.ndarray) -> list[tuple[int, slice]]:

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from network.backbones import Backbone, BackboneBase, BackboneSpec, ResNetSpec
 from network.deeplab import Segmentor
 from network.timm_backbone import TimmBackbone, TimmSpec
-from network.timm_weights import timm_weights
 from network.weights import backbone_entries, own_weights, unwrap_state
 from utils import checkpoint, distributed
-from utils.errors import UserError
-from utils.files import local_path
+from utils.errors import UserError, first_few
+from utils.files import local_path, quick_to_give_up
 
 log = logging.getLogger(__name__)
-Result = TypeVar("Result")
+_HEADS = re.compile(r"(head|fc|classifier)\w*\.")  # of timm's networks, of whatever number of classes
 
 
 def load_pretrained(network: Segmentor, source: str) -> None:
@@ -61,7 +63,7 @@ def load_pretrained(network: Segmentor, source: str) -> None:
     else:
         assert isinstance(backbone, Backbone)
         if source == "torchvision":
-            state = _download(_weights_url(backbone.spec))
+            state = _main_first(partial(_download, _weights_url(backbone.spec)))
         elif state is None:
             state = _of_twin(backbone.spec)
         state = _of_backbone(torchvision_names(state), backbone, origin=origin)
@@ -202,30 +204,91 @@ def _download(url: str) -> dict[str, Any]:
     """
     file = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
     digits = file.stem.rpartition("-")[2]
-
-    def load() -> dict[str, Any]:
-        try:
-            if file.exists() and not hashlib.sha256(file.read_bytes()).hexdigest().startswith(digits):
-                log.warning("%s: its checksum is not that of its name; it is downloaded again", file)
-                file.unlink(missing_ok=True)
-            if not file.exists():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                torch.hub.download_url_to_file(url, str(file), digits, progress=distributed.is_main())
-        except (OSError, RuntimeError, HTTPException) as error:
-            raise UserError(
-                f"--pretrained torchvision: {url} could not be downloaded ({error}); "
-                "give a local copy by --pretrained FILE, or use --pretrained none"
-            ) from error
-        return checkpoint.read(file)
-
-    return _main_first(load)
+    try:
+        if file.exists() and not hashlib.sha256(file.read_bytes()).hexdigest().startswith(digits):
+            log.warning("%s: its checksum is not that of its name; it is downloaded again", file)
+            file.unlink(missing_ok=True)
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(file), digits, progress=distributed.is_main())
+    except (OSError, RuntimeError, HTTPException) as error:
+        raise UserError(
+            f"--pretrained torchvision: {url} could not be downloaded ({error}); "
+            "give a local copy by --pretrained FILE, or use --pretrained none"
+        ) from error
+    return checkpoint.read(file)
 
 
-def _main_first(load: Callable[[], Result]) -> Result:
+def _main_first(load: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Let the first process fill the cache of downloads, which the others then read."""
-    for turn in (True, False):
-        if distributed.is_main() == turn:
-            result = load()
-        if turn:
-            distributed.barrier()
-    return result
+    if main := distributed.is_main():
+        result = load()
+    distributed.barrier()
+    return result if main else load()
+
+
+def timm_weights(create: Callable[..., nn.Module], *, name: str, origin: str, **overlay: Any) -> dict[str, Tensor]:
+    """Return the entries of the network that `create` builds, after timm, leniently, has filled it.
+
+    Args:
+        create: calls `timm.create_model` with the options that it is given.
+        name: timm's name of the network.
+        origin: the flag and its value, for messages.
+        overlay: where the weights come from, if not from timm's own place: `state_dict`.
+
+    Raises:
+        UserError: no download, or something that the network keeps is missing, of another shape or unknown to it.
+    """
+    import timm  # slow to import
+
+    way_out = f"give the weights of {name} by --pretrained FILE, or use --pretrained none"
+    try:
+        with contextlib.nullcontext() if overlay else quick_to_give_up(), _noted_loads() as loads:
+            model = create(pretrained=True, pretrained_cfg_overlay=overlay)
+    except UserError:
+        raise
+    except Exception as error:  # of the hub, of a damaged file, of a renaming that looks for another name
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300].rstrip(".")
+        if reason.startswith("Error(s) in loading state_dict"):
+            reason = checkpoint.misfits(error, path=origin)
+        if "deserializing" in reason:  # safetensors' word for a file that is damaged, which it does not name
+            cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
+            way_out = f"remove the damaged copy of {name} below {cache} and try again, or {way_out}"
+        raise UserError(f"{origin}: timm cannot load weights of {name} ({reason}); {way_out}") from error
+    kept = {id(value) for value in model.state_dict(keep_vars=True).values()}
+    missing, unexpected = list[str](), list[str]()
+    for module, keys in loads:
+        state = module.state_dict(keep_vars=True)
+        missing += [key for key in keys.missing_keys if id(state.get(key)) in kept]
+        unexpected += [key for key in keys.unexpected_keys if not _HEADS.match(key)]
+    if unexpected:  # a feature extractor has not all layers of the network that the weights were trained in
+        with torch.device("meta"):
+            whole = timm.create_model(name).state_dict()
+        unexpected = [key for key in unexpected if key not in whole]
+    if missing or unexpected:
+        listed = {"missing": missing, "unexpected": unexpected}
+        log.debug("%s: %s", origin, listed)
+        found = "; ".join(f"{kind}: {first_few(keys)}" for kind, keys in listed.items() if keys)
+        raise UserError(f"{origin}: does not fit {name} ({found}); {way_out}")
+    return model.state_dict()
+
+
+@contextlib.contextmanager
+def _noted_loads() -> Iterator[list[tuple[nn.Module, Any]]]:
+    """Collect the modules that load a state, with what was missing and unexpected: timm only logs it."""
+    loads: list[tuple[nn.Module, Any]] = []
+    load, chatty = nn.Module.load_state_dict, logging.getLogger("timm.models")
+    level = chatty.level
+
+    def load_and_note(module: nn.Module, *args: Any, **options: Any) -> Any:
+        keys = load(module, *args, **options)
+        loads.append((module, keys))
+        return keys
+
+    nn.Module.load_state_dict = load_and_note  # type: ignore[assignment, method-assign]
+    chatty.setLevel(logging.ERROR)
+    try:
+        yield loads
+    finally:
+        nn.Module.load_state_dict = load  # type: ignore[assignment, method-assign]
+        chatty.setLevel(level)

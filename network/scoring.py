@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from network.backbones import Backbone
-from network.deeplab import Decoder, Segmentor
-from network.dilated import DilatedConv2d
-from network.upsampling import resampling
+from network.deeplab import Decoder, DilatedConv2d, Segmentor
+from network.outputs import resampling
 
 _CONVS, _NORMS = (nn.Conv2d, DilatedConv2d), (nn.BatchNorm2d, nn.SyncBatchNorm)
 _BLOCK = 64  # columns, or rows, that are resampled together

@@ -205,17 +205,18 @@ class TimmBackbone(BackboneBase):
         Returns:
             (B, N, h, w) float32, the mean over the heads, each map sums to one; class and register tokens are left out.
         """
-        attention, recorder = self._last_attention(), _Recorder()
-        kept = attention.attn_drop, attention.fused_attn
-        attention.attn_drop, attention.fused_attn = recorder, False  # fused kernels keep no weights
+        attention, found = self._last_attention(), list[Tensor]()
+        fused, attention.fused_attn = attention.fused_attn, False  # fused kernels keep no weights
+        hook = attention.attn_drop.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
         try:
             self.outputs(images)
         finally:
-            attention.attn_drop, attention.fused_attn = kept
+            attention.fused_attn = fused
+            hook.remove()
         height, width = (-(-side // self.unit) for side in images.shape[2:])
         prefix = getattr(self.model.model, "num_prefix_tokens", 0)  # SAM's has none
         cells = [prefix + y // self.unit * width + x // self.unit for x, y in pixels]
-        seen = recorder.seen.float().view(len(images), -1, *recorder.seen.shape[-2:])  # SAM's: (B heads, n, n)
+        seen = found[0].float().view(len(images), -1, *found[0].shape[-2:])  # SAM's: (B heads, n, n)
         weights = seen.mean(1)[:, cells, prefix:]  # (B, N, hw)
         return (weights / weights.sum(2, keepdim=True)).unflatten(2, (height, width))
 
@@ -233,16 +234,6 @@ class TimmBackbone(BackboneBase):
                 getattr(self.model, "model", self.model).set_grad_checkpointing(wanted)
             except AssertionError as error:
                 raise UserError(f"--grad_checkpoint: {self.spec.name} cannot; leave it out ({error})") from error
-
-
-class _Recorder(nn.Module):
-    """Keeps what passes through, in the place of a dropout."""
-
-    seen: Tensor
-
-    def forward(self, maps: Tensor) -> Tensor:
-        self.seen = maps
-        return maps
 
 
 def _layers(model: Any) -> dict[str, str]:

@@ -36,11 +36,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from network import ARCHITECTURES, Segmentor, assemble, resolve_architecture, resolve_method
-from network.architectures import DEFAULT_ARCH
+from network import ARCHITECTURES, DEFAULT_ARCH, Segmentor, assemble, resolve_architecture, resolve_method
 from network.backbones import Backbone
+from network.deeplab import DilatedConv2d
 from network.diia import TripleAggregation
-from network.dilated import DilatedConv2d
 from network.style import SyncSwitchWhiten2d
 from utils import format_table
 from utils.logs import write_line

@@ -8,8 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from network.deeplab import ASPP
-from network.dilated import DilatedConv2d, _ByTaps
+from network.deeplab import ASPP, DilatedConv2d, _ByTaps
 
 
 @pytest.mark.parametrize("size", [(16, 16), (9, 40), (13, 12), (36, 20)])

@@ -19,8 +19,7 @@ from evaluation import features
 from evaluation.features import FeaturePlotter, class_centres
 from loss import collect_masks
 from loss.whitening import Whitening, covariance
-from network import assemble, resolve_architecture, resolve_method
-from network.architectures import DEFAULT_ARCH
+from network import DEFAULT_ARCH, assemble, resolve_architecture, resolve_method
 from network.diia import TripleAggregation
 from tests import reference
 from tests.runs import build_run, launch, read_weights, run_folder, train_arguments

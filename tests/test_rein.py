@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from network.rein import Rein, insert_rein
+from network.tuning import Rein, insert_rein
 
 SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2}
 MODELS: dict[str, dict[str, Any]] = {  # with a class token; with registers; with rope; maps without prefix

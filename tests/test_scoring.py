@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_leaves
 
 from datasets.domains import BUILTIN
 from evaluation.protocols import Inference
-from network import BACKBONES, Architecture, assemble, resolve_method, scoring, upsampling
+from network import BACKBONES, Architecture, assemble, outputs, resolve_method, scoring
+from network.outputs import SmallLogits
 from network.scoring import LowDecoder, scoring_copy
-from network.upsampling import SmallLogits
 from tests import reference
 from tests.test_evaluation import evaluator
 from tests.test_pretrained import randomised
@@ -39,7 +39,7 @@ def built(backbone: str, method: str, stride: int = 16) -> Any:
 
 @pytest.fixture
 def many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upsampling, "_PART_PIXELS", 500)
+    monkeypatch.setattr(outputs, "_PART_PIXELS", 500)
 
 
 class Shapes(TorchDispatchMode):
@@ -60,7 +60,7 @@ def test_upsampling_by_matrices_is_interpolation(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     maps = torch.randn(2, 19, 5, 7).to(memory_format=torch.channels_last)
     ours, torchs = (maps.clone().requires_grad_() for _ in range(2))
-    found = upsampling._resized_by_matrices(ours.bfloat16(), size)
+    found = outputs._resized_by_matrices(ours.bfloat16(), size)
     wanted = F.interpolate(torchs.bfloat16().float(), size, mode="bilinear", align_corners=True)
     assert found.dtype == torch.float32 and found.is_contiguous()
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)

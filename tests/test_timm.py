@@ -17,8 +17,7 @@ from torch import Tensor, nn
 import config
 import train
 import valid
-from network import assemble, build_network, resolve_architecture, resolve_method
-from network.architectures import DEFAULT_ARCH
+from network import DEFAULT_ARCH, assemble, build_network, resolve_architecture, resolve_method
 from network.deeplab import Segmentor
 from network.tuning import merge_lora, restrict_tuning
 from optimizer import parameter_groups

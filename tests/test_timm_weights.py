@@ -22,8 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from network import BACKBONES, assemble, pretrained, resolve_method
-from network.architectures import resolve_architecture
+from network import BACKBONES, assemble, pretrained, resolve_architecture, resolve_method
 from network.pretrained import load_pretrained
 from network.tuning import restrict_tuning
 from tests import reference
