@@ -1,9 +1,9 @@
 """The works of `python -m benchmarks` on the data path, on one core: worker, labels, decoders, start.
 
-Plain is a straightforward implementation of the same work (benchmarks.straightforward). Both take the same random
-numbers, so the work differs from run to run and the mean says more than the median (take --runs 60). What a loader's
-worker does (decode, resample, crop, flip) and what the device does (colour, blur, normalisation, edges) are rows of
-their own. The frames are made here, GTAV-sized PNG pairs.
+Plain is a straightforward implementation of the same work (benchmarks.plain). Both take the same random numbers, so the
+work differs from run to run and the mean says more than the median (take --runs 60). What a loader's worker does
+(decode, resample, crop, flip) and what the device does (colour, blur, normalisation, edges) are rows of their own. The
+frames are made here, GTAV-sized PNG pairs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch.utils.data import default_collate
 from torchvision.io import ImageReadMode, decode_image, read_file
 
 import config
-from benchmarks import Build, Row, Work, repeated, straightforward
+from benchmarks import Build, Row, Work, plain, repeated
 from datasets.codec import DECODERS, ENCODINGS, decode_label, read_image
 from datasets.domains import BUILTIN
 from datasets.labels import CITYSCAPES_LABELS, NUM_CLASSES
@@ -39,7 +39,7 @@ from transforms import build_appearance, build_appearance_sampler, build_geometr
 from transforms.appearance import edge_target
 from utils.parallel import opencv
 
-CROP = straightforward.CROP
+CROP = plain.CROP
 WIDTH, HEIGHT = 1914, 1052
 FRAMES = 6  # pairs that a row goes through in turn
 ENCODING = ENCODINGS["cityscapes_colours"]
@@ -78,7 +78,7 @@ def sample(pairs: list[Pair], *, cache: FrameCache | None = None) -> Work:
 
 
 def plain_sample(pairs: list[Pair]) -> Work:
-    return (straightforward.crop(pairs[run % FRAMES], sample_rng(0, run)) for run in count())
+    return (plain.crop(pairs[run % FRAMES], sample_rng(0, run)) for run in count())
 
 
 def zipped(pairs: list[Pair], root: Path) -> list[Pair]:
@@ -99,20 +99,9 @@ def colour(pair: Pair, *, plainly: bool = False) -> Work:
     batch, image = torch.from_numpy(frame).permute(2, 0, 1)[None].contiguous(), Image.fromarray(frame)
     for params in (sampler(sample_rng(1, run)) for run in count()):
         if plainly:
-            yield straightforward.appearance(image, params)
+            yield plain.appearance(image, params)
         else:
             yield edge_target(batch), appearance(batch, default_collate([params]))
-
-
-def worker_rows(pairs: list[Pair], root: Path) -> dict[str, Row]:
-    plainly, archived = partial(plain_sample, pairs), zipped(pairs, root)
-    return {
-        "worker: sample from PNG": Row(partial(sample, pairs), plainly, threads=1),
-        "worker: sample from PNG in a zip archive": Row(partial(sample, archived), plainly, threads=1),
-        "worker: sample from the cache": Row(
-            partial(sample, pairs, cache=FrameCache(root / "frames")), plainly, threads=1
-        ),
-    }
 
 
 def label_counts(*, plainly: bool = False) -> Work:
@@ -120,7 +109,7 @@ def label_counts(*, plainly: bool = False) -> Work:
     logits = torch.randn(1, NUM_CLASSES, 1024, 2048, generator=generator)
     truth = torch.randint(0, NUM_CLASSES, (1, 1024, 2048), generator=generator).byte()
     if plainly:
-        return repeated(straightforward.counts, logits[0].numpy(), truth[0].numpy())
+        return (plain.counts(logits[0].numpy().argmax(axis=0), truth[0].numpy()) for _ in count())
     return (confusion_matrix(truth, argmax_classes(logits), num_classes=NUM_CLASSES) for _ in count())
 
 
@@ -133,11 +122,11 @@ def data_rows(pairs: list[Pair]) -> dict[str, Row]:
         return (class_centroids(decode(path), tile=1024) for path in cycle(paths))
 
     def plain_centroids() -> Work:
-        return (straightforward.centroids(straightforward.train_ids(path)) for path in cycle(paths))
+        return (plain.centroids(plain.train_ids(path)) for path in cycle(paths))
 
     borders = partial(repeated, neighbour_classes, crop, num_classes=NUM_CLASSES)
-    plain_borders = partial(repeated, straightforward.borders, crop[0].numpy())
-    plain_labels = partial(map, straightforward.train_ids, cycle(paths))
+    plain_borders = partial(repeated, plain.borders, crop[0].numpy())
+    plain_labels = partial(map, plain.train_ids, cycle(paths))
     rows: dict[str, tuple[Build, Build]] = {
         "data: colour, blur, normalisation, edges of one crop": (
             partial(colour, pairs[0]),
@@ -186,20 +175,20 @@ def first_batch(root: Path, pair: Pair, *, images: int) -> Work:
 
 def command(*args: str) -> Work:
     """Run python in the repository."""
-    yield from repeated(subprocess.run, [sys.executable, *args], cwd=REPOSITORY, check=True, capture_output=True)
-
-
-def start_rows(pairs: list[Pair], root: Path, *, images: int) -> dict[str, Row]:
-    first = partial(first_batch, root, pairs[0], images=images)
-    return {
-        "startup: train.py --help, processor time": Row(partial(command, "train.py", "--help"), processor_time=True),
-        f"startup: command to first batch of 8, {images} images, caches warm": Row(first),
-    }
+    return repeated(subprocess.run, [sys.executable, *args], cwd=REPOSITORY, check=True, capture_output=True)
 
 
 def make_rows(root: Path, *, tiny: bool) -> dict[str, Row]:
     """Return the rows of these works, whose frames are written below a folder."""
     opencv()  # one thread
-    pairs = [make_pair(root, number) for number in range(FRAMES)]
-    images = 16 if tiny else 12_000
-    return worker_rows(pairs, root) | data_rows(pairs) | start_rows(pairs, root, images=images)
+    pairs, images = [make_pair(root, number) for number in range(FRAMES)], 16 if tiny else 12_000
+    plainly, cached = partial(plain_sample, pairs), partial(sample, pairs, cache=FrameCache(root / "frames"))
+    first = partial(first_batch, root, pairs[0], images=images)
+    return {
+        "worker: sample from PNG": Row(partial(sample, pairs), plainly, threads=1),
+        "worker: sample from PNG in a zip archive": Row(partial(sample, zipped(pairs, root)), plainly, threads=1),
+        "worker: sample from the cache": Row(cached, plainly, threads=1),
+        **data_rows(pairs),
+        "startup: train.py --help, processor time": Row(partial(command, "train.py", "--help"), processor_time=True),
+        f"startup: command to first batch of 8, {images} images, caches warm": Row(first),
+    }

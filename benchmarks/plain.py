@@ -1,4 +1,4 @@
-"""The published method written down plainly, for `python -m benchmarks --against plain` to compare with.
+"""The published method and its data path written down plainly, for `benchmarks --against plain` to compare with.
 
 DIIA with ISW on a ResNet-50 at output stride 16, one line of PyTorch per line of the papers: every head runs in every
 forward, every map of logits is enlarged to the size of the input, the coarse layout is numpy's on the CPU. Parameters
@@ -11,13 +11,21 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageOps
+from skimage.filters import gaussian
 from torch import Tensor, nn
 from torchvision.models import resnet50
+from torchvision.transforms import functional
 
-CLASSES, IGNORE = 19, 255
+from datasets.labels import NUM_CLASSES, PALETTE
+from datasets.splits import Pair
+from transforms.appearance import MEAN, STD, AppearanceParams
+
+IGNORE, CROP = 255, 768
 WIDTHS = (64, 256, 512)  # of the whitened maps
 
 
@@ -63,7 +71,7 @@ class Head(nn.Module):
     def __init__(self, inside: int = 256) -> None:
         super().__init__()
         self.refine = nn.Sequential(unit(inside, 256, 3), unit(256, 256, 3))
-        self.classify = nn.Conv2d(256, CLASSES, 1)
+        self.classify = nn.Conv2d(256, NUM_CLASSES, 1)
 
     def decode(self, maps: Tensor) -> Tensor:
         return self.classify(self.refine(maps))
@@ -115,7 +123,7 @@ class Aux(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.reduce, self.dropout = unit(1024, 512, 3, bias=True), nn.Dropout2d(0.1)
-        self.classify = nn.Conv2d(512, CLASSES, 1)
+        self.classify = nn.Conv2d(512, NUM_CLASSES, 1)
 
     def forward(self, maps: Tensor) -> Tensor:
         return self.classify(self.dropout(self.reduce(maps)))
@@ -169,7 +177,7 @@ def coarse_layout(logits: Tensor) -> Tensor:
     """Map logits to (B, 1, H, W) float: the class where its logit reaches the class's median or 0.99, else 255."""
     values, labels = (part.cpu().numpy() for part in logits.detach().max(1))
     layout = labels.copy()
-    for index in range(CLASSES):
+    for index in range(NUM_CLASSES):
         ordered = np.sort(values[labels == index])
         threshold = min(ordered[round(len(ordered) / 2)], 0.99) if len(ordered) else 0
         layout[(labels == index) & (values < threshold)] = IGNORE
@@ -228,14 +236,75 @@ def evaluate(network: Network, images: Tensor, labels: Tensor) -> tuple[np.ndarr
     output = network(images)
     logits = 0.5 * output.coarse + output.fused
     loss = F.cross_entropy(logits, labels.long(), ignore_index=IGNORE).item()
-    predicted = logits.max(1).indices.cpu().numpy().flatten()
-    truth = labels.cpu().numpy().flatten().astype(np.int64)
-    valid = truth < CLASSES
-    counts = np.bincount(CLASSES * truth[valid] + predicted[valid], minlength=CLASSES**2)
-    return counts.reshape(CLASSES, CLASSES), loss
+    return counts(logits.max(1).indices.cpu().numpy(), labels.cpu().numpy()), loss
 
 
 @torch.no_grad()
 def pair_variances(network: Network, pair: Tensor) -> list[Tensor]:
     """Return the variance (C, C) of every covariance over a pair (2, 3, H, W), zero on and below the diagonal."""
     return [torch.triu(matrices, diagonal=1).var(0) for matrices in network(pair).style]
+
+
+def train_ids(path: str) -> np.ndarray:
+    """Decode a colour label by one comparison per class."""
+    colours = np.asarray(Image.open(path).convert("RGB"))
+    label = np.full(colours.shape[:2], 255, np.uint8)
+    for index, colour in enumerate(PALETTE):
+        label[(colours == colour).all(axis=2)] = index
+    return label
+
+
+def crop(pair: Pair, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
+    """Decode, scale, crop and flip image and label on the whole frame, with the random numbers that ours takes."""
+    image, label = Image.open(pair.image).convert("RGB"), Image.fromarray(train_ids(pair.label))
+    scale = rng.uniform(0.5, 2.0)
+    size = (int(image.width * scale), int(image.height * scale))
+    image, label = image.resize(size, Image.Resampling.BICUBIC), label.resize(size, Image.Resampling.NEAREST)
+    border = tuple((CROP - side) // 2 + 1 if side < CROP else 0 for side in size)
+    image, label = ImageOps.expand(image, border, 0), ImageOps.expand(label, border, 255)
+    left, top = (int(rng.integers(0, side - CROP, endpoint=True)) for side in image.size)
+    image, label = (part.crop((left, top, left + CROP, top + CROP)) for part in (image, label))
+    if rng.random() < 0.5:
+        image, label = (part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for part in (image, label))
+    return image, label
+
+
+def appearance(image: Image.Image, params: AppearanceParams) -> tuple[torch.Tensor, np.ndarray]:
+    """Return the jittered, blurred and normalised image and the edge target of the image before."""
+    grey = cv2.cvtColor(np.asarray(image, dtype=np.float32), cv2.COLOR_BGR2GRAY)
+    edges = np.minimum(np.abs(cv2.Sobel(grey, cv2.CV_16S, 1, 0)), 255).astype(np.float32)
+    names = ("brightness", "contrast", "saturation", "hue")
+    for index in params.order.tolist() if params.jitter else ():
+        image = getattr(functional, f"adjust_{names[index]}")(image, params.factors[index].item())
+    blurred = gaussian(np.asarray(image), sigma=params.sigma.item(), channel_axis=2)
+    return functional.normalize(torch.from_numpy(blurred.transpose(2, 0, 1)).float(), MEAN, STD), edges
+
+
+def centroids(label: np.ndarray) -> list[tuple[int, int, int]]:
+    """Find the centre of mass of every class, tile by tile and class by class."""
+    rows, (height, width) = [], label.shape
+    for top in range(0, height - 1023, 1024):
+        for left in range(0, width - 1023, 1024):
+            tile = label[top : top + 1024, left : left + 1024]
+            for index in range(NUM_CLASSES):
+                y, x = np.nonzero(tile == index)
+                if len(y):
+                    rows.append((index, left + int(x.mean()), top + int(y.mean())))
+    return rows
+
+
+def borders(label: np.ndarray) -> np.ndarray:
+    """Return (20, H, W) uint8: which classes occur in the 3x3 neighbourhood, one shifted one-hot map after another."""
+    padded = np.pad(np.minimum(label, NUM_CLASSES), 1, constant_values=NUM_CLASSES)
+    planes = np.zeros((NUM_CLASSES + 1, *label.shape), np.uint8)
+    for y, x in np.ndindex(3, 3):
+        part = padded[y : y + label.shape[0], x : x + label.shape[1]]
+        planes |= (part[None] == np.arange(NUM_CLASSES + 1)[:, None, None]).astype(np.uint8)
+    return planes
+
+
+def counts(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Count truth against prediction, of equal shapes, with numpy."""
+    valid = label < NUM_CLASSES
+    cells = NUM_CLASSES * label[valid].astype(np.int64) + prediction[valid]
+    return np.bincount(cells, minlength=NUM_CLASSES**2).reshape(NUM_CLASSES, NUM_CLASSES)

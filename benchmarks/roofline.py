@@ -6,8 +6,7 @@ it must move over the measured rate of memory. Every part runs alone, on the inp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
@@ -15,9 +14,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import Settings
+from benchmarks import Here, Settings, repeated, take_turns
 from benchmarks.works import make_batch, make_criterion, make_network
 from network.layout import coarse_layout
 from network.outputs import upsample_logits
@@ -43,13 +43,9 @@ class Part(NamedTuple):
 
 
 def seconds(run: Callable[[], object], settings: Settings, *, runs: int, choose: Any = median) -> float:
-    """Return the median time of a function, or another choice of its times; two runs do not count."""
-    taken = []
-    for _ in range(runs + 2):
-        start = settings.clock()
-        run()
-        taken.append(settings.clock() - start)
-    return float(choose(taken[2:]))
+    """Return the median time of a function, or another choice of its times."""
+    (taken,) = take_turns([Here(partial(repeated, run), settings.clock)], runs=runs)
+    return float(choose(taken))
 
 
 def rates(settings: Settings, *, runs: int, tiny: bool) -> dict[str, float]:
@@ -71,24 +67,18 @@ def rates(settings: Settings, *, runs: int, tiny: bool) -> dict[str, float]:
     return found
 
 
-def floats(values: Any) -> Iterator[Tensor]:
-    """Yield the floating-point tensors of nested tuples."""
-    if isinstance(values, Tensor):
-        if values.is_floating_point():
-            yield values
-    elif isinstance(values, (tuple, list)):
-        for value in values:
-            yield from floats(value)
+def floats(values: Any) -> list[Tensor]:
+    """Return the floating-point tensors of nested tuples."""
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor) and value.is_floating_point()]
 
 
 def leaves(values: Any, *, wanted: bool) -> Any:
     """Return nested tuples of tensors as leaves of a graph of their own; `wanted`: with gradients."""
-    if isinstance(values, Tensor):
-        return values.detach().clone().requires_grad_(wanted and values.is_floating_point())
-    if isinstance(values, tuple):
-        parts = [leaves(value, wanted=wanted) for value in values]
-        return type(values)(*parts) if hasattr(values, "_fields") else tuple(parts)
-    return values
+
+    def leaf(tensor: Tensor) -> Tensor:
+        return tensor.detach().clone().requires_grad_(wanted and tensor.is_floating_point())
+
+    return tree_map_only(Tensor, leaf, values)
 
 
 def forget(tensors: Iterable[Tensor]) -> None:
@@ -106,29 +96,20 @@ def run_part(function: Callable[..., Any], inputs: tuple[Any, ...], *, backward:
         forget([*floats(inputs), *(function.parameters() if isinstance(function, nn.Module) else ())])
 
 
-@contextmanager
-def captured(network: nn.Module, names: Iterable[str]) -> Iterator[dict[str, tuple[Any, ...]]]:
-    """Collect what the named modules are called with."""
-    inputs: dict[str, tuple[Any, ...]] = {}
-    hooks = []
-    for name in names:
-
-        def keep(_: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
-            inputs[name] = tuple(value.detach() if isinstance(value, Tensor) else value for value in args)
-
-        hooks.append(network.get_submodule(name).register_forward_pre_hook(keep))
-    yield inputs
+def make_parts(
+    network: Any, batch: tuple[Tensor, Tensor, Tensor], *, cfg: Any, training: bool
+) -> tuple[dict[str, Part], Callable[[], object]]:
+    """Return the parts of a training step, or of an evaluation's logits, on a batch, and the whole of it."""
+    images, labels, edges = batch
+    inputs: dict[str, tuple[Any, ...]] = {}  # module -> what it is called with
+    hooks = [
+        network.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args}))
+        for name in (name for part in PARTS.values() for name in part if training or name not in LEFT_OUT)
+    ]
+    with torch.no_grad():
+        output = network.train(training)(images)
     for hook in hooks:
         hook.remove()
-
-
-def make_parts(network: Any, batch: tuple[Tensor, Tensor, Tensor], *, cfg: Any, training: bool) -> dict[str, Part]:
-    """Return the parts of a step, or of an evaluation, on a batch."""
-    images, labels, edges = batch
-    names = [name for part in PARTS.values() for name in part if training or name not in LEFT_OUT]
-    network.train(training)
-    with captured(network, names) as inputs, torch.no_grad():
-        output = network(images)
     parts: dict[str, Part] = {}
     for part, modules in PARTS.items():
         runs: list[Callable[[], object]] = []
@@ -146,7 +127,7 @@ def make_parts(network: Any, batch: tuple[Tensor, Tensor, Tensor], *, cfg: Any, 
     parts["upsampling"] = Part(list(enlarged), moved)
     parts["coarse layout"] = Part([partial(coarse_layout, output.coarse)], four * (planes + 1))
     if not training:
-        return parts
+        return parts, partial(run_part, network.predict, (images,), backward=False)
     criterion, optimizer = make_criterion(network, cfg, images.device), build_optimizer(cfg, network)
     given = leaves(output, wanted=True)
 
@@ -164,9 +145,14 @@ def make_parts(network: Any, batch: tuple[Tensor, Tensor, Tensor], *, cfg: Any, 
         optimizer.step()
 
     parameters = sum(gradient.numel() for _, gradient in gradients)
-    moved = 20 * parameters  # weight, momentum and gradient read, the first two written
-    parts["optimizer"] = Part([update], moved)
-    return parts
+    parts["optimizer"] = Part([update], 20 * parameters)  # weight, momentum, gradient read, the first two written
+
+    def step() -> None:
+        optimizer.zero_grad()
+        criterion.total(criterion(network(images), labels, edges, whiten=True)).backward()
+        optimizer.step()
+
+    return parts, step
 
 
 def table(
@@ -186,7 +172,7 @@ def table(
         sums = [sums[0] + operations, sums[1] + floor, sums[2] + taken]
         rows.append(_cells(name, operations, floor, taken, total))
     rows.append(_cells("sum of the parts", sums[0], sums[1], sums[2], total))
-    return [*rows, ["the whole", f"{sums[0] / GIGA:.1f}", *_cells("", sums[0], sums[1], total, total)[2:]]]
+    return [*rows, _cells("the whole", sums[0], sums[1], total, total)]
 
 
 def _cells(name: str, operations: float, floor: float, taken: float, total: float) -> list[str]:
@@ -207,26 +193,6 @@ def measure_parts(device: torch.device, *, runs: int, threads: int, tiny: bool) 
         (f"Training step, 2 x {side}x{side}", make_batch(2, (side, side), device), True),
         (f"Evaluation, {height}x{2 * height}", make_batch(1, (height, 2 * height), device), False),
     ):
-        parts = make_parts(network, batch, cfg=cfg, training=training)
-        whole = make_whole(network, batch, cfg=cfg, training=training)
+        parts, whole = make_parts(network, batch, cfg=cfg, training=training)
         tables[title] = table(parts, whole, settings, rate=rate, runs=runs)
     return {"rates": rate, "tables": tables}
-
-
-def make_whole(network: Any, batch: tuple[Tensor, Tensor, Tensor], *, cfg: Any, training: bool) -> Callable[[], object]:
-    """Return a whole training step, or the logits of an evaluation."""
-    images, labels, edges = batch
-    criterion, optimizer = make_criterion(network, cfg, images.device), build_optimizer(cfg, network)
-
-    def step() -> None:
-        network.train()
-        optimizer.zero_grad()
-        criterion.total(criterion(network(images), labels, edges, whiten=True)).backward()
-        optimizer.step()
-
-    @torch.inference_mode()
-    def logits() -> None:
-        network.eval()
-        network.predict(images)
-
-    return step if training else logits

@@ -77,15 +77,6 @@ def computed(step: float, *, gradients: int, norms: int, gpus: int) -> dict[str,
     return {"transfer": transfer, "waiting": waiting, "statistics": statistics, "total": step + waiting + statistics}
 
 
-def published_step() -> tuple[int, float]:
-    """Return the operations of a step on a GPU's batch, backward as twice the forward, and its assumed seconds."""
-    network, _ = make_network(torch.device("meta"), ())
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network.train()(torch.empty(BATCH, 3, CROP, CROP, device="meta"))
-    operations = 3 * counter.get_total_flops()
-    return operations, operations / (CARD * REACHED)
-
-
 def measure_processes(device: torch.device, *, runs: int, tiny: bool) -> dict[str, Any]:
     """Return the figures of 1, 2 and 4 processes on this machine and the tables of both."""
     side, measured = 64 if tiny else 256, {}
@@ -108,8 +99,12 @@ def measure_processes(device: torch.device, *, runs: int, tiny: bool) -> dict[st
 
 
 def computed_table(gradients: int) -> dict[str, list[list[str]]]:
-    operations, step = published_step()
+    """Return the table of steps whose operations are counted on a GPU's batch, backward as twice the forward."""
     network, _ = make_network(torch.device("meta"), ())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.train()(torch.empty(BATCH, 3, CROP, CROP, device="meta"))
+    operations = 3 * counter.get_total_flops()
+    step = operations / (CARD * REACHED)
     norms = sum(isinstance(layer, nn.BatchNorm2d) for layer in network.modules())
     title = (
         f"Computed, not measured: {BATCH} x {CROP}x{CROP} per GPU, {operations / 1e12:.1f} TFLOP at "
