@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
+from torch.utils._pytree import tree_leaves
 
 import config
 from config import Config
@@ -175,7 +176,7 @@ def watch(network: nn.Module, found: list[str]) -> None:
     """Add what is not finite to `found` as it arises: images, outputs of layers, innermost first, then gradients."""
 
     def look(what: str, values: Any) -> None:
-        if any(isinstance(value, Tensor) and not value.isfinite().all() for value in _flat(values)):
+        if any(isinstance(value, Tensor) and not value.isfinite().all() for value in tree_leaves(values)):
             found.append(what)
 
     network.register_forward_pre_hook(lambda _, images: look("the augmented images", images))
@@ -186,13 +187,3 @@ def watch(network: nn.Module, found: list[str]) -> None:
         if parameter.requires_grad:
             told = partial(look, f"the gradient of {name}")
             parameter.register_post_accumulate_grad_hook(lambda parameter, told=told: told(parameter.grad))
-
-
-def _flat(values: Any) -> Iterator[Any]:
-    if isinstance(values, (tuple, list)):
-        for value in values:
-            yield from _flat(value)
-    elif isinstance(values, dict):
-        yield from _flat(list(values.values()))
-    else:
-        yield values

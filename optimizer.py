@@ -84,24 +84,19 @@ def build_scheduler(cfg: Config, optimizer: Optimizer) -> LRScheduler:
     """
     optim = cfg.OPTIM
 
-    # Functions, not callable objects: LambdaLR would put those into its state, where a changed option could not win.
-    def first(step: int) -> float:
-        return poly(step, max_iter=optim.MAX_ITER, exponent=optim.POLY_EXP)
-
-    def scaled(step: int) -> float:
-        start = optim.RLX_OFF_ITER
-        if step < start:
-            return first(step)
-        return optim.RESCALE * poly(step - start, max_iter=optim.MAX_ITER - start, exponent=optim.REPOLY)
-
-    def warmed(step: int) -> float:
+    # A function, not a callable object: LambdaLR would put that into its state, where a changed option could not win.
+    def factor(step: int) -> float:
         missing = max(0.0, 1 - step / optim.WARMUP_ITERS) if optim.WARMUP_ITERS else 0.0
-        after = scaled if optim.LR_SCHEDULE == "scl-poly" else first
-        return (1 - (1 - optim.WARMUP_RATIO) * missing) * after(step)
+        start = optim.RLX_OFF_ITER
+        if optim.LR_SCHEDULE == "scl-poly" and step >= start:
+            after = optim.RESCALE * poly(step - start, max_iter=optim.MAX_ITER - start, exponent=optim.REPOLY)
+        else:
+            after = poly(step, max_iter=optim.MAX_ITER, exponent=optim.POLY_EXP)
+        return (1 - (1 - optim.WARMUP_RATIO) * missing) * after
 
     # In float16 the scaler may leave out first steps while it looks for its scale; the schedule counts them.
     warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step\(\)` before", category=UserWarning)
-    return LambdaLR(optimizer, warmed)
+    return LambdaLR(optimizer, factor)
 
 
 def apply_settings(cfg: Config, network: nn.Module, optimizer: Optimizer, scheduler: LRScheduler) -> None:

@@ -62,8 +62,6 @@ class Criterion(nn.Module):
                 DIIA terms; `losses` gives the coarse and the auxiliary term the weights of the plain head's terms.
         """
         super().__init__()
-        if head not in WEIGHTS:
-            raise ValueError(f"head {head!r}: one of {', '.join(WEIGHTS)}")
         self.head, self.whitening, self.targets, self.smoothing, self.ohem = head, whitening, targets, smoothing, ohem
         self.weights: dict[str, float] = dict(WEIGHTS[head])
         self.edge_loss = balanced_edge_entropy if "edge" in corrections else edge_distance

@@ -75,8 +75,6 @@ class Whitening(nn.Module):
 
     def __init__(self, channels: Sequence[int], *, kind: str, relax_denom: float = 0.0) -> None:
         super().__init__()
-        if kind not in ("irw", "isw"):
-            raise ValueError(f"whitening {kind!r}: irw or isw")
         self.selective, self.relax_denom, self.channels = kind == "isw", relax_denom, tuple(channels)
         # ISW's relaxation chooses the masks (MaskStatistics); its loss has no margin.
         self.margins = [0.0 if self.selective else relaxation(width, relax_denom) for width in channels]
@@ -104,7 +102,7 @@ class Whitening(nn.Module):
 
     def intersect_masks(self, masks: Sequence[Tensor]) -> None:
         """Keep what these masks and, if there are any, the ones before agree on; warn once where nothing is left."""
-        assert self.selective and len(masks) == len(self.channels)
+        assert self.selective, "only ISW chooses masks"
         for width, mask, new in zip(self.channels, self.masks, masks, strict=True):
             was_empty = self.has_masks and not mask.any()
             mask.copy_(new.to(mask) & mask if self.has_masks else new.to(mask))
@@ -119,7 +117,6 @@ class Whitening(nn.Module):
     def forward(self, style: Sequence[Tensor]) -> Tensor:
         """Average the losses of the captured maps (B, C, h, w)."""
         assert self.has_masks, "ISW has no masks yet: call collect_masks first"
-        assert len(style) == len(self.channels), f"{len(style)} captured maps, {len(self.channels)} expected"
         rows = zip(style, self.masks, self.margins, strict=True)
         return torch.stack([whitening_loss(maps, mask=mask, margin=margin) for maps, mask, margin in rows]).mean()
 
@@ -140,7 +137,6 @@ class MaskStatistics:
     @torch.no_grad()
     def update(self, style: Sequence[Tensor]) -> None:
         """Add the captured maps (2, C, h, w) of one image: its augmented view and itself."""
-        assert len(style) == len(self._sums)
         for total, maps in zip(self._sums, style, strict=True):
             assert len(maps) == 2, "a batch of the augmented view and the image"
             total += _upper_covariance(maps).triu(1).var(dim=0)  # unbiased: (a - b)^2 / 2

@@ -137,7 +137,7 @@ def test_plain_head() -> None:
 def test_unknown_terms_and_heads_raise() -> None:
     with pytest.raises(KeyError, match="boundary"):
         build().total({"boundary": torch.tensor(1.0)})
-    with pytest.raises(ValueError, match="head 'other'"):
+    with pytest.raises(KeyError, match="other"):
         Criterion(head="other", whitening=None, whitening_weight=0.0)
     with pytest.raises(AssertionError, match="no masks yet"):
         build("isw")(made_up_output(), some_labels(), whiten=True)
