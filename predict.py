@@ -234,33 +234,30 @@ def segment_images(jobs: Sequence[Job], predict: Callable[..., Any], writer: Wri
 
     Threads read images ahead of the network and write the results behind it.
     """
-    failed = 0
+    written = 0
     bar = tqdm(total=len(jobs), unit="image", disable=None if distributed.is_main() and jobs else True)
 
     def readable() -> Iterator[tuple[Job, Array]]:
-        nonlocal failed
         for job, image in threaded_map(_read, jobs, threads=writer.threads):
             if isinstance(image, UserError):
                 logger.error("%s", image)
-                failed += 1
                 bar.update()
             else:
                 yield job, image
 
     def segmented() -> Iterator[tuple[Job, Array, Maps]]:
-        nonlocal failed
         for job, image, maps in predict(readable()):
             if isinstance(maps, ImageError):
                 logger.error("%s: %s", job.path, maps)
-                failed += 1
                 bar.update()
             else:
                 yield job, image, maps
 
     with bar:
         for _ in threaded_map(writer.save, segmented(), threads=writer.threads):
+            written += 1
             bar.update()
-    return failed
+    return len(jobs) - written
 
 
 def _read(job: Job) -> tuple[Job, Array | UserError]:
