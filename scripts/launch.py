@@ -38,8 +38,12 @@ def main() -> None:
     except SignalException as error:
         sys.stderr.write(f"stopped by {error.sigval.name}\n")
         sys.exit(TRY_AGAIN)
-    except DistNetworkError as error:
-        cause = port_taken(error) or f"the processes cannot meet ({error}); check PET_MASTER_ADDR and PET_MASTER_PORT"
+    except RuntimeError as error:  # of a port that is taken, before PyTorch 2.7; a DistNetworkError is one too
+        cause = port_taken(error)
+        if not cause and isinstance(error, DistNetworkError):
+            cause = f"the processes cannot meet ({error}); check PET_MASTER_ADDR and PET_MASTER_PORT"
+        if not cause:
+            raise
         sys.stderr.write(f"error: {cause}\n")
         sys.exit(USER_ERROR)
     except RendezvousError as error:  # of several nodes

@@ -78,7 +78,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         data = path.read_bytes() if path.is_file() else b""
         self.send_response(200 if data else 404)
         if not data:
-            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("X-Error-Code", "RepoNotFound" if self.path.startswith("/api/") else "EntryNotFound")
         self.send_header("Content-Length", str(len(data)))
         self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
         self.send_header("X-Repo-Commit", 40 * "0")
