@@ -228,7 +228,7 @@ def test_a_hub_is_asked_once_and_not_waited_for(hub: tuple[str, type[Hub]], fold
     (found, _), (exact, _), *missing = said(away, ours, f"{ours}@{COMMIT}", absent, f"{absent}@{COMMIT}", "test_resnet")
     assert found == exact == expected, "from the cache"
     for text, seconds in missing:
-        assert f"({away} does not answer: " in text and "does not hold it); " in text and "give" in text
+        assert f"({away} does not answer, " in text and " does not hold it: " in text and "give" in text
         assert seconds < 5
     assert missing[0][0].startswith(f"{absent}: cannot be downloaded")
 

@@ -215,7 +215,7 @@ def quick_to_give_up() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        text = f"{constants.ENDPOINT} does not answer: {silence}; {constants.HF_HUB_CACHE} does not hold it"
+        text = f"{constants.ENDPOINT} does not answer, {constants.HF_HUB_CACHE} does not hold it: {silence}"
         raise ConnectionError(text) from error
     finally:
         constants.HF_HUB_OFFLINE = False
