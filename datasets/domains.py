@@ -230,6 +230,12 @@ PUBLISHED: dict[str, dict[str, tuple[int, ...]]] = {  # images of each split; se
 }
 
 
+def share_images(first: str, second: str) -> bool:
+    """Return whether two domains are one, or one is a built-in part of the other, as acdc_fog is of acdc."""
+    parts = BUILTIN.keys() >= {first, second} and (first.startswith(f"{second}_") or second.startswith(f"{first}_"))
+    return first == second or parts
+
+
 def load_domains(cfg: Config) -> dict[str, Domain]:
     """Return the domains of a config by name, each with its root and tile: built-in and declared ones."""
     from datasets.custom_domains import read_domains

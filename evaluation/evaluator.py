@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets.domains import BUILTIN
+from datasets.domains import BUILTIN, share_images
 from datasets.labels import CLASS_NAMES, IGNORE, NUM_CLASSES, PALETTE
 from datasets.loaders import EvaluationLoader
 from datasets.segmentation import EvaluationSample
@@ -99,7 +99,8 @@ class Evaluator:
             domain, result = loader.split.domain, self.evaluate(model, loader)
             how = {"scales": self.inference.views, "corruption": loader.corruption}
             how["transform"] = loader.protocol + self.inference.resizing + getattr(model, "note", "")
-            known, is_source = list(findings.get(domain.name, ())), domain.name in sources
+            known = list(findings.get(domain.name, ()))
+            is_source = any(share_images(domain.name, source) for source in sources)
             if not result.confusion.any():
                 known.append(NOTHING_LABELLED.format(split=f"{domain.name}/{loader.split.name}"))
                 logger.warning(known[-1])

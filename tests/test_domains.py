@@ -12,7 +12,7 @@ import pytest
 
 from datasets.codec import decode_label
 from datasets.custom_domains import read_domains
-from datasets.domains import BUILTIN, Domain, get_domain, load_domains
+from datasets.domains import BUILTIN, Domain, get_domain, load_domains, share_images
 from datasets.labels import CLASS_NAMES
 from datasets.splits import find_pairs, list_hash
 from tests.street_data import TRAINABLE, blocks, make_cfg, paint, save, save_label, write_domain
@@ -414,3 +414,18 @@ def test_real_labelmefacade_as_declared(test_data: Path, tmp_path: Path) -> None
 def test_real_gtav_frames_in_the_documented_layout(golden: Path) -> None:
     domain = domain_at(golden / "gtav", "gtav")
     assert len(find_pairs(domain, "train")) == 4 and len(find_pairs(domain, "val")) == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "shared"),
+    [
+        ("acdc", "acdc", True),
+        ("acdc", "acdc_fog", True),
+        ("acdc_fog", "acdc", True),
+        ("acdc_fog", "acdc_night", False),
+        ("camvid", "camvid_dusk", False),  # a declared domain names itself as it likes
+        ("gtav", "cityscapes", False),
+    ],
+)
+def test_parts_of_a_data_set_share_its_images(first: str, second: str, shared: bool) -> None:
+    assert share_images(first, second) == shared

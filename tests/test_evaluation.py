@@ -12,6 +12,8 @@ import sklearn.metrics
 import torch
 from torch import Tensor, nn
 
+from datasets.domains import BUILTIN
+from datasets.splits import Pair, Split
 from evaluation import Evaluator
 from utils.errors import UserError
 
@@ -79,6 +81,15 @@ def test_loss_is_the_mean_over_pixels() -> None:
         )
         pixels += int((sample.label != 255).sum())
     assert abs(run(1).loss - total / pixels) < 1e-6
+
+
+def test_a_part_of_what_was_trained_on_is_no_unseen_domain() -> None:
+    frames: Any = Frames()
+    frames.split = Split(BUILTIN["acdc_fog"], "val", tuple(Pair(name, name, name) for name in "abcde"))
+    frames.protocol = "native size"
+    for source, is_source in (("acdc", True), ("acdc_night", False)):
+        rows, _, _ = evaluator()(Threshold(), [frames], sources=[source], findings={})
+        assert {row.is_source for row in rows} == {is_source}
 
 
 def test_pictures_are_spread_over_the_split() -> None:
