@@ -82,7 +82,8 @@ def test_a_process_of_a_run_with_another_seed_ends_it(small_camvid: Path, tmp_pa
     flags = train_arguments(small_camvid, tmp_path / "out", "--method", "base")
     done = launch(str(program), flags, processes=2, check=False)
     assert done.returncode == 2 and not (tmp_path / "out").exists(), done.stderr
-    assert done.stderr.count("error: process 1 runs with another RUN.SEED: 1 instead of 0") == 2
+    # once or twice: torchrun ends the second process as soon as the first has ended
+    assert "error: process 1 runs with another RUN.SEED: 1 instead of 0" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(
