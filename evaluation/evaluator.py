@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from datasets.domains import BUILTIN, share_images
@@ -122,7 +122,7 @@ class Evaluator:
     ) -> Evaluation:
         """Evaluate a model on a split; the processes share the images and all of them return the same counts.
 
-        Of a network its scoring copy is taken. Without logits there is no loss and no calibration.
+        A network is put in evaluation mode and back. Without logits there is no loss and no calibration.
         """
         num_images, name, rank = len(loader.split.pairs), loader.name, distributed.rank()
         size = num_images if self.per_image else 1, num_classes, num_classes
@@ -136,7 +136,7 @@ class Evaluator:
         samples = signals.stoppable(_same_size(loader, self.batch_size))
         model = for_scoring(model)
         with bar:  # an error is told on a line of its own
-            for group in cudnn_benchmark_off(samples):
+            for group in evaluation_mode(model, cudnn_benchmark_off(samples)):
                 images = torch.stack([sample.image for sample in group]).to(self.device)  # (B,3,h,w)
                 labels = torch.stack([sample.label for sample in group]).to(self.device)  # (B,h,w) uint8
                 names = [sample.name for sample in group]
@@ -220,6 +220,16 @@ class Evaluator:
 def for_scoring(model: Predictor | Labeller) -> Predictor | Labeller:
     """Return the scoring copy of a network of ours, and any other model as it is."""
     return scoring_copy(model) if isinstance(model, Segmentor) else model
+
+
+def evaluation_mode(model: object, items: Iterable[T]) -> Iterator[T]:
+    """Yield the items while a network is in evaluation mode; what is no network of torch has none."""
+    modules = {model: model.training} if isinstance(model, nn.Module) else {}
+    for module in modules:
+        module.eval()
+    yield from items
+    for module, training in modules.items():
+        module.train(training)
 
 
 def _file_name(loader: EvaluationLoader) -> str:

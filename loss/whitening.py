@@ -75,6 +75,8 @@ class Whitening(nn.Module):
 
     def __init__(self, channels: Sequence[int], *, kind: str, relax_denom: float = 0.0) -> None:
         super().__init__()
+        if kind not in ("irw", "isw"):
+            raise ValueError(f"whitening {kind!r}: irw or isw")
         self.selective, self.relax_denom, self.channels = kind == "isw", relax_denom, tuple(channels)
         # ISW's relaxation chooses the masks (MaskStatistics); its loss has no margin.
         self.margins = [0.0 if self.selective else relaxation(width, relax_denom) for width in channels]

@@ -115,6 +115,8 @@ class Backbone(BackboneBase):
 
     def __init__(self, spec: BackboneSpec, *, sites: Mapping[str, str], output_stride: int = 16) -> None:
         super().__init__()
+        unknown = set(sites) - set(spec.positions.values())
+        assert not unknown, f"unknown style sites {unknown}"
         self.spec, self.output_stride, self.low_stride, self.kinds = spec, output_stride, spec.low_stride, dict(sites)
         layers, self.parts, self.channels = spec.build()
         self.blocks = dict(self.parts)  # without the sites

@@ -99,6 +99,8 @@ def captured(site: nn.Module, maps: Tensor) -> Tensor:
 
 def build_site(channels: int, *, kind: str) -> InstanceNorm2d | SyncSwitchWhiten2d | Beside:
     """Build the layer of a style site; raises `UserError` where switchable whitening does not fit the channels."""
+    if kind not in SITE_KINDS.values():
+        raise ValueError(f"style site kind {kind!r}: one of {', '.join(sorted(set(SITE_KINDS.values())))}")
     if kind == "switchable":
         return SyncSwitchWhiten2d(channels)
     if kind == "beside":

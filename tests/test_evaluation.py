@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -97,6 +97,12 @@ def test_pictures_are_spread_over_the_split() -> None:
     assert [picture[0].shape for picture in found.frames] == [(8, 8, 3), (8, 8, 3)]
     frames = Frames().samples
     assert (found.frames[1][0] == frames[2].image.permute(1, 2, 0).numpy()).all()
+
+
+def test_the_mode_of_the_network_is_restored() -> None:
+    network: Any = Threshold().train()
+    evaluator().evaluate(network, cast(Any, Frames()), num_classes=2)
+    assert network.training
 
 
 def test_a_frame_too_small_for_instance_norms_is_named() -> None:

@@ -76,6 +76,8 @@ def test_site_standardises_each_image_and_channel() -> None:
     assert beside(maps) is maps, "the path is left alone"
     torch.testing.assert_close(captured(beside, maps), build_site(4, kind="whiten")(maps))
     assert captured(build_site(4, kind="whiten"), maps) is maps
+    with pytest.raises(ValueError, match="style site kind"):
+        build_site(4, kind="unknown")
     with pytest.raises(UserError, match="multiple of 16 channels, not 116"):
         build_site(116, kind="switchable")
 
