@@ -109,10 +109,10 @@ def _rows(file: Path, *, checkpoint: str) -> list[tuple[Path, _Row]]:
             images = f"list {protocol['list_hash']}, {protocol['transform']}, scales {protocol['scales']}"
             images += f", {protocol['classes']} classes"
             value = row["scores"]["mean_iou"]
-            if not row["subset"] and not row.get("corruption"):  # a published file does not know its seed
+            if not row["subset"] and not row.get("corruption"):
                 place = Place(file.with_name(PER_IMAGE_FILE), row["domain"], tuple(row["scores"].get("iou", ())))
                 made = f"{about.get('network', '')} trained on {about.get('source', '')}"
-                seed = about.get("seed") or 0
+                seed = about.get("seed") or 0  # a published file does not know it
                 rows.append((file, _Row(about["method"], made, seed, column, not is_source, images, value, place)))
         return rows
     except (OSError, ValueError, KeyError, TypeError) as error:

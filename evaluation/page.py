@@ -9,6 +9,7 @@ import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -125,6 +126,7 @@ def whitening_masks(whitening: Whitening | None, sites: Sequence[str]) -> list[M
     return [Mask(site, mask.cpu().numpy()) for site, mask in zip(sites, whitening.masks, strict=True)]
 
 
+@cache
 def template(name: str) -> Any:
     """Return a template of this folder; every value that it is given is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
