@@ -7,87 +7,18 @@ from __future__ import annotations
 
 import abc
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from network.backbone_base import BackboneBase
+from network.convolutions import DilatedConv2d, convolve_joined
 from network.methods import Method
-from network.outputs import SegmentorOutput, SmallLogits, resize, upsample_logits
+from network.outputs import SegmentorOutput, SmallLogits, upsample_logits
 from utils import distributed
-
-# Measured: smaller rates, or maps of more than three times the rate (two in bfloat16), are faster as torch has them.
-LEAST_RATE, SIZE_BY_RATE, SIZE_BY_RATE_MIXED = 12, 3, 2
-
-
-class DilatedConv2d(nn.Conv2d):
-    """nn.Conv2d of 3x3 taps that keeps the size, without bias; the same state, and the same values up to rounding.
-
-    Trained on the CPU it leaves out the products with its padding, by which torch multiplies in the backward pass: at
-    rate 18 on 16 x 16 maps eight of the nine taps see nothing but zeros.
-    """
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """Map (B, C, h, w) to (B, O, h, w)."""
-        rate = self.dilation[0]
-        mixed = torch.is_autocast_enabled("cpu")
-        limit = rate * (SIZE_BY_RATE_MIXED if mixed else SIZE_BY_RATE)
-        torchs = not self.training or maps.device.type != "cpu" or torch.compiler.is_compiling()
-        if torchs or rate < LEAST_RATE or max(maps.shape[2:]) >= limit:
-            return super().forward(maps)
-        dtype = torch.get_autocast_dtype("cpu") if mixed else maps.dtype
-        result: Tensor = _ByTaps.apply(maps.to(dtype), self.weight, rate)  # type: ignore[no-untyped-call]
-        return result
-
-
-def taps(size: Sequence[int], *, rate: int) -> Iterator[tuple[int, Any, Any]]:
-    """Yield the number of each tap that sees a part of the maps, the centre first, where it writes and what it reads.
-
-    Both are indices of maps (B, channels, *size).
-    """
-    for tap in sorted(range(9), key=lambda tap: tap != 4):
-        spans = []
-        for length, step in zip(size, divmod(tap, 3), strict=True):
-            offset = (step - 1) * rate
-            start, stop = max(0, -offset), min(length, length - offset)
-            spans.append((slice(start, stop), slice(start + offset, stop + offset)))
-        if all(written.start < written.stop for written, _ in spans):
-            yield tap, (..., *(written for written, _ in spans)), (..., *(read for _, read in spans))
-
-
-class _ByTaps(torch.autograd.Function):
-    """One matrix product per tap, over the part of the maps that it sees, in their type; sums are in the weights'."""
-
-    @staticmethod
-    def forward(ctx: Any, maps: Tensor, weight: Tensor, rate: int) -> Tensor:
-        ctx.save_for_backward(maps, weight)
-        ctx.rate = rate
-        out = weight.new_zeros(maps.shape[0], weight.shape[0], *maps.shape[2:])
-        for tap, written, read in taps(maps.shape[2:], rate=rate):
-            part = maps[read]
-            matrix = weight.flatten(2)[..., tap].contiguous().to(maps.dtype)
-            out[written] += (matrix @ part.flatten(2)).unflatten(2, part.shape[2:])
-        return out.to(maps.dtype)
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        maps, weight = ctx.saved_tensors
-        of_maps, of_weight = torch.zeros_like(maps, dtype=weight.dtype), torch.zeros_like(weight)
-        for tap, written, read in taps(maps.shape[2:], rate=ctx.rate):
-            incoming = gradient[written].flatten(2)  # (B, O, n)
-            if ctx.needs_input_grad[0]:
-                part = weight.flatten(2)[..., tap].T.contiguous().to(maps.dtype) @ incoming  # (B, C, n)
-                of_maps[read] += part.view(of_maps[read].shape)
-            if ctx.needs_input_grad[1]:
-                pairs = zip(incoming, maps[read].flatten(2), strict=True)
-                of_weight.flatten(2)[..., tap] = sum((g @ m.T).to(weight.dtype) for g, m in pairs)
-        return of_maps.to(maps.dtype), of_weight, None
 
 
 def conv_norm_relu(
@@ -146,17 +77,26 @@ class ASPP(nn.Module):
         return torch.cat([self.pool(maps), *(branch(maps) for branch in self.branches)], dim=1)
 
 
+class Refinement(nn.Sequential):
+    """Two 3x3 layers, the first of which may read a skip joined with what it refines."""
+
+    def forward(self, maps: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Map (B, C, h, w), and `skip` (B, 48, h1, w1), to (B, 256, h, w), or of the size of the latter."""
+        first: Any = self[0]
+        maps = first.conv(maps) if skip is None else convolve_joined(first.conv, skip, maps)
+        return self[1](first.relu(first.norm(maps)))  # type: ignore[no-any-return]
+
+
 class Refined(nn.Module):
     """What ends in two 3x3 layers and a classifier."""
 
     def _add_classifier(self, num_classes: int, *, in_channels: int = 256) -> None:
-        first, second = (conv_norm_relu(channels, 256, kernel=3) for channels in (in_channels, 256))
-        self.refine = nn.Sequential(first, second)
+        self.refine = Refinement(*(conv_norm_relu(channels, 256, kernel=3) for channels in (in_channels, 256)))
         self.classify = nn.Conv2d(256, num_classes, 1)
 
-    def decode(self, features: Tensor) -> Tensor:
-        """Map features (B, C, h, w) to logits (B, classes, h, w)."""
-        return self.classify(self.refine(features))
+    def decode(self, features: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Map features (B, C, h, w), and a skip that they are joined with, to logits (B, classes, h, w)."""
+        return self.classify(self.refine(features, skip))
 
 
 class Decoder(Refined):
@@ -172,10 +112,7 @@ class Decoder(Refined):
 
     def forward(self, top: Tensor, skip: Tensor | None = None) -> Tensor:
         """Map (B, C, h, w), and `skip` of the first stage (B, 48, h1, w1), to logits of the size of the latter."""
-        context = self.reduce(self.aspp(top))
-        if skip is not None:
-            context = torch.cat([skip, resize(context, skip.shape[2:])], dim=1)
-        return self.decode(context)
+        return self.decode(self.reduce(self.aspp(top)), skip)
 
 
 class SharedDropout2d(nn.Dropout2d):

@@ -114,9 +114,11 @@ class SmallLogits(NamedTuple):
                 yield part, matrix @ sources
 
 
-def resampling(size: int, small: int, *, device: torch.device | str = "cpu") -> Tensor:
+def resampling(
+    size: int, small: int, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Return the matrix (size, small) that resamples a column of `small` values to `size` ones, corners aligned."""
-    return resize(torch.eye(small, device=device)[None, :, :, None], (size, 1))[0, :, :, 0].T.contiguous()
+    return resize(torch.eye(small, device=device, dtype=dtype)[None, :, :, None], (size, 1))[0, :, :, 0].T.contiguous()
 
 
 def _span(size: int, small: int, rows: slice) -> tuple[int, int]:

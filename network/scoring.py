@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from network.backbones import Backbone
-from network.deeplab import Decoder, DilatedConv2d, Segmentor
-from network.outputs import resampling
+from network.convolutions import DilatedConv2d, tap_resampling
+from network.deeplab import Decoder, Segmentor
 
 _CONVS, _NORMS = (nn.Conv2d, DilatedConv2d), (nn.BatchNorm2d, nn.SyncBatchNorm)
 _BLOCK = 64  # columns, or rows, that are resampled together
@@ -89,8 +89,8 @@ class LowDecoder(nn.Module):
         if torch.is_autocast_enabled("cpu"):  # the matrices would be rounded too
             return decoder(top, skip)  # type: ignore[no-any-return]
         context, logits, height = decoder.reduce(decoder.aspp(top)), [], skip.shape[2]
-        columns = list(map(_used, _taps_of(skip.shape[3], context.shape[3]).to(context).split(_BLOCK)))
-        rows = _taps_of(height, context.shape[2]).to(context)
+        columns = list(map(_used, tap_resampling(skip.shape[3], context.shape[3], dtype=context.dtype).split(_BLOCK)))
+        rows = tap_resampling(height, context.shape[2], dtype=context.dtype)
         for start in range(0, height, _BLOCK):  # with one row beside them for each of the two 3x3 convolutions
             near = slice(max(start - 1, 0), min(start + _BLOCK + 1, height))
             total = F.conv2d(skip[:, :, max(near.start - 1, 0) : near.stop + 1], self.first, self.bias, padding=1)
@@ -115,14 +115,6 @@ def _add_resampled(total: Tensor, taps: Tensor, rows: Tensor, columns: Sequence[
         part = taps[:, :, used].permute(0, 1, 3, 2, 4, 5).reshape(batch, height * 3, -1, channels)
         block.copy_(matrix.flatten(1) @ part)
     total.flatten(2).baddbmm_(rows.flatten(1).expand(batch, -1, -1), wide.flatten(2))
-
-
-def _taps_of(size: int, small: int) -> Tensor:
-    """Return how outputs depend on a small map, (size, small, 3): tap t of output i is the upsampled i + t - 1.
-
-    Beyond the ends it is zero.
-    """
-    return F.pad(resampling(size, small), (0, 0, 1, 1)).unfold(0, 3, 1)
 
 
 def _used(taps: Tensor) -> tuple[slice, Tensor]:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from network.backbone_base import PARTS, STAGES, BackboneBase
-from network.deeplab import resize
+from network.outputs import resize
 from network.style import CAPTURED, MIXED, MixStyle, build_site, captured, read_codes
 from utils.errors import UserError, did_you_mean
 

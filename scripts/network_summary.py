@@ -38,7 +38,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from network import ARCHITECTURES, DEFAULT_ARCH, Segmentor, assemble, resolve_architecture, resolve_method
 from network.backbones import Backbone
-from network.deeplab import DilatedConv2d
+from network.convolutions import DilatedConv2d
 from network.diia import TripleAggregation
 from network.style import SyncSwitchWhiten2d
 from utils import format_table

@@ -1,4 +1,4 @@
-"""Dilated convolutions by taps, against torch's own."""
+"""Convolutions of the heads with less arithmetic, against torch's own."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from network.deeplab import ASPP, DilatedConv2d, _ByTaps
+from network.convolutions import DilatedConv2d, _ByTaps, convolve_joined
+from network.deeplab import ASPP
+from network.outputs import resize
 
 
 @pytest.mark.parametrize("size", [(16, 16), (9, 40), (13, 12), (36, 20)])
@@ -73,3 +76,34 @@ def test_a_pyramid_has_them_and_scores_with_torchs() -> None:
     assert [type(branch.conv) is DilatedConv2d for branch in pyramid.branches] == [False, True, True, True]
     conv = pyramid.branches[3].conv.eval()  # type: ignore[union-attr,operator]
     assert "ByTaps" not in str(conv(torch.randn(1, 4, 16, 16)).grad_fn), "exported and traced for any size"
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize(
+    ("size", "small"), [((16, 24), (4, 6)), ((17, 31), (5, 8)), ((9, 4), (1, 2)), ((7, 40), (2, 1))]
+)
+def test_a_convolution_before_upsampling_is_torchs_behind_it(
+    size: tuple[int, int], small: tuple[int, int], biased: bool
+) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3 + 4, 5, 3, padding=1, bias=biased).double().train()
+    skip, context = (torch.randn(2, n, *shape).double().requires_grad_() for n, shape in ((3, size), (4, small)))
+    expected = F.conv2d(torch.cat([skip, resize(context, size)], 1), conv.weight, conv.bias, padding=1)
+    found, upstream = convolve_joined(conv, skip, context), torch.randn_like(expected)
+    assert "Convolution" not in type(found.grad_fn).__name__
+    torch.testing.assert_close(found, expected)
+    inputs = (skip, context, *conv.parameters())
+    for ours, theirs in zip(
+        torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("case", ["scored", "mixed precision", "hardly upsampled"])
+def test_elsewhere_the_convolution_is_torchs_to_the_last_bit(case: str) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(7, 5, 3, padding=1, bias=False).train(case != "scored")
+    size = (6, 7) if case == "hardly upsampled" else (16, 24)
+    skip, context = torch.randn(2, 3, *size), torch.randn(2, 4, 4, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=case == "mixed precision"):
+        assert torch.equal(convolve_joined(conv, skip, context), conv(torch.cat([skip, resize(context, size)], 1)))
