@@ -17,6 +17,7 @@ from network.outputs import resampling, resize
 
 # Measured: smaller rates, or maps of more than three times the rate (two in bfloat16), are faster as torch has them.
 LEAST_RATE, SIZE_BY_RATE, SIZE_BY_RATE_MIXED = 12, 3, 2
+LEAST_UPSAMPLING = 4  # pixels for each of the smaller map's: as many at output stride 8, where half the time is left
 
 
 class DilatedConv2d(nn.Conv2d):
@@ -84,27 +85,33 @@ class _ByTaps(torch.autograd.Function):
         return of_maps.to(maps.dtype), of_weight, None
 
 
-def convolve_joined(conv: nn.Conv2d, skip: Tensor, context: Tensor) -> Tensor:
-    """Convolve the skip (B, S, h1, w1) joined with the upsampled context (B, C, h, w): (B, O, h1, w1).
+class JoinedConv2d(nn.Conv2d):
+    """nn.Conv2d of 3x3 taps that keeps the size, of a map joined with another that is upsampled to its size.
 
-    Convolution and upsampling are linear. Trained on the CPU, the nine taps are 1x1 convolutions of the small map,
-    which two matrices upsample, shift and add: at an upsampling by four an eighth of the arithmetic.
+    Convolution and upsampling are linear. Trained on the CPU in full precision, the nine taps of the upsampled map are
+    1x1 convolutions of it as it is, which two matrices upsample, shift and add: a quarter of the arithmetic at an
+    upsampling by four, half of it by two.
     """
-    size, small = skip.shape[2:], context.shape[2:]
-    torchs = not conv.training or skip.device.type != "cpu" or torch.compiler.is_compiling()
-    if torchs or torch.is_autocast_enabled("cpu") or size.numel() < 4 * small.numel():
-        return conv(torch.cat([skip, resize(context, size)], dim=1))  # type: ignore[no-any-return]
-    of_skip, of_context = conv.weight.split([skip.shape[1], context.shape[1]], dim=1)
-    taps = F.conv2d(context, of_context.permute(0, 2, 3, 1).flatten(0, 2)[..., None, None])  # (B, 9 O, h, w)
-    taps = taps.unflatten(1, (-1, 3, 3)).transpose(3, 4).flatten(4)  # (B, O, 3, h, 3 w)
-    rows, columns = (tap_resampling(*pair, dtype=taps.dtype) for pair in zip(size, small, strict=True))
-    wide = (taps @ columns.permute(2, 1, 0).flatten(0, 1)).flatten(2, 3)  # (B, O, 3 h, w1)
-    return F.conv2d(skip, of_skip, conv.bias, padding=1) + rows.transpose(1, 2).flatten(1) @ wide
+
+    def forward(self, joined: tuple[Tensor, Tensor]) -> Tensor:  # type: ignore[override]
+        """Map (B, S, h1, w1) and (B, C, h, w) to (B, O, h1, w1)."""
+        skip, context = joined
+        size, small = skip.shape[2:], context.shape[2:]
+        torchs = not self.training or context.device.type != "cpu" or torch.compiler.is_compiling()
+        mixed = torch.is_autocast_enabled("cpu") or context.dtype.itemsize < 4  # the matrices would be rounded too
+        if torchs or mixed or size.numel() < LEAST_UPSAMPLING * small.numel():
+            return super().forward(torch.cat([skip, resize(context, size)], dim=1))
+        of_skip, of_context = self.weight.split([skip.shape[1], context.shape[1]], dim=1)
+        taps = F.conv2d(context, of_context.permute(0, 2, 3, 1).flatten(0, 2)[..., None, None])  # (B, 9 O, h, w)
+        taps = taps.unflatten(1, (-1, 3, 3)).transpose(3, 4).flatten(4)  # (B, O, 3, h, 3 w)
+        rows, columns = (tap_resampling(*sizes, like=taps) for sizes in zip(size, small, strict=True))
+        wide = (taps @ columns.permute(2, 1, 0).flatten(0, 1)).flatten(2, 3)  # (B, O, 3 h, w1)
+        return F.conv2d(skip, of_skip, self.bias, padding=1) + rows.transpose(1, 2).flatten(1) @ wide
 
 
-def tap_resampling(size: int, small: int, *, dtype: torch.dtype) -> Tensor:
+def tap_resampling(size: int, small: int, *, like: Tensor) -> Tensor:
     """Return how outputs depend on a small map, (size, small, 3): tap t of output i is the upsampled i + t - 1.
 
-    Beyond the ends it is zero.
+    Beyond the ends it is zero. Type and device are those of a tensor.
     """
-    return F.pad(resampling(size, small, dtype=dtype), (0, 0, 1, 1)).unfold(0, 3, 1)
+    return F.pad(resampling(size, small, device=like.device, dtype=like.dtype), (0, 0, 1, 1)).unfold(0, 3, 1)

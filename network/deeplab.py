@@ -15,18 +15,28 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from network.backbone_base import BackboneBase
-from network.convolutions import DilatedConv2d, convolve_joined
+from network.convolutions import DilatedConv2d, JoinedConv2d
 from network.methods import Method
 from network.outputs import SegmentorOutput, SmallLogits, upsample_logits
 from utils import distributed
 
 
 def conv_norm_relu(
-    in_channels: int, out_channels: int, *, kernel: int = 1, stride: int = 1, dilation: int = 1, bias: bool = False
+    in_channels: int,
+    out_channels: int,
+    *,
+    kernel: int = 1,
+    stride: int = 1,
+    dilation: int = 1,
+    bias: bool = False,
+    joined: bool = False,
 ) -> nn.Sequential:
-    """Build a convolution that keeps the size at stride 1, batch norm, ReLU; children `conv`, `norm`, `relu`."""
+    """Build a convolution that keeps the size at stride 1, batch norm, ReLU; children `conv`, `norm`, `relu`.
+
+    With `joined` it reads a pair of maps, the second upsampled to the first's size.
+    """
     padding = dilation * (kernel // 2)
-    build = nn.Conv2d if dilation == 1 else DilatedConv2d
+    build = JoinedConv2d if joined else nn.Conv2d if dilation == 1 else DilatedConv2d
     conv = build(in_channels, out_channels, kernel, stride=stride, padding=padding, dilation=dilation, bias=bias)
     norm = nn.BatchNorm2d(out_channels)
     return nn.Sequential(OrderedDict(conv=conv, norm=norm, relu=nn.ReLU(inplace=True)))
@@ -77,26 +87,17 @@ class ASPP(nn.Module):
         return torch.cat([self.pool(maps), *(branch(maps) for branch in self.branches)], dim=1)
 
 
-class Refinement(nn.Sequential):
-    """Two 3x3 layers, the first of which may read a skip joined with what it refines."""
-
-    def forward(self, maps: Tensor, skip: Tensor | None = None) -> Tensor:
-        """Map (B, C, h, w), and `skip` (B, 48, h1, w1), to (B, 256, h, w), or of the size of the latter."""
-        first: Any = self[0]
-        maps = first.conv(maps) if skip is None else convolve_joined(first.conv, skip, maps)
-        return self[1](first.relu(first.norm(maps)))  # type: ignore[no-any-return]
-
-
 class Refined(nn.Module):
     """What ends in two 3x3 layers and a classifier."""
 
-    def _add_classifier(self, num_classes: int, *, in_channels: int = 256) -> None:
-        self.refine = Refinement(*(conv_norm_relu(channels, 256, kernel=3) for channels in (in_channels, 256)))
+    def _add_classifier(self, num_classes: int, *, skip_channels: int = 0) -> None:
+        first = conv_norm_relu(skip_channels + 256, 256, kernel=3, joined=skip_channels > 0)
+        self.refine = nn.Sequential(first, conv_norm_relu(256, 256, kernel=3))
         self.classify = nn.Conv2d(256, num_classes, 1)
 
-    def decode(self, features: Tensor, skip: Tensor | None = None) -> Tensor:
-        """Map features (B, C, h, w), and a skip that they are joined with, to logits (B, classes, h, w)."""
-        return self.classify(self.refine(features, skip))
+    def decode(self, features: Tensor) -> Tensor:
+        """Map features (B, C, h, w) to logits (B, classes, h, w)."""
+        return self.classify(self.refine(features))
 
 
 class Decoder(Refined):
@@ -108,11 +109,12 @@ class Decoder(Refined):
         self.reduce = conv_norm_relu(self.aspp.out_channels, 256)
         if low_channels:
             self.skip = conv_norm_relu(low_channels, 48)
-        self._add_classifier(num_classes, in_channels=256 + 48 * bool(low_channels))
+        self._add_classifier(num_classes, skip_channels=48 * bool(low_channels))
 
     def forward(self, top: Tensor, skip: Tensor | None = None) -> Tensor:
         """Map (B, C, h, w), and `skip` of the first stage (B, 48, h1, w1), to logits of the size of the latter."""
-        return self.decode(self.reduce(self.aspp(top)), skip)
+        context = self.reduce(self.aspp(top))
+        return self.classify(self.refine(context if skip is None else (skip, context)))
 
 
 class SharedDropout2d(nn.Dropout2d):

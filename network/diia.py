@@ -75,9 +75,9 @@ class LayoutBranch(Refined):
         with no_float16(layout):
             return self.encoder(picture.to(dtype))
 
-    def decode(self, features: Tensor, skip: Tensor | None = None) -> Tensor:
+    def decode(self, features: Tensor) -> Tensor:
         with no_float16(features):
-            return super().decode(features, skip)
+            return super().decode(features)
 
 
 class EdgeBranch(Refined):

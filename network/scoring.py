@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from network.backbones import Backbone
-from network.convolutions import DilatedConv2d, tap_resampling
+from network.convolutions import DilatedConv2d, JoinedConv2d, tap_resampling
 from network.deeplab import Decoder, Segmentor
 
-_CONVS, _NORMS = (nn.Conv2d, DilatedConv2d), (nn.BatchNorm2d, nn.SyncBatchNorm)
+_CONVS, _NORMS = (nn.Conv2d, DilatedConv2d, JoinedConv2d), (nn.BatchNorm2d, nn.SyncBatchNorm)
 _BLOCK = 64  # columns, or rows, that are resampled together
 
 
@@ -89,8 +89,8 @@ class LowDecoder(nn.Module):
         if torch.is_autocast_enabled("cpu"):  # the matrices would be rounded too
             return decoder(top, skip)  # type: ignore[no-any-return]
         context, logits, height = decoder.reduce(decoder.aspp(top)), [], skip.shape[2]
-        columns = list(map(_used, tap_resampling(skip.shape[3], context.shape[3], dtype=context.dtype).split(_BLOCK)))
-        rows = tap_resampling(height, context.shape[2], dtype=context.dtype)
+        columns = list(map(_used, tap_resampling(skip.shape[3], context.shape[3], like=context).split(_BLOCK)))
+        rows = tap_resampling(height, context.shape[2], like=context)
         for start in range(0, height, _BLOCK):  # with one row beside them for each of the two 3x3 convolutions
             near = slice(max(start - 1, 0), min(start + _BLOCK + 1, height))
             total = F.conv2d(skip[:, :, max(near.start - 1, 0) : near.stop + 1], self.first, self.bias, padding=1)

@@ -38,7 +38,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from network import ARCHITECTURES, DEFAULT_ARCH, Segmentor, assemble, resolve_architecture, resolve_method
 from network.backbones import Backbone
-from network.convolutions import DilatedConv2d
+from network.convolutions import DilatedConv2d, JoinedConv2d
 from network.diia import TripleAggregation
 from network.style import SyncSwitchWhiten2d
 from utils import format_table
@@ -66,7 +66,6 @@ def summarise(network: Segmentor, *, size: tuple[int, int]) -> Summary:
         UserError: thop and torch count more than 1 % apart.
     """
     import thop
-    from thop.vision.basic_hooks import count_convNd
     from torch.utils.flop_counter import FlopCounterMode
 
     copied: Any = copy.deepcopy(network).to("meta").eval()  # the network stays as it is
@@ -84,7 +83,7 @@ def summarise(network: Segmentor, *, size: tuple[int, int]) -> Summary:
     by_torch, by_thop = counter.get_total_flops() // 2, None
     if isinstance(network.backbone, Backbone):  # of timm's attentions thop knows nothing
         rules = {TripleAggregation: _count_aggregation, SyncSwitchWhiten2d: _count_switch}
-        rules[DilatedConv2d] = count_convNd  # thop goes by the exact class
+        rules |= dict.fromkeys((DilatedConv2d, JoinedConv2d), _count_convolution)  # thop goes by the exact class
         rules[nn.BatchNorm2d] = lambda *_: None  # it can be folded into a convolution: left out
         by_thop = int(thop.profile(copied, inputs=(images,), custom_ops=rules, verbose=False)[0])
         if abs(by_thop / by_torch - 1) > 0.01:
@@ -98,6 +97,10 @@ def _count_aggregation(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -
     """Add what thop found for the convolutions inside to queries x keys and weights x values."""
     attention = 2 * (output.shape[2] * output.shape[3]) ** 2 * layer.out_channels * len(output) if layer.attends else 0
     layer.total_ops += attention + sum(part.total_ops for part in layer.children())
+
+
+def _count_convolution(layer: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    layer.total_ops += layer.weight[0].numel() * output.numel()
 
 
 def _count_switch(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

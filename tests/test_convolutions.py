@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from network.convolutions import DilatedConv2d, _ByTaps, convolve_joined
-from network.deeplab import ASPP
+from network.convolutions import DilatedConv2d, JoinedConv2d, _ByTaps
+from network.deeplab import ASPP, Decoder
 from network.outputs import resize
 
 
@@ -78,32 +79,58 @@ def test_a_pyramid_has_them_and_scores_with_torchs() -> None:
     assert "ByTaps" not in str(conv(torch.randn(1, 4, 16, 16)).grad_fn), "exported and traced for any size"
 
 
+def torchs_way(conv: nn.Conv2d, skip: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    return F.conv2d(torch.cat([skip, resize(context, skip.shape[2:])], 1), conv.weight, conv.bias, padding=1)
+
+
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize(
-    ("size", "small"), [((16, 24), (4, 6)), ((17, 31), (5, 8)), ((9, 4), (1, 2)), ((7, 40), (2, 1))]
+    ("size", "small"), [((16, 24), (4, 6)), ((17, 31), (5, 8)), ((9, 4), (1, 2)), ((7, 40), (2, 1)), ((8, 12), (4, 6))]
 )
-def test_a_convolution_before_upsampling_is_torchs_behind_it(
+def test_convolving_before_upsampling_is_torchs_way(
     size: tuple[int, int], small: tuple[int, int], biased: bool
 ) -> None:
     torch.manual_seed(0)
-    conv = nn.Conv2d(3 + 4, 5, 3, padding=1, bias=biased).double().train()
-    skip, context = (torch.randn(2, n, *shape).double().requires_grad_() for n, shape in ((3, size), (4, small)))
-    expected = F.conv2d(torch.cat([skip, resize(context, size)], 1), conv.weight, conv.bias, padding=1)
-    found, upstream = convolve_joined(conv, skip, context), torch.randn_like(expected)
-    assert "Convolution" not in type(found.grad_fn).__name__
+    conv = JoinedConv2d(3 + 32, 5, 3, padding=1, bias=biased).double().train()
+    skip, context = (torch.randn(2, n, *shape).double().requires_grad_() for n, shape in ((3, size), (32, small)))
+    with FlopCounterMode(display=False) as ours:
+        found = conv((skip, context))
+    with FlopCounterMode(display=False) as theirs:
+        expected = torchs_way(conv, skip, context)
+    assert ours.get_total_flops() < theirs.get_total_flops()
     torch.testing.assert_close(found, expected)
-    inputs = (skip, context, *conv.parameters())
-    for ours, theirs in zip(
+    inputs, upstream = (skip, context, *conv.parameters()), torch.randn_like(expected)
+    for mine, torchs in zip(
         torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
     ):
-        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(mine, torchs)
 
 
-@pytest.mark.parametrize("case", ["scored", "mixed precision", "hardly upsampled"])
-def test_elsewhere_the_convolution_is_torchs_to_the_last_bit(case: str) -> None:
+@pytest.mark.parametrize("case", ["scored", "mixed precision", "half", "hardly upsampled", "compiled", "other device"])
+def test_elsewhere_it_is_torchs_to_the_last_bit(case: str) -> None:
     torch.manual_seed(0)
-    conv = nn.Conv2d(7, 5, 3, padding=1, bias=False).train(case != "scored")
+    conv: Any = JoinedConv2d(7, 5, 3, padding=1, bias=False).train(case != "scored")
     size = (6, 7) if case == "hardly upsampled" else (16, 24)
     skip, context = torch.randn(2, 3, *size), torch.randn(2, 4, 4, 6)
+    if case == "half":
+        conv, skip, context = conv.bfloat16(), skip.bfloat16(), context.bfloat16()
+    if case == "other device":
+        conv, skip, context = conv.to("meta"), skip.to("meta"), context.to("meta")
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=case == "mixed precision"):
-        assert torch.equal(convolve_joined(conv, skip, context), conv(torch.cat([skip, resize(context, size)], 1)))
+        expected = torchs_way(conv, skip, context)
+        if case == "other device":
+            with FlopCounterMode(display=False) as counter:
+                conv((skip, context))
+            assert counter.get_total_flops() == 2 * expected.numel() * conv.weight[0].numel()
+        else:
+            run = torch.compile(conv, backend="eager", fullgraph=True) if case == "compiled" else conv
+            assert torch.equal(run((skip, context)), expected)
+
+
+def test_hooks_see_every_layer_of_a_decoder() -> None:
+    decoder = Decoder(4, low_channels=3, output_stride=16, num_classes=2).train()
+    seen = list[str]()
+    for name, layer in decoder.refine.named_modules():
+        layer.register_forward_hook(lambda *_, name=name: seen.append(name))
+    decoder(torch.randn(2, 4, 4, 4), decoder.skip(torch.randn(2, 3, 16, 16)))
+    assert sorted(seen) == sorted(name for name, _ in decoder.refine.named_modules())
