@@ -231,12 +231,13 @@ def evaluate(run: Run, records: Records, *, all_images: bool = False, keep_best:
     cfg, progress, sources = run.cfg, run.progress, run.cfg.DATASET.TRAIN
     loaders = evaluation_loaders(cfg, run.splits, all_images=all_images)
     evaluator = replace(run.evaluator, per_image=cfg.EVAL.PER_IMAGE or progress.step >= run.last_step)
-    rows, plots, per_image = evaluator(run.evaluated_network, loaders, sources=sources, findings=run.findings)
+    weights = describe_weights(run.network, cfg, progress=asdict(progress), averaged=run.average is not None)
+    trained = weights["source"].split()
+    rows, plots, per_image = evaluator(run.evaluated_network, loaders, sources=trained, findings=run.findings)
     for row in (row for row in rows if not row.subset):
         records.writer.scalars(row.scalars(), progress.step)
     records.show(plots, progress.step)
     records.evaluated_at = progress.step
-    weights = describe_weights(run.network, cfg, progress=asdict(progress), averaged=run.average is not None)
     weights = {"file": str(records.folder / "last.pth"), "checkpoint": "last", **weights}
     report = Report(weights, rows, per_image if cfg.EVAL.PER_IMAGE else {})
     if progress.step >= run.last_step:  # above where a run is resumed with fewer steps than it has done

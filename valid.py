@@ -148,7 +148,7 @@ def open_network(cfg: Config, device: torch.device) -> Candidate:
     shown = cfg.EVAL.VISUALIZE or cfg.EVAL.REPORT
     whitening = load_whitening(saved, network, content, path=cfg.RUN.SNAPSHOT) if shown else None
     evaluator = build_evaluator(cfg, network, recipe=saved, whitening=whitening, device=device)
-    sources = saved.DATASET.TRAIN if "source" in weights else ()  # published files do not say what they were trained on
+    sources = weights.get("source", "").split()  # published files do not say what they were trained on
     settings = config.changed(saved) if "source" in weights else {}
     masks = whitening_masks(whitening, network.style_names)
     return Candidate(scoring_copy(network), weights, evaluator, sources, settings, masks)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from config import Config
+from datasets.loaders import training_split
 from network import Segmentor
 from transforms import build_normalisation
 from utils.checkpoint import CONVERTED, EXPORTED
@@ -40,12 +41,13 @@ def describe_checkpoint(network: Segmentor, cfg: Config, content: Mapping[str, A
 
 def describe_weights(network: Segmentor, cfg: Config, *, progress: Mapping[str, int], averaged: bool) -> dict[str, Any]:
     """Return what the report says of weights that were trained with a config."""
+    splits = [(name, training_split(cfg, name)) for name in cfg.DATASET.TRAIN]
     return {
         "step": progress["step"],
         "epoch": progress["epoch"],
         "ema": cfg.OPTIM.EMA_DECAY if averaged else None,
         "seed": cfg.RUN.SEED,
-        "source": " ".join(cfg.DATASET.TRAIN),
+        "source": " ".join(name if split == "train" else f"{name}/{split}" for name, split in splits),
         "method": method_name(network, cfg),
         "network": network.describe(),
         "normalisation": str(build_normalisation(cfg)),

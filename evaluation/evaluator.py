@@ -87,12 +87,14 @@ class Evaluator:
     ) -> tuple[list[DomainScore], list[Picture], dict[str, ImageCounts]]:
         """Return the scores of all domains, of each its main score first, rank 0's pictures, and counts by domain.
 
-        `sources` are the domains that the model was trained on, `findings` what is wrong with a domain's data.
+        `sources` are the domains that the model was trained on, NAME or NAME/trainval, `findings` what is wrong with a
+        domain's data.
         """
         model = for_scoring(model)
         rows, plots, per_image, loaders = list[DomainScore](), list[Picture](), dict[str, ImageCounts](), [*loaders]
         domains = BUILTIN | {loader.split.domain.name: loader.split.domain for loader in loaders}
-        trained = [domains[name] for name in sources] if domains.keys() >= {*sources} else []
+        names = [source.partition("/")[0] for source in sources]
+        trained = [domains[name] for name in names] if domains.keys() >= {*names} else []
         for loader in loaders:
             if isinstance(model, LogitsGraph):
                 model = replace(model)  # one that has resized no logits yet
@@ -100,11 +102,18 @@ class Evaluator:
             how = {"scales": self.inference.views, "corruption": loader.corruption}
             how["transform"] = loader.protocol + self.inference.resizing + getattr(model, "note", "")
             known = list(findings.get(domain.name, ()))
-            is_source = any(share_images(domain.name, source) for source in sources)
             if not result.confusion.any():
                 known.append(NOTHING_LABELLED.format(split=f"{domain.name}/{loader.split.name}"))
                 logger.warning(known[-1])
-            scores = domain_scores(result, loader.split, is_source=is_source, findings=known, sources=trained, **how)
+            scores = domain_scores(
+                result,
+                loader.split,
+                is_source=any(share_images(domain.name, name) for name in names),
+                memorised=f"{domain.name}/trainval" in sources,
+                findings=known,
+                sources=trained,
+                **how,
+            )
             rows += scores
             plots += self._plot(loader, result.frames)
             if result.images is not None:

@@ -231,6 +231,7 @@ def domain_scores(
     split: Split,
     *,
     is_source: bool,
+    memorised: bool = False,
     transform: str,
     scales: str = "1",
     corruption: str = "",
@@ -241,11 +242,11 @@ def domain_scores(
     """Turn the counts of a domain into its scores: the main score first, then those of further class subsets.
 
     `transform` and `scales` say in words how images were resized, cropped and windowed, and which views were averaged,
-    `findings` what is wrong with the data. `sources` are what the network was trained on, as far as it is known.
+    `findings` what is wrong with the data, `sources` what the network was trained on, if known, `memorised`: val too.
     """
     domain, name, folders = split.domain, split.name, dict(split.domain.splits)
     confusion = merge_classes(evaluation.confusion, domain.merge)
-    if name != "train" and folders.get(name) == folders.get("train", ()):
+    if (memorised and name == "val") or (name != "train" and folders.get(name) == folders.get("train", ())):
         name += " (the training frames)"
     taken: dict[str, Any] = {"split": name, "list_hash": split.list_hash, "images": len(split.pairs)}
     taken |= {"transform": transform, "scales": scales}

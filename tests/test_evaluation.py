@@ -12,9 +12,12 @@ import sklearn.metrics
 import torch
 from torch import Tensor, nn
 
+import config
 from datasets.domains import BUILTIN
 from datasets.splits import Pair, Split
 from evaluation import Evaluator
+from evaluation.description import describe_weights
+from network import resolve_method
 from utils.errors import UserError
 
 
@@ -90,6 +93,19 @@ def test_a_part_of_what_was_trained_on_is_no_unseen_domain() -> None:
     for source, is_source in (("acdc", True), ("acdc_night", False)):
         rows, _, _ = evaluator()(Threshold(), [frames], sources=[source], findings={})
         assert {row.is_source for row in rows} == {is_source}
+
+
+def test_a_val_that_was_trained_on_says_so() -> None:
+    frames: Any = Frames()
+    frames.split = Split(BUILTIN["cityscapes"], "val", tuple(Pair(name, name, name) for name in "abcde"))
+    frames.protocol = "native size"
+    for source, said in (("cityscapes", "val"), ("cityscapes/trainval", "val (the training frames)")):
+        (row, *_), _, _ = evaluator()(Threshold(), [frames], sources=[source], findings={})
+        assert row.is_source and row.protocol.split == said
+    cfg = config.parse(["--dataset", "cityscapes", "gtav", "--city_mode", "trainval"], program="train")
+    network: Any = SimpleNamespace(method=resolve_method("base"), describe=str)
+    about = describe_weights(network, cfg, progress={"step": 1, "epoch": 0}, averaged=False)
+    assert about["source"].split() == ["cityscapes/trainval", "gtav"]
 
 
 def test_pictures_are_spread_over_the_split() -> None:

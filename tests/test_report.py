@@ -198,8 +198,12 @@ def test_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
 
 def test_a_split_that_is_the_training_frames_says_so() -> None:
     evaluation = Evaluation(np.eye(3, dtype=np.int64), loss=0.5)
-    for val, expected in (("a", "val (the training frames)"), ("b", "val")):
+    for val, memorised, expected in (
+        ("a", False, "val (the training frames)"),
+        ("b", False, "val"),
+        ("b", True, "val (the training frames)"),
+    ):
         domain = replace(BUILTIN["camvid"], merge=(), classes=(0,), splits=(("train", ("a",)), ("val", (val,))))
-        settings: Any = {"is_source": True, "transform": "native size", "class_names": NAMES}
+        settings: Any = {"is_source": True, "transform": "native size", "class_names": NAMES, "memorised": memorised}
         (row,) = domain_scores(evaluation, split(domain), **settings)
         assert row.protocol.split == expected
