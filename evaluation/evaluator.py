@@ -93,8 +93,8 @@ class Evaluator:
         model = for_scoring(model)
         rows, plots, per_image, loaders = list[DomainScore](), list[Picture](), dict[str, ImageCounts](), [*loaders]
         domains = BUILTIN | {loader.split.domain.name: loader.split.domain for loader in loaders}
-        names = [source.partition("/")[0] for source in sources]
-        trained = [domains[name] for name in names] if domains.keys() >= {*names} else []
+        homes = [source.partition("/")[0] for source in sources]
+        trained = [domains[home] for home in homes] if domains.keys() >= {*homes} else []
         for loader in loaders:
             if isinstance(model, LogitsGraph):
                 model = replace(model)  # one that has resized no logits yet
@@ -108,7 +108,7 @@ class Evaluator:
             scores = domain_scores(
                 result,
                 loader.split,
-                is_source=any(share_images(domain.name, name) for name in names),
+                is_source=any(share_images(domain.name, home) for home in homes),
                 memorised=f"{domain.name}/trainval" in sources,
                 findings=known,
                 sources=trained,
