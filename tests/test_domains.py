@@ -377,10 +377,10 @@ def test_missing_file_of_domains(tmp_path: Path) -> None:
         load_domains(make_cfg(tmp_path, DOMAINS_FILE=str(tmp_path / "none.yaml")))
 
 
-def test_example_file_loads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/somebody")
+def test_example_file_loads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     domain = read_domains(EXAMPLE)["labelmefacade"]
-    assert domain.root == "/home/somebody/data/labelmefacade"
+    assert domain.root == f"{tmp_path}/data/labelmefacade"
     assert (domain.merge, domain.classes) == (((3, 2), (9, 8)), (0, 1, 2, 8, 10, 13))
     assert [split for split, _ in domain.splits] == ["val", "test"]
 
