@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from benchmarks import Row, Settings, machine, measure
 from utils import format_table, program_parser
@@ -76,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def timed_rows(args: argparse.Namespace, names: Sequence[str], device: torch.device) -> dict[str, Any]:
-    """Measure the rows that begin with one of the names."""
+    """Measure the rows that begin with one of the names; stderr shows each one's medians as soon as they are known."""
     groups = {name.partition(":")[0] for name in names}
     rows: dict[str, Row] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -92,10 +94,13 @@ def timed_rows(args: argparse.Namespace, names: Sequence[str], device: torch.dev
         if not wanted and groups - {*TABLES}:
             raise UserError(f"NAME {', '.join(names)}: no row begins so; there are: {'; '.join(rows)}")
         results, cores = {}, torch.get_num_threads()
-        for name, row in wanted.items():
+        for name, row in (bar := tqdm(wanted.items(), unit="row", disable=None, leave=False)):
+            bar.set_description(name)
             settings = Settings(device, args.threads or row.threads or cores, args.cpu)
             figures = measure(row, settings, against=args.against == "plain", runs=args.runs)
             results[name] = {"threads": settings.threads, **figures}
+            medians = (f"{variant} {figure['median_ms']:.1f} ms" for variant, figure in figures.items())
+            tqdm.write(f"{name}: {', '.join(medians)}", file=sys.stderr)
         torch.set_num_threads(cores)
         return results
 

@@ -110,6 +110,16 @@ def test_the_command_prints_a_table_and_json(tmp_path: Path, capsys: pytest.Capt
     assert json.loads(capsys.readouterr().out)["machine"]["torch"] == torch.__version__
 
 
+def test_rows_measured_before_an_interruption_are_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = iter([{"ours": {"median_ms": 12.34}, "plain": {"median_ms": 56.78}}])
+    monkeypatch.setattr(__main__, "measure", lambda *args, **kwargs: next(answers))
+    with pytest.raises(StopIteration):
+        __main__.main(["layout", "--tiny"])
+    assert "layout: 2 x 64x64: ours 12.3 ms, plain 56.8 ms" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
