@@ -78,6 +78,8 @@ class Network(Section):
     GRAD_CHECKPOINT: bool = option(False, "--grad_checkpoint",
         "Compute the backbone's blocks again in the backward pass instead of keeping what is inside: less memory, "
         "more time.")
+    ZERO_UNREACHED_TAPS: bool = option(False, "--zero_unreached_taps",
+        "Start at zero those taps of the head's dilated convolutions that see only padding at --crop_size.")
     SYNCBN: bool = option(True, "--syncbn", "Share batch-norm statistics between GPUs.")
     FREEZE_BN: bool = option(False, "--freeze_bn",
         "Freeze the batch-norm statistics of the pretrained backbone; scales and shifts still train.")

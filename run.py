@@ -38,6 +38,7 @@ from evaluation.report import ImageCounts
 from loss import Criterion, build_criterion, collect_masks
 from network import Method, Segmentor, build_network, resolve_jitter
 from network.backbones import Backbone
+from network.convolutions import DilatedConv2d, unreached, zero_outer_taps
 from network.pretrained import load_pretrained
 from network.timm_backbone import TimmBackbone
 from network.weights import load_weights, upgrade_checkpoint
@@ -124,6 +125,8 @@ def build_run(cfg: Config, splits: Splits, *, device: torch.device, start: Start
         load_weights(network, checkpoint.read(cfg.RUN.SNAPSHOT), path=cfg.RUN.SNAPSHOT)
     elif start.checkpoint is None:
         load_pretrained(network, cfg.NETWORK.PRETRAINED)
+    if start.checkpoint is None and cfg.NETWORK.ZERO_UNREACHED_TAPS:
+        zero_outer_taps(unreached_at(cfg, network))
     criterion = build_criterion(cfg, method=network.method, style_channels=network.style_channels).to(device)
     if synchronised:
         network = share_batch_norms(network)
@@ -176,6 +179,15 @@ def _check_crop(cfg: Config, stride: int, *, batch_norm_over: int) -> None:
             f"--crop_size {crop} is too small for the output stride {stride} with --bs_mult 1: one pixel is left to a "
             f"batch norm, which needs two; give a --crop_size above {stride}, or a --bs_mult of at least 2"
         )
+
+
+def unreached_at(cfg: Config, network: Segmentor) -> list[DilatedConv2d]:
+    """Return the convolutions whose outer taps no crop reaches; raise `UserError` where the option has no effect."""
+    layers = unreached(network, -(-cfg.AUGMENT.CROP_SIZE // network.backbone.output_stride))
+    if cfg.NETWORK.ZERO_UNREACHED_TAPS and not layers:
+        crop = cfg.AUGMENT.CROP_SIZE
+        raise UserError(f"--zero_unreached_taps: crops of {crop} reach every tap of this head; leave it out")
+    return layers
 
 
 def share_batch_norms(network: Segmentor) -> Segmentor:
@@ -299,3 +311,9 @@ def log_start(run: Run, start: Start) -> None:
     if isinstance(run.network.backbone, Backbone) and batches.global_batch != published:
         text = "%d images per step, the published recipe of %s has %d: change --accumulate or expect other numbers"
         logger.warning(text, batches.global_batch, method.name, published)
+    if (layers := unreached_at(cfg, run.network)) and not (cfg.NETWORK.ZERO_UNREACHED_TAPS or cfg.RUN.SNAPSHOT):
+        rates = sorted({layer.dilation[0] for layer in layers})
+        text = "--crop_size %d: the outer taps of the dilations %s see only padding and keep random weights, which "
+        text += "larger images meet; give --crop_size %d or more, or --zero_unreached_taps"
+        whole = rates[-1] * run.network.backbone.output_stride + 1
+        logger.warning(text, cfg.AUGMENT.CROP_SIZE, ", ".join(map(str, rates)), whole)

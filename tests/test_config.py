@@ -40,7 +40,8 @@ FLAGS = """
 --resize_predictions --restore_optimizer --resume --rlx_off_iter --rrotate --save_interval --scale_max --scale_min
 --scales --seed --sgd --snapshot --split --stat_images --std --strict_bdr_cls --stride --syncbn --tb_path --tb_tag
 --test_mode --trials --tune --val_dataset --val_interval --val_limit --val_source --version --visualize_feature
---warmup_iters --warmup_ratio --weight_decay --window --wt_bound --wt_layer --wt_reg_weight -wb
+--warmup_iters --warmup_ratio --weight_decay --window --wt_bound --wt_layer --wt_reg_weight
+--zero_unreached_taps -wb
 """.split()
 
 KEYS = {  # checkpoints and files of older versions hold them
@@ -51,7 +52,7 @@ KEYS = {  # checkpoints and files of older versions hold them
     """,
     "NETWORK": """
         ARCH BACKBONE FREEZE_BN GRAD_CHECKPOINT LORA_RANK METHOD OUTPUT_STRIDE PRETRAINED
-        REIN_TOKENS SYNCBN TUNE WT_LAYER
+        REIN_TOKENS SYNCBN TUNE WT_LAYER ZERO_UNREACHED_TAPS
     """,
     "WHITENING": "CLUSTERS COV_STAT_EPOCH DYNAMIC REG_WEIGHT RELAX_DENOM STAT_IMAGES TRIALS",
     "LOSS": """

@@ -480,3 +480,32 @@ def test_an_undecodable_file_is_one_line(small_camvid: Path, tmp_path: Path, fla
     assert last.startswith("error: ")
     assert str(data / "train") in last
     assert "Traceback" not in done.stderr
+
+
+def test_taps_that_no_crop_reaches_start_at_zero_and_stay(small_camvid: Path, tmp_path: Path) -> None:
+    weights = {}
+    for name in ("random", "zero"):
+        flags = ["--zero_unreached_taps"] if name == "zero" else []
+        arguments = ("--method", "diia-v2", "--max_iter", "2", "--crop_size", "192", *flags)  # maps of 12 x 12
+        train.main(train_arguments(small_camvid, tmp_path / name, *arguments))
+        weights[name] = read_weights(run_folder(tmp_path / name) / "last.pth")["network"]
+    for name, weight in weights["random"].items():
+        found = weights["zero"][name]
+        if re.search(r"aspp\.branches\.[23]\.conv\.weight", name):  # dilations 12 and 18
+            outer = torch.ones(3, 3, dtype=torch.bool)
+            outer[1, 1] = False
+            assert weight[..., outer].abs().min() > 0 and not found[..., outer].any()
+            weight, found = weight[..., 1, 1], found[..., 1, 1]
+        assert torch.equal(found, weight), f"{name} is trained to other bits"
+    log = (run_folder(tmp_path / "random") / "log.txt").read_text(encoding="utf-8")
+    assert "--crop_size 192: the outer taps of the dilations 12, 18 see only padding" in log
+    assert "give --crop_size 289 or more" in log
+    assert "see only padding" not in (run_folder(tmp_path / "zero") / "log.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("flags", [("--crop_size", "289"), ("--method", "linear")], ids=str)
+def test_taps_that_are_all_reached_are_not_zeroed(flags: tuple[str, ...], small_camvid: Path, tmp_path: Path) -> None:
+    arguments = train_arguments(small_camvid, tmp_path, "--method", "base", "--zero_unreached_taps", *flags)
+    with pytest.raises(UserError, match="--zero_unreached_taps: crops of .* reach every tap of this head"):
+        train.main(arguments)
+    assert not (tmp_path / "d").exists()
