@@ -38,7 +38,7 @@ from evaluation.report import ImageCounts
 from loss import Criterion, build_criterion, collect_masks
 from network import Method, Segmentor, build_network, resolve_jitter
 from network.backbones import Backbone
-from network.convolutions import DilatedConv2d, unreached, zero_outer_taps
+from network.convolutions import DilatedConv2d
 from network.pretrained import load_pretrained
 from network.timm_backbone import TimmBackbone
 from network.weights import load_weights, upgrade_checkpoint
@@ -115,7 +115,7 @@ def build_run(cfg: Config, splits: Splits, *, device: torch.device, start: Start
     synchronised = cfg.NETWORK.SYNCBN and device.type == "cuda" and world_size > 1
     if cfg.NETWORK.FREEZE_BN and not network.pretrained_norms():
         raise UserError(f"--freeze_bn: {network.backbone.spec.title} has no batch norms; leave it out")
-    _check_crop(cfg, network.backbone.output_stride, batch_norm_over=2 if synchronised else cfg.OPTIM.BATCH_SIZE)
+    _check_crop(cfg, network, batch_norm_over=2 if synchronised else cfg.OPTIM.BATCH_SIZE)
     loader = build_training_loader(cfg, splits, jitter=resolve_jitter(cfg), **distributed.share())
     evaluation_loaders(cfg, splits)  # what is missing shows now, not epochs later
     whitened_splits(cfg, network.method, splits)
@@ -126,7 +126,8 @@ def build_run(cfg: Config, splits: Splits, *, device: torch.device, start: Start
     elif start.checkpoint is None:
         load_pretrained(network, cfg.NETWORK.PRETRAINED)
     if start.checkpoint is None and cfg.NETWORK.ZERO_UNREACHED_TAPS:
-        zero_outer_taps(unreached_at(cfg, network))
+        for layer in unreached_layers(cfg, network):
+            layer.zero_outer_taps()
     criterion = build_criterion(cfg, method=network.method, style_channels=network.style_channels).to(device)
     if synchronised:
         network = share_batch_norms(network)
@@ -171,23 +172,22 @@ def _compiled(network: Segmentor, criterion: Criterion, device: torch.device) ->
     return cast(nn.Module, torch.compile(network, dynamic=False))
 
 
-def _check_crop(cfg: Config, stride: int, *, batch_norm_over: int) -> None:
-    """Raise `UserError` where the last features of a batch are one pixel, of which a batch norm has no statistics."""
-    crop = cfg.AUGMENT.CROP_SIZE
+def _check_crop(cfg: Config, network: Segmentor, *, batch_norm_over: int) -> None:
+    """Raise `UserError` where a batch norm would have one pixel of a batch, or all taps are reached against a flag."""
+    crop, stride = cfg.AUGMENT.CROP_SIZE, network.backbone.output_stride
     if batch_norm_over == 1 and crop <= stride:
         raise UserError(
             f"--crop_size {crop} is too small for the output stride {stride} with --bs_mult 1: one pixel is left to a "
             f"batch norm, which needs two; give a --crop_size above {stride}, or a --bs_mult of at least 2"
         )
-
-
-def unreached_at(cfg: Config, network: Segmentor) -> list[DilatedConv2d]:
-    """Return the convolutions whose outer taps no crop reaches; raise `UserError` where the option has no effect."""
-    layers = unreached(network, -(-cfg.AUGMENT.CROP_SIZE // network.backbone.output_stride))
-    if cfg.NETWORK.ZERO_UNREACHED_TAPS and not layers:
-        crop = cfg.AUGMENT.CROP_SIZE
+    if cfg.NETWORK.ZERO_UNREACHED_TAPS and not unreached_layers(cfg, network):
         raise UserError(f"--zero_unreached_taps: crops of {crop} reach every tap of this head; leave it out")
-    return layers
+
+
+def unreached_layers(cfg: Config, network: Segmentor) -> list[DilatedConv2d]:
+    """Return the convolutions whose outer taps see only padding in a crop, so that nothing trains them."""
+    side = -(-cfg.AUGMENT.CROP_SIZE // network.backbone.output_stride)
+    return [layer for layer in network.modules() if isinstance(layer, DilatedConv2d) and layer.dilation[0] >= side]
 
 
 def share_batch_norms(network: Segmentor) -> Segmentor:
@@ -311,8 +311,8 @@ def log_start(run: Run, start: Start) -> None:
     if isinstance(run.network.backbone, Backbone) and batches.global_batch != published:
         text = "%d images per step, the published recipe of %s has %d: change --accumulate or expect other numbers"
         logger.warning(text, batches.global_batch, method.name, published)
-    if (layers := unreached_at(cfg, run.network)) and not (cfg.NETWORK.ZERO_UNREACHED_TAPS or cfg.RUN.SNAPSHOT):
-        rates = sorted({layer.dilation[0] for layer in layers})
+    rates = sorted({layer.dilation[0] for layer in unreached_layers(cfg, run.network)})
+    if rates and not (cfg.NETWORK.ZERO_UNREACHED_TAPS or cfg.RUN.SNAPSHOT):
         text = "--crop_size %d: the outer taps of the dilations %s see only padding and keep random weights, which "
         text += "larger images meet; give --crop_size %d or more, or --zero_unreached_taps"
         whole = rates[-1] * run.network.backbone.output_stride + 1

@@ -39,17 +39,10 @@ class DilatedConv2d(nn.Conv2d):
         result: Tensor = _ByTaps.apply(maps.to(dtype), self.weight, rate)  # type: ignore[no-untyped-call]
         return result
 
-
-def unreached(network: nn.Module, side: int) -> list[DilatedConv2d]:
-    """Return the convolutions whose outer taps see only padding on maps of side x side, so that nothing trains them."""
-    return [layer for layer in network.modules() if isinstance(layer, DilatedConv2d) and layer.dilation[0] >= side]
-
-
-def zero_outer_taps(layers: Sequence[DilatedConv2d]) -> None:
-    """Leave of the 3x3 taps the one in the middle."""
-    with torch.no_grad():
-        for layer in layers:
-            layer.weight.copy_(F.pad(layer.weight[..., 1:2, 1:2], (1, 1, 1, 1)))
+    @torch.no_grad()
+    def zero_outer_taps(self) -> None:
+        """Leave of the 3x3 taps the one in the middle."""
+        self.weight.copy_(F.pad(self.weight[..., 1:2, 1:2], (1, 1, 1, 1)))
 
 
 def taps(size: Sequence[int], *, rate: int) -> Iterator[tuple[int, Any, Any]]:

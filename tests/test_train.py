@@ -508,4 +508,6 @@ def test_taps_that_are_all_reached_are_not_zeroed(flags: tuple[str, ...], small_
     arguments = train_arguments(small_camvid, tmp_path, "--method", "base", "--zero_unreached_taps", *flags)
     with pytest.raises(UserError, match="--zero_unreached_taps: crops of .* reach every tap of this head"):
         train.main(arguments)
+    with pytest.raises(UserError, match="reach every tap"):  # resumed too, before a folder is opened
+        build_run(arguments, Start(tmp_path / "last.pth"))
     assert not (tmp_path / "d").exists()
