@@ -29,6 +29,7 @@ FLAGS = (
     *("--average", "--arch", "--backbone", "--output_stride", "--method", "--wt_layer"),
     *("--mean", "--std", "--image_in"),  # of graphs that do not say them
 )
+PATIENCE = 30 * 24 * 3600.0  # s; a process without files is done long before one with a film
 ROWS = {row.flag[2:]: row for row in config.KEYS.values() if row.flag in FLAGS}
 
 
@@ -127,7 +128,7 @@ class Writer:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     device = distributed.choose_device(args.device, -1)
-    with signals.handled(), distributed.process_group(device, save_memory=SAVE_MEMORY):
+    with signals.handled(), distributed.process_group(device, save_memory=SAVE_MEMORY, timeout=PATIENCE):
         logs.setup_logging()
         threads = max(min(cores() // distributed.world_size(), 8), 1)
         kinds = SUBMISSIONS[args.submit] if args.submit else {kind: f"{kind}/{{path}}.png" for kind in args.write}

@@ -233,7 +233,9 @@ def evaluate(run: Run, records: Records, *, all_images: bool = False, keep_best:
     evaluator = replace(run.evaluator, per_image=cfg.EVAL.PER_IMAGE or progress.step >= run.last_step)
     weights = describe_weights(run.network, cfg, progress=asdict(progress), averaged=run.average is not None)
     trained = weights["source"].split()
-    rows, plots, per_image = evaluator(run.evaluated_network, loaders, sources=trained, findings=run.findings)
+    rows, plots, per_image = evaluator(
+        run.evaluated_network, loaders, sources=trained, domains=run.splits.domains, findings=run.findings
+    )
     for row in (row for row in rows if not row.subset):
         records.writer.scalars(row.scalars(), progress.step)
     records.show(plots, progress.step)

@@ -107,7 +107,9 @@ def evaluate(cfg: Config, device: torch.device) -> Report:
     examples = list[list[Example]]()
     with new_folder(folder):  # where nothing can be written, nothing is evaluated
         for model, group in zip(models, groups, strict=True):
-            rows, plots, per_image = candidate.evaluator(model, group, sources=candidate.sources, findings=findings)
+            rows, plots, per_image = candidate.evaluator(
+                model, group, sources=candidate.sources, domains=splits.domains, findings=findings
+            )
             report.rows.extend(rows)
             report.per_image.update(per_image if cfg.EVAL.PER_IMAGE else {})
             sheets += plots

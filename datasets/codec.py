@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from datasets import labels
 from datasets.files import decode_errors, open_file, read_bytes
@@ -147,8 +147,7 @@ def read_image(path: str, *, decoder: str = "opencv") -> np.ndarray:
     refuse the same files. What is no image, is damaged or is grey beyond 8 bits raises `UserError`.
     """
     with decode_errors(path):
-        data = read_bytes(path)
-        header = Image.open(io.BytesIO(data))
+        header, data = _open_as_stored(path)
         if header.mode[0] in "IF":
             raise UserError(f"{path}: a {header.mode} image, whose values do not fit into 8 bits; convert it to 8 bits")
         jpeg = header.format in ("JPEG", "MPO") and data.endswith(b"\xff\xd9")  # decoders differ on cut-off files
@@ -181,6 +180,15 @@ def read_photo(path: str) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
+def _open_as_stored(path: str) -> tuple[ImageFile.ImageFile, bytes]:
+    """Return an image, its pixels where they are stored, and its file; Pillow turns those of TIFF files alone."""
+    data = read_bytes(path)
+    image = Image.open(io.BytesIO(data))
+    if image.format == "TIFF" and is_turned(image, data):
+        raise UserError(f"{path}: a TIFF with an EXIF orientation; save it upright, without one")
+    return image, data
+
+
 def is_turned(image: Image.Image, data: bytes) -> bool:
     """Tell whether the EXIF orientation of an image, with its file's content, says that it is not stored upright."""
     if image.format != "PNG" or b"eXIf" in data:  # looking for it, Pillow decodes a whole PNG
@@ -206,15 +214,12 @@ def decode_label(path: str, *, encoding: Encoding) -> np.ndarray:
         entries = np.take(table, raw.astype(np.uint32), mode="clip")
     known = np.count_nonzero(entries)
     if encoding.kind == "colours" and 2 * known < entries.size:
-        raise UserError(
-            f"{path}: most of its colours are not those of the encoding {encoding.name}; "
-            "check that this is the colour label, saved without loss"
-        )
+        what = f"most of its colours are not those of the encoding {encoding.name}"
+        raise UserError(f"{path}: {what}; check that this is the colour label, saved without loss")
     if encoding.other is None and known < entries.size:
         unknown = np.unique(raw[entries == 0].astype(np.int64))
         names = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
-        hint = "check the label files, or the table and encoding of the domain"
-        hint = encoding.foreign[2] if encoding.foreign else hint
+        hint = encoding.foreign[2] if encoding.foreign else "check the label files, or the domain's encoding and table"
         raise UserError(f"{path}: has the label ids {names}, which the encoding {encoding.name} does not know; {hint}")
     other = IGNORE if encoding.other is None else encoding.other
     train_of = np.array([other, *range(NUM_CLASSES)] + [IGNORE] * (255 - NUM_CLASSES), dtype=np.uint8)
@@ -224,15 +229,13 @@ def decode_label(path: str, *, encoding: Encoding) -> np.ndarray:
 def _read_colours(path: str, encoding: Encoding, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return a label's palette indices or 0xRRGGBB, (H, W), and the table of their entries."""
     with decode_errors(path):
-        image = Image.open(io.BytesIO(read_bytes(path)))
+        image, _ = _open_as_stored(path)
         image.load()
     if image.mode == "P":
         return np.asarray(image), table[_packed(bytes(image.getpalette() or []).ljust(768, b"\0"))]
     if image.mode not in ("RGB", "RGBA"):
-        raise UserError(
-            f"{path}: a grey image where the encoding {encoding.name} has colours; "
-            "check the label files or the encoding of the domain"
-        )
+        what = f"a grey image where the encoding {encoding.name} has colours"
+        raise UserError(f"{path}: {what}; check the label files or the encoding of the domain")
     return np.asarray(image.convert("RGBA")).view(">u4")[..., 0] >> 8, table
 
 
@@ -244,8 +247,7 @@ def read_ids(path: str, *, encoding: Encoding) -> np.ndarray:
     as none.
     """
     with decode_errors(path):
-        data = read_bytes(path)
-        image = Image.open(io.BytesIO(data))
+        image, data = _open_as_stored(path)
         if image.format == "JPEG":  # its ids may all be ids of the encoding, and other ones than were saved
             raise UserError(f"{path}: a JPEG, whose loss changes ids; take the label files as they were published")
         if image.mode in _ONE_CHANNEL:
@@ -297,10 +299,9 @@ def _white(path: str, encoding: Encoding) -> np.uint8:
 
 
 def _not_ids(path: str, encoding: Encoding, what: str) -> str:
+    holds, hint = "one channel of ids", "check the label files or the encoding of the domain"
     if encoding.kind == "synthia":
-        holds, hint = "16-bit RGB or one channel of ids", "use the files of GT/LABELS, not GT/COLOR"
-    else:
-        holds, hint = "one channel of ids", "check the label files or the encoding of the domain"
+        holds, hint = f"16-bit RGB or {holds}", "use the files of GT/LABELS, not GT/COLOR"
     return f"{path}: {what} where the encoding {encoding.name} has {holds}; {hint}"
 
 

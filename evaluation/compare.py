@@ -48,7 +48,7 @@ def read_scores(paths: Sequence[Path], *, checkpoint: str) -> Cells:
     """Return the scores of one kind of checkpoint (last, best_source, ...) in files or anywhere below folders.
 
     Raises `UserError` at files without such scores, numbers on different images or classes, two numbers for one cell,
-    and a method with several networks or sources.
+    and a method with several networks, sources or numbers of steps.
     """
     files: dict[Path, None] = {}
     for path in paths:
@@ -61,7 +61,7 @@ def read_scores(paths: Sequence[Path], *, checkpoint: str) -> Cells:
         method, column = row.method, row.column
         classes = ", ".join(row.place.classes)
         alike = {  # what rows must share: value, verb, preposition, remedy
-            (method, "made"): (row.made, f"{method} is ", "", "compare them apart"),
+            (method, "made"): (row.made, f"{method} is ", "", "compare finished runs, each kind apart"),
             (column, "images"): (row.images, f"{column} was evaluated ", "on ", "evaluate both alike"),
             (column, "classes"): (classes, f"{column} is scored ", "over ", "evaluate both alike"),
         }
@@ -89,7 +89,7 @@ class _Row(NamedTuple):
     """A domain's main score in a file."""
 
     method: str
-    made: str  # the network and its source
+    made: str  # the network, its source and its steps
     seed: int
     column: str
     is_target: bool
@@ -112,6 +112,7 @@ def _rows(file: Path, *, checkpoint: str) -> list[tuple[Path, _Row]]:
             if not row["subset"] and not row.get("corruption"):
                 place = Place(file.with_name(PER_IMAGE_FILE), row["domain"], tuple(row["scores"].get("iou", ())))
                 made = f"{about.get('network', '')} trained on {about.get('source', '')}"
+                made += f" for {about['step']} steps" if checkpoint == "last" and "step" in about else ""
                 seed = about.get("seed") or 0  # a published file does not know it
                 rows.append((file, _Row(about["method"], made, seed, column, not is_source, images, value, place)))
         return rows

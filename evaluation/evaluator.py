@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from datasets.domains import BUILTIN, share_images
+from datasets.domains import Domain, share_images
 from datasets.labels import CLASS_NAMES, IGNORE, NUM_CLASSES, PALETTE
 from datasets.loaders import EvaluationLoader
 from datasets.segmentation import EvaluationSample
@@ -83,16 +83,16 @@ class Evaluator:
         loaders: Iterable[EvaluationLoader],
         *,
         sources: Sequence[str],
+        domains: Mapping[str, Domain],
         findings: Mapping[str, Sequence[str]],
     ) -> tuple[list[DomainScore], list[Picture], dict[str, ImageCounts]]:
         """Return the scores of all domains, of each its main score first, rank 0's pictures, and counts by domain.
 
-        `sources` are the domains that the model was trained on, NAME or NAME/trainval, `findings` what is wrong with a
-        domain's data.
+        `sources` are the domains that the model was trained on, NAME or NAME/trainval, `domains` those that are known
+        by name, `findings` what is wrong with a domain's data.
         """
         model = for_scoring(model)
         rows, plots, per_image, loaders = list[DomainScore](), list[Picture](), dict[str, ImageCounts](), [*loaders]
-        domains = BUILTIN | {loader.split.domain.name: loader.split.domain for loader in loaders}
         homes = [source.partition("/")[0] for source in sources]
         trained = [domains[home] for home in homes] if domains.keys() >= {*homes} else []
         for loader in loaders:

@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if cache is None:
         raise UserError("no folder for the decoded frames: give --frame_cache DIR")
     pools = [(domain, find_pairs(domain, args.split)) for domain in chosen_domains(cfg, args.names)]
-    cache.reserve([(pairs, domain.encoding) for domain, pairs in pools])
+    if not args.verify:
+        cache.reserve([(pairs, domain.encoding) for domain, pairs in pools])
     for domain, pairs in pools:
         name, missing = f"{domain.name}/{args.split}", set(cache.missing(pairs, encoding=domain.encoding))
         todo = [pair for pair in pairs if (pair in missing) != args.verify]

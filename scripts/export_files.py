@@ -258,4 +258,5 @@ def _row(content: dict[str, Any]) -> DomainScore:
     scores: dict[str, Any] = {"classes_in_mean": sum(map(math.isfinite, iou.values()))}  # older files do not say
     scores |= {**numbers(content["scores"]), "iou": iou}
     parts = {"scores": Scores(**scores), "protocol": Protocol(**content["protocol"])}
-    return DomainScore(**content | parts | {"more": numbers(content.get("more", {}))})
+    more = numbers({"loss": content["loss"]}) | {"more": numbers(content.get("more", {}))}
+    return DomainScore(**content | parts | more)

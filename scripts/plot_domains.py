@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.limit < 3:
         raise UserError(f"--limit {args.limit}: at least 3 images per domain are needed")
     splits = Splits({domain.name: domain for domain in domains})
-    chosen = [splits.open(domain, args.split).subset(args.limit) for domain in domains]
+    chosen = [splits.open(domain, args.split, need_labels=False).subset(args.limit) for domain in domains]
     images = [[read_photo(pair.image) for pair in split.pairs] for split in chosen]
     found = {}
     for weights in args.weights:

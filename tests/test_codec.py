@@ -15,7 +15,7 @@ from PIL import Image, ImageCms
 
 from datasets import codec
 from datasets.codec import DECODERS, ENCODINGS, Encoding, decode_label, image_size, read_image, read_photo, write_label
-from datasets.labels import CITYSCAPES_IDS, CITYSCAPES_LABELS
+from datasets.labels import CITYSCAPES_IDS, CITYSCAPES_LABELS, CITYSCAPES_PALETTE
 from datasets.scan import look
 from datasets.splits import Pair
 from tests.street_data import GTAV_PALETTE, blocks, mapillary_palette, save
@@ -374,6 +374,21 @@ def test_orientation_is_not_applied(tmp_path: Path, decoder: str) -> None:
     for name in ("turned.jpg", "turned.png"):
         Image.fromarray(PHOTO).save(tmp_path / name, exif=exif)
         assert read_image(str(tmp_path / name), decoder=decoder).shape == PHOTO.shape
+    Image.fromarray(PHOTO).save(tmp_path / "turned.tif", exif=exif)
+    with pytest.raises(UserError, match=r"turned\.tif: a TIFF with an EXIF orientation"):
+        read_image(str(tmp_path / "turned.tif"), decoder=decoder)
+
+
+@pytest.mark.parametrize("encoding", ["train_ids", "cityscapes_colours"])
+def test_labels_that_pillow_would_turn_are_refused(tmp_path: Path, encoding: str) -> None:
+    exif, label = Image.Exif(), Image.fromarray(np.array([[0, 1], [2, 3]], np.uint8))
+    label.putpalette(CITYSCAPES_PALETTE)
+    for orientation in (1, 3):  # upright, upside down
+        exif[0x0112] = orientation
+        label.save(tmp_path / f"label_{orientation}.tif", exif=exif)
+    codec.decode_label(str(tmp_path / "label_1.tif"), encoding=ENCODINGS[encoding])
+    with pytest.raises(UserError, match=r"label_3\.tif: a TIFF with an EXIF orientation"):
+        codec.decode_label(str(tmp_path / "label_3.tif"), encoding=ENCODINGS[encoding])
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

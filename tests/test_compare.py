@@ -223,14 +223,18 @@ def test_numbers_over_other_classes_are_not_compared(runs: Path, classes: str, n
         compare.main([str(runs)])
 
 
-@pytest.mark.parametrize("other", [{"source": "synthia"}, {"network": "ResNet-18"}])
-def test_runs_of_another_network_or_source_are_no_seeds_of_a_method(tmp_path: Path, other: dict[str, str]) -> None:
+@pytest.mark.parametrize("other", [{"source": "synthia"}, {"network": "ResNet-18"}, {"step": 500}])
+def test_runs_of_another_network_source_or_length_are_no_seeds_of_a_method(
+    tmp_path: Path, other: dict[str, str | int]
+) -> None:
     for seed in (1, 2):
         path = write_scores(tmp_path, "base", seed, far=0.2)
         content = json.loads(path.read_text())
-        content["weights"] |= {"source": "gtav", "network": "ResNet-50"} | (other if seed == 2 else {})
+        content["weights"] |= {"source": "gtav", "network": "ResNet-50", "step": 600} | (other if seed == 2 else {})
         path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="base_2.*: base is .*, but in .*base_1.* ResNet-50 trained on gtav; "):
+    with pytest.raises(
+        UserError, match="base_2.*: base is .*, but in .*base_1.* ResNet-50 trained on gtav for 600 steps; "
+    ):
         compare.main([str(tmp_path)])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -91,8 +92,22 @@ def test_a_part_of_what_was_trained_on_is_no_unseen_domain() -> None:
     frames.split = Split(BUILTIN["acdc_fog"], "val", tuple(Pair(name, name, name) for name in "abcde"))
     frames.protocol = "native size"
     for source, is_source in (("acdc", True), ("acdc_night", False)):
-        rows, _, _ = evaluator()(Threshold(), [frames], sources=[source], findings={})
+        rows, _, _ = evaluator()(Threshold(), [frames], sources=[source], domains=BUILTIN, findings={})
         assert {row.is_source for row in rows} == {is_source}
+
+
+def test_a_source_that_is_not_evaluated_adds_its_row_too() -> None:
+    """A target is scored over the classes that an own domain with fewer classes trains."""
+    frames: Any = Frames()
+    frames.split = Split(BUILTIN["cityscapes"], "val", tuple(Pair(name, name, name) for name in "abcde"))
+    frames.protocol = "native size"
+    mine = replace(BUILTIN["cityscapes"], name="mine", classes=(0, 1))
+    how: Any = {"sources": ["mine"], "domains": BUILTIN | {"mine": mine}, "findings": {}}
+    rows, _, _ = evaluator()(Threshold(), [frames], **how)
+    assert [(row.subset, row.scores.classes_in_mean) for row in rows if row.subset.startswith("2")] == [
+        ("2 classes", 2)
+    ]
+    assert len(rows) > len(evaluator()(Threshold(), [frames], **how | {"domains": BUILTIN})[0])
 
 
 def test_a_val_that_was_trained_on_says_so() -> None:
@@ -100,7 +115,7 @@ def test_a_val_that_was_trained_on_says_so() -> None:
     frames.split = Split(BUILTIN["cityscapes"], "val", tuple(Pair(name, name, name) for name in "abcde"))
     frames.protocol = "native size"
     for source, said in (("cityscapes", "val"), ("cityscapes/trainval", "val (the training frames)")):
-        (row, *_), _, _ = evaluator()(Threshold(), [frames], sources=[source], findings={})
+        (row, *_), _, _ = evaluator()(Threshold(), [frames], sources=[source], domains=BUILTIN, findings={})
         assert row.is_source and row.protocol.split == said
     cfg = config.parse(["--dataset", "cityscapes", "gtav", "--city_mode", "trainval"], program="train")
     network: Any = SimpleNamespace(method=resolve_method("base"), describe=str)

@@ -150,7 +150,10 @@ def test_what_a_killed_process_left_is_removed_but_not_what_is_being_written(tmp
 
 
 def test_the_program_builds_goes_on_and_verifies(
-    gtav: tuple[list[Pair], Encoding], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    gtav: tuple[list[Pair], Encoding],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pairs, encoding = gtav
     where = [
@@ -169,6 +172,15 @@ def test_the_program_builds_goes_on_and_verifies(
     assert "5 frames, 0 made now" in capsys.readouterr().out
     build_cache.main(["gtav", "--verify", *where])
     assert "5 frames compared, 0 files differed" in capsys.readouterr().out
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+        cache.place(pairs[0].label, encoding).unlink()
+        build_cache.main(["gtav", "--verify", *where])
+        assert "4 frames compared, 0 files differed and were removed, 1 missing" in capsys.readouterr().out
+        with pytest.raises(UserError, match="make room"):
+            build_cache.main(["gtav", *where])
+    build_cache.main(["gtav", *where])
+    assert "5 frames, 1 made now" in capsys.readouterr().out
     place = cache.place(pairs[1].label, encoding)
     with place.open("wb") as file:
         np.save(file, np.zeros((66, 120), np.uint8))

@@ -71,6 +71,10 @@ def test_from_weights_to_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture
     plot_domains.main([*arguments, "--weights", *weights, str(again), *opts])
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:8]]
     assert [row[1] for row in rows[::2]] == ["(base_1)", "(isw_1)", f"({again})"]
+    for label in (tmp_path / "kitti").rglob("*semantic/*.png"):
+        label.unlink()  # images are all that it looks at
+    plot_domains.main([*arguments, "--weights", weights[0], *opts])
+    assert capsys.readouterr().out.splitlines()[2:4] == lines[2:4]
     for wrong, sentence in {
         ("camvid",): "at least two domains",
         ("camvid", "kitti"): "--weights: give one or several",

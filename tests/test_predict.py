@@ -215,6 +215,20 @@ def test_reading_and_writing_overlap_with_the_network(
     assert len(run(weights, tmp_path / "out", images)) == 4 and predicted == [1] * 4
 
 
+def test_processes_wait_for_one_with_a_long_film(
+    weights: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, group = list[float](), predict.distributed.process_group
+
+    def process_group(*args: Any, **settings: Any) -> Any:
+        told.append(settings["timeout"])
+        return group(*args, **settings)
+
+    monkeypatch.setattr(predict.distributed, "process_group", process_group)
+    run(weights, tmp_path / "out", images)
+    assert told[0] >= 7 * 24 * 3600
+
+
 def test_two_processes_write_the_files_of_one(weights: Path, images: Path, tmp_path: Path) -> None:
     (images / "cam1" / "0.jpg").write_text("broken")  # of rank 0
     wanted = run_failing(weights, tmp_path / "one", images)
