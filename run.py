@@ -252,6 +252,7 @@ def restore(run: Run, start: Start) -> None:
     check_lists(content["data"], trained_lists(run), path=path, accepted=cfg.RUN.OTHER_DATA)
     run.load(upgrade_checkpoint(content, run.network), path=path)
     apply_settings(cfg, run.network, run.optimizer, run.scheduler)
+    run.best = run.best if start.folder else {}  # a new folder has no files of them
 
 
 def trained_lists(run: Run) -> dict[str, dict[str, Any]]:

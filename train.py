@@ -242,12 +242,7 @@ def evaluate(run: Run, records: Records, *, all_images: bool = False, keep_best:
     records.evaluated_at = progress.step
     weights = {"file": str(records.folder / "last.pth"), "checkpoint": "last", **weights}
     report = Report(weights, rows, per_image if cfg.EVAL.PER_IMAGE else {})
-    if progress.step >= run.last_step:  # above where a run is resumed with fewer steps than it has done
-        page = report_page(run, records.folder, report, loaders=loaders, counts=per_image, plots=plots)
-        report = replace(report, page=page)
-    if distributed.is_main():
-        with tolerated("the table of scores"):
-            report.write(records.folder / "scores")
+    write_scores(report, records.folder)
     logger.info("step %d\n%s", progress.step, report.to_text())
     best = selection_scores(rows, sources=sources, targets=cfg.DATASET.VAL) if keep_best else {}
     for name, value in best.items():
@@ -257,6 +252,15 @@ def evaluate(run: Run, records: Records, *, all_images: bool = False, keep_best:
                 save(run, records, f"best_{name}")
                 if f"best_{name}" in records.unsaved:  # it holds the score before
                     run.best[name] = before
+    if progress.step >= run.last_step:  # above where a run is resumed with fewer steps than it has done
+        page = report_page(run, records.folder, report, loaders=loaders, counts=per_image, plots=plots)
+        write_scores(replace(report, page=page), records.folder)
+
+
+def write_scores(report: Report, folder: Path) -> None:
+    if distributed.is_main():
+        with tolerated("the table of scores"):
+            report.write(folder / "scores")
 
 
 def log_step(run: Run, records: Records, gradient_norm: Tensor | None) -> None:

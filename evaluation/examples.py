@@ -5,6 +5,7 @@ Letters: H, W pixels; C classes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,7 @@ from evaluation.report import Frame, ImageCounts
 from network import Segmentor
 from utils.pictures import Array
 
+logger = logging.getLogger(__name__)
 MAX_DOMAINS = 12  # of which frames are kept: a page of them stays below 5 MB
 RANKS = ("best", "median", "worst")
 
@@ -91,17 +93,26 @@ def find_examples(
 
 @torch.inference_mode()
 def _branches(evaluator: Evaluator, network: object, image: Array) -> tuple[Array | None, Array | None]:
-    """Return DIIA's edge map and layout of an image; none of another method, or where images go in by windows."""
-    if not isinstance(network, Segmentor) or evaluator.inference.window:
+    """Return DIIA's edge map and layout of an image; none of another method, or where images are not taken as they are.
+
+    Where they need more memory than the scores did, which a GPU may lack, there are none either.
+    """
+    how = evaluator.inference
+    if not isinstance(network, Segmentor) or how.window or how.halved or how.scales != (1.0,):
         return None, None
     if not {"edge", "layout"} & set(network.method.parts):
         return None, None
     tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].to(evaluator.device)
     dtype, training = evaluator.autocast_dtype, network.training
     network.eval()
-    with torch.autocast(evaluator.device.type, dtype=dtype, enabled=dtype is not None):
-        output = network(evaluator.normalise(tensor))
-    network.train(training)
+    try:
+        with torch.autocast(evaluator.device.type, dtype=dtype, enabled=dtype is not None):
+            output = network(evaluator.normalise(tensor))
+    except torch.OutOfMemoryError:
+        logger.warning("no edge maps and layouts in the report: the memory of the GPU does not suffice for them")
+        return None, None
+    finally:
+        network.train(training)
     edge = None if output.edge is None else output.edge[0, 0].float().cpu().numpy()
     layout = None if output.layout is None else output.layout[0].byte().cpu().numpy()
     return edge, layout

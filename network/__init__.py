@@ -150,7 +150,7 @@ def assemble(
     layout_confidence: Confidence = "logits",
 ) -> Segmentor:
     """Build a backbone with the style sites and the head of a method; raises `UserError` where they do not fit."""
-    backbone = architecture.build(method.codes, skip=method.head != "linear")
+    backbone = architecture.build(method.codes, skip=method.head == "plain" or bool(method.parts))
     shared: dict[str, Any] = {"method": method, "num_classes": num_classes, "freeze_bn": freeze_bn}
     if method.head != "diia":
         return {"plain": PlainSegmentor, "linear": LinearSegmentor}[method.head](backbone, **shared)

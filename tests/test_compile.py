@@ -56,6 +56,22 @@ def test_a_compiled_run_computes_what_a_plain_one_does(
     torch._dynamo.reset()
 
 
+def test_a_compiled_network_may_compute_blocks_again() -> None:
+    image, found = reference.sample()[0], list[tuple[dict[str, torch.Tensor], list[torch.Tensor | None]]]()
+    for compiled, again in ((False, False), (True, True)):
+        torch.manual_seed(0)
+        network = reference.small_network("base").train()
+        network.backbone.checkpoint_blocks(wanted=again)
+        run: Any = torch.compile(network, backend="aot_eager") if compiled else network
+        output = run(image)
+        (output.fused.square().mean() + output.aux.square().mean()).backward()
+        found.append((network.state_dict(), [parameter.grad for parameter in network.parameters()]))
+    (state, gradients), (other_state, other_gradients) = found
+    torch.testing.assert_close(other_state, state, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(other_gradients, gradients, atol=1e-4, rtol=1e-3)
+    torch._dynamo.reset()
+
+
 def test_without_a_compiler_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     network, nothing = build_network(make_cfg(METHOD="base")), torch.nn.Identity()

@@ -98,8 +98,10 @@ def test_a_run_that_stops_keeps_its_step(
     folder = run_folder(tmp_path) / "nonfinite"
     assert sorted(path.name for path in folder.iterdir()) == ["step_1.json", "step_1.pth"]
     (folder / "step_1.pth").unlink()
-    with pytest.raises(UserError, match=r"neither step_1.pth is beside it nor last.pth in the run folder"):
-        train.main(["--replay", str(folder / "step_1.json")])
+    monkeypatch.chdir(folder)
+    for name in ("step_1.json", str(folder / "step_1.json")):
+        with pytest.raises(UserError, match=r"neither step_1.pth is beside it nor last.pth in the run folder"):
+            train.main(["--replay", name])
     (folder / "other.json").write_text("{}")
     with pytest.raises(UserError, match="other.json: not a step that a run has kept"):
         train.main(["--replay", str(folder / "other.json")])

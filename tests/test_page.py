@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import train
@@ -26,7 +27,9 @@ from evaluation.examples import Example, rank_frames
 from evaluation.metrics import score
 from evaluation.page import About, Mask, history_curves, make_page
 from evaluation.report import Evaluation, Report, domain_scores
+from network.diia import DIIASegmentor
 from tests.runs import run_folder, train_arguments
+from utils.errors import UserError
 from utils.pictures import Picture, colorize
 
 EVIL = "<script>alert(1)</script>"
@@ -156,6 +159,43 @@ def test_a_training_ends_with_its_page(small_camvid: Path, tmp_path: Path) -> No
     assert not (folder / "scores" / "per_image.npz").exists()
     (row,) = json.loads((folder / "scores" / "scores.json").read_text())["domains"]
     assert words.count(f"{100 * row['scores']['mean_iou']:.2f}") >= 2, "in the summary and below the classes"
+
+
+@pytest.mark.parametrize("flags", [("--eval_protocol", "half"), ("--scales", "0.5", "1")])
+def test_the_branches_are_shown_of_images_as_they_are_alone(
+    flags: tuple[str, ...], small_camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others would take more memory than the scores did."""
+    monkeypatch.setattr(DIIASegmentor, "forward", tripped(DIIASegmentor.forward, UserError("too large")))
+    train.main(train_arguments(small_camvid, tmp_path, "--method", "diia", "--max_iter", "1", *flags))
+    assert "edge map" not in (run_folder(tmp_path) / "scores" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), UserError("a frame is gone")])
+def test_a_page_that_fails_costs_no_scores(
+    error: Exception, small_camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DIIASegmentor, "forward", tripped(DIIASegmentor.forward, error))
+    arguments = train_arguments(small_camvid, tmp_path, "--method", "diia", "--max_iter", "1")
+    if isinstance(error, UserError):
+        with pytest.raises(UserError, match="a frame is gone"):
+            train.main(arguments)
+    else:
+        train.main(arguments)
+        assert "median" in (run_folder(tmp_path) / "scores" / "report.html").read_text(), "without the branches"
+    assert {"scores", "best_source.pth", "last.pth"} <= {path.name for path in run_folder(tmp_path).iterdir()}
+    assert (run_folder(tmp_path) / "scores" / "scores.json").exists()
+
+
+def tripped(forward: Callable[..., Any], error: Exception) -> Callable[..., Any]:
+    """Return a forward that raises in evaluation mode, which of a whole pass the page alone takes."""
+
+    def run(network: DIIASegmentor, images: torch.Tensor) -> Any:
+        if not network.training:
+            raise error
+        return forward(network, images)
+
+    return run
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed to render the page")

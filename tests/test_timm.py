@@ -6,6 +6,7 @@ import copy
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,16 @@ def test_the_attention_of_sams_encoder_whose_heads_are_in_the_batch() -> None:
         query, key, _ = attention.qkv(tokens.flatten(0, 1)).view(12, 3, attention.num_heads, -1).permute(1, 2, 0, 3)
         weights = (attention.scale * query @ key.mT).softmax(-1).mean(0)  # new relative positions are zero
         torch.testing.assert_close(found[image].flatten(1), weights[[0, 11]])
+
+
+@pytest.mark.parametrize("method", ["base", "linear", "diia-coarse", "diia-no-whitening"])
+def test_no_weight_is_without_a_gradient(method: str) -> None:
+    """Of a plain ViT's pyramid only what the head reads is built: with several processes DDP waits for every weight."""
+    row = replace(resolve_method(method), codes=(0,) * 7, whitening=None)
+    network = assemble(resolve_architecture(DEFAULT_ARCH, backbone=f"timm/{SMALL}"), method=row).train()
+    outputs = [maps for maps in network(pictures(2, 3, 64, 96)) if isinstance(maps, Tensor) and maps.requires_grad]
+    sum(maps.float().mean() for maps in outputs).backward()  # type: ignore[union-attr]
+    assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
 
 
 @pytest.mark.parametrize("name", STRIDES)

@@ -116,6 +116,7 @@ def test_restoring_a_snapshot_continues_in_a_new_folder(straight: Path, small_ca
     assert content["progress"] == {"epoch": 2, "step_in_epoch": 1, "step": 5}
     assert before == {path.name: path.stat().st_mtime_ns for path in straight.iterdir()}
     assert "OPTIM.MAX_ITER: 4 -> 5" in (run_folder(tmp_path) / "log.txt").read_text()
+    assert (run_folder(tmp_path) / "best_source.pth").exists(), "of the new run, however good the first one was"
 
 
 def test_accumulated_batches_give_the_gradients_of_one(full_camvid: Path, tmp_path: Path) -> None:
