@@ -10,7 +10,8 @@
 # (SegNet's own split has half of it in train). LABELMEFACADE has images/NAME.jpg and labels/NAME.png with train ids.
 # WEIGHTS is what scripts/real_weights.sh writes, DEMO_WORLD what `python -m demo_world --size medium` writes, METHODS
 # and SEEDS are as for scripts/ablation.sh (base ibn isw diia diia-v2; 304 to 308). A second call skips finished runs
-# and resumes interrupted ones.
+# and resumes interrupted ones. Without a --crop_size of your own crops have 192 pixels, too few for two dilations of the
+# head, of which the untrained taps are zero.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 study=${1:-} folder=$(realpath -m "${STUDY_DIR:-./logs/study}")
@@ -30,6 +31,8 @@ case $study in
   drawn-real) source=gtav targets=(camvid camvid_dusk labelmefacade) ;;
   drawn) source=gtav targets=(cityscapes bdd100k synthia mapillary) ;;
 esac
+crop=(--crop_size 192 --zero_unreached_taps)
+[[ " ${*:2} " != *" --crop_size"* ]] || crop=()
 roots=(DATASET.CAMVID_DIR="${CAMVID:-}")
 for name in GTAV/GTAV CITYSCAPES/cityscapes BDD/bdd-100k SYNTHIA/synthia MAPILLARY/mapillary; do
   roots+=("DATASET.${name%/*}_DIR=${DEMO_WORLD:-}/${name#*/}")
@@ -57,6 +60,6 @@ YAML
 METHODS=${METHODS:-base ibn isw diia diia-v2} SEEDS=${SEEDS:-304 305 306 307 308} ABLATION_DIR=$folder/$study \
   exec "$here/ablation.sh" --dataset "$source" --covstat_val_dataset "$source" --val_dataset "${targets[@]}" \
   --domains "$folder/domains.yaml" --backbone mobilenet_v2 --output_stride 16 --pretrained "$weights" \
-  --lr 0.01 --backbone_lr 0.1 --max_iter 600 --bs_mult 4 --crop_size 192 --class_uniform_tile 192 \
+  --lr 0.01 --backbone_lr 0.1 --max_iter 600 --bs_mult 4 "${crop[@]}" --class_uniform_tile 192 \
   --scale_min 0.6 --scale_max 1.2 --cov_stat_epoch 0 --trials 2 --stat_images 24 --per_image --pictures 2 \
   --save_interval 50 --centroid_cache "$folder/centroids" "${@:2}" --opts "${roots[@]}"

@@ -121,10 +121,14 @@ def test_a_study_trains_from_real_weights_on_one_recipe(study: str, tmp_path: Pa
         assert (cfg.DATASET.TRAIN, cfg.DATASET.VAL) == ([STUDIES[study][0]], STUDIES[study][1])
         assert (cfg.NETWORK.PRETRAINED, cfg.OPTIM.BACKBONE_LR) == (variables["WEIGHTS"], 0.1)
         assert cfg.EVAL.PER_IMAGE and cfg.OPTIM.AMP == "auto" and cfg.RUN.RESUME == "auto"
+        assert cfg.AUGMENT.CROP_SIZE == 192 and cfg.NETWORK.ZERO_UNREACHED_TAPS
         domains = load_domains(cfg)
         roots = {name: domains[name].root for name in (*cfg.DATASET.TRAIN, *cfg.DATASET.VAL)}
         assert all(root.startswith(str(tmp_path)) and root != str(tmp_path) for root in roots.values()), roots
     assert compared[:2] == ["-m", "scripts.compare_runs"]
+    larger, *_ = call(tmp_path, study, "--crop_size", "320", script="study.sh", METHODS="base", SEEDS="3", **variables)
+    cfg = config.parse(larger[1:], program="train")
+    assert cfg.AUGMENT.CROP_SIZE == 320 and not cfg.NETWORK.ZERO_UNREACHED_TAPS
 
 
 @pytest.mark.parametrize(
