@@ -66,9 +66,10 @@ class BackboneBase(nn.Module, abc.ABC):
     def run_layer(self, layer: nn.Module, maps: Tensor) -> Tensor:
         """Run a layer of the network."""
         if self.grad_checkpoint and torch.is_grad_enabled() and list(layer.children()):
-            kept: dict[str, Any] = {"context_fn": partial(_two_contexts, layer)}
-            kept = {} if torch.compiler.is_compiling() else kept  # compiled, only what changes no buffer runs again
-            return cast(Tensor, checkpoint(layer, maps, use_reentrant=False, **kept))
+            if torch.compiler.is_compiling():  # only what changes no buffer runs again
+                return cast(Tensor, checkpoint(layer, maps, use_reentrant=False))
+            contexts = partial(_two_contexts, layer)
+            return cast(Tensor, checkpoint(layer, maps, use_reentrant=False, context_fn=contexts))
         return cast(Tensor, layer(maps))
 
 
