@@ -133,9 +133,8 @@ def replay(cfg: Config, *, device: torch.device, gradients: Gradients) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"--replay {file}: not a step that a run has kept ({reason}); give another file") from error
-    weights = next(
-        (path for path in (file.with_suffix(".pth"), file.absolute().parent.parent / "last.pth") if path.exists()), None
-    )
+    places = file.with_suffix(".pth"), file.absolute().parent.parent / "last.pth"
+    weights = next((path for path in places if path.exists()), None)
     if weights is None:
         raise UserError(f"--replay {file}: neither {file.stem}.pth is beside it nor last.pth in the run folder")
     cfg = config.from_dict(build_tree(dict(flatten(saved)) | config.changed(cfg) | {"OPTIM.COMPILE": False}))
