@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -32,7 +32,7 @@ from network.weights import build_published, load_weights
 from transforms import build_normalisation
 from utils import checkpoint, distributed
 from utils.device import autocast_dtype
-from utils.errors import UserError
+from utils.errors import UserError, reason
 
 logger = logging.getLogger(__name__)
 SAVE_MEMORY = "use --eval_protocol sliding (smaller --window) or half, --amp auto, or --bs_mult_val 1"
@@ -61,14 +61,18 @@ def load(weights: str | Path, *, device: str | torch.device = "auto", **flags: A
     cfg = config.parse(words, program="valid")
     if cfg.EVAL.PROTOCOL == "robustnet":
         raise UserError("--eval_protocol robustnet: is a crop of Mapillary's frames; use full, half or sliding")
-    known = device in config.KEYS["RUN.DEVICE"].choices
-    place = distributed.choose_device(str(device), -1) if known else torch.device(device)
+    try:
+        known = device in config.KEYS["RUN.DEVICE"].choices
+        place = distributed.choose_device(str(device), -1) if known else torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {device}: is not to be had ({reason(error)}); take auto, cpu or cuda") from error
     if is_graph(weights):
         graph = open_graph(cfg, place)
-        return Model(graph, graph.normalise, place, None, build_inference(cfg))
+        return Model(graph, graph.normalise, place, None, build_inference(cfg), cfg.EVAL.BATCH_SIZE)
     built, recipe = load_network(cfg, checkpoint.read(weights))
     dtype = autocast_dtype(place, amp=cfg.OPTIM.AMP)
-    return Model(scoring_copy(built.place(place)), build_normalisation(recipe), place, dtype, build_inference(cfg))
+    network, normalise = scoring_copy(built.place(place)), build_normalisation(recipe)
+    return Model(network, normalise, place, dtype, build_inference(cfg), cfg.EVAL.BATCH_SIZE)
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class Model:
     device: torch.device
     autocast_dtype: torch.dtype | None
     views: Inference
+    batch_size: int = 1
 
     @overload
     def segment(self, image: Picture, *, probabilities: bool = False) -> Array: ...
@@ -113,8 +118,8 @@ class Model:
     def maps(self, images: Iterable[Array], names: Collection[str]) -> list[dict[str, Array]]:
         """Return what the network says of images (H, W, 3) uint8, by name, one dictionary per image.
 
-        Neighbours of equal size go through the network together. DIIA takes the thresholds of its layout over them, so
-        that there an image's labels depend on them a little, as with --bs_mult_val.
+        Up to `batch_size` neighbours of equal size go through the network together. DIIA takes the thresholds of its
+        layout over them, so that there an image's labels depend on them a little.
 
         Args:
             names: of labels, (H, W) uint8 train ids; probabilities, (C, H, W) float32; confidence, (H, W) float32, the
@@ -123,9 +128,10 @@ class Model:
         """
         results = list[dict[str, Array]]()
         for _, neighbours in groupby(images, key=np.shape):
-            batch = torch.from_numpy(np.stack(list(neighbours))).to(self.device)  # (B, H, W, 3)
-            found = self._batch_maps(batch.permute(0, 3, 1, 2).contiguous(), names)
-            results += [dict(zip(found, parts, strict=True)) for parts in zip(*found.values(), strict=True)]
+            while group := list(islice(neighbours, self.batch_size)):
+                batch = torch.from_numpy(np.stack(group)).to(self.device)  # (B, H, W, 3)
+                found = self._batch_maps(batch.permute(0, 3, 1, 2).contiguous(), names)
+                results += [dict(zip(found, parts, strict=True)) for parts in zip(*found.values(), strict=True)]
         return results
 
     def _batch_maps(self, images: torch.Tensor, names: Collection[str]) -> dict[str, Array]:
@@ -199,6 +205,8 @@ def _warn_of_unused(cfg: Config, saved: Config, method: Method, path: str) -> No
         flags["--wt_layer"] = " ".join(map(str, requested.WT_LAYER)), " ".join(map(str, method.codes))
     if cfg.AUGMENT.IMAGE_IN or cfg.AUGMENT.MEAN or cfg.AUGMENT.STD:
         flags["--mean, --std, --image_in"] = str(build_normalisation(cfg)), str(build_normalisation(saved))
+    if cfg.LOSS.LAYOUT_CONFIDENCE != config.KEYS["LOSS.LAYOUT_CONFIDENCE"].default:
+        flags["--layout_confidence"] = cfg.LOSS.LAYOUT_CONFIDENCE, saved.LOSS.LAYOUT_CONFIDENCE
     for flag, (wanted, actual) in flags.items():
         if wanted != actual:
             logger.warning("%s: %s is not used, %s was trained with %s", flag, wanted, path, actual)

@@ -25,13 +25,17 @@ FRAME_SUFFIXES = "_leftImg8bit|_rgb_anon"  # of an image's name, which test serv
 
 
 def find_files(word: str, *, out: Path) -> tuple[list[Path], list[Path]]:
-    """Return the files of one input, absolute and sorted, and the folders that names are relative to."""
+    """Return the files of one input, absolute and sorted, and the folders that names are relative to.
+
+    What an earlier call wrote below `out` is left out of a folder that `out` is or lies in.
+    """
     if not word:  # which would be the working folder
         raise UserError("an input is an empty word; give files, folders or patterns")
     path, known = Path(word).absolute(), IMAGES + VIDEOS
     if path.is_dir():
         inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
-        return [file for file in inside if out not in file.parents or path == out], [path]
+        written = {out} if path in out.parents else {out / kind for kind in KINDS} if path == out else set[Path]()
+        return [file for file in inside if not written.intersection(file.parents)], [path]
     if path.is_file():
         if path.suffix.lower() not in known:
             raise UserError(f"{word}: neither an image nor a video by its suffix ({' '.join(known)})")

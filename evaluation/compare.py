@@ -26,11 +26,15 @@ RESAMPLES = 1000
 
 
 class Place(NamedTuple):
-    """Where the counts of single images are: a file of --per_image, a domain in it, the scored classes' names."""
+    """Where the counts of single images are: a file of --per_image, a domain in it, the scored classes' names.
+
+    mean_iou: of all images, as a fraction, None without a labelled pixel.
+    """
 
     file: Path
     domain: str
     classes: tuple[str, ...]
+    mean_iou: float | None
 
 
 class Cell(NamedTuple):
@@ -110,7 +114,8 @@ def _rows(file: Path, *, checkpoint: str) -> list[tuple[Path, _Row]]:
             images += f", {protocol['classes']} classes"
             value = row["scores"]["mean_iou"]
             if not row["subset"] and not row.get("corruption"):
-                place = Place(file.with_name(PER_IMAGE_FILE), row["domain"], tuple(row["scores"].get("iou", ())))
+                names = tuple(row["scores"].get("iou", ()))
+                place = Place(file.with_name(PER_IMAGE_FILE), row["domain"], names, value)
                 made = f"{about.get('network', '')} trained on {about.get('source', '')}"
                 made += f" for {about['step']} steps" if checkpoint == "last" and "step" in about else ""
                 seed = about.get("seed") or 0  # a published file does not know it
@@ -218,6 +223,10 @@ def resampled_scores(place: Place, *, column: str) -> np.ndarray[Any, Any]:
         told = f"the counts of {place.domain} cannot be read ({reason(error)})"
         raise UserError(f"{place.file}: {told}; remove the file, or evaluate with --per_image again") from error
     number, classes = len(counts), [CLASS_NAMES.index(name) for name in place.classes]
+    found = score(counts.sum(0), CLASS_NAMES, classes=classes).mean_iou
+    if place.mean_iou is not None and abs(found - place.mean_iou) > 1e-6:
+        scores = f"mean IoU {100 * found:.2f} on {place.domain}, the scores beside it have {100 * place.mean_iou:.2f}"
+        raise UserError(f"{place.file}: {scores}; keep the files of each evaluation in a folder of their own")
     draws = np.random.default_rng(zlib.crc32(column.encode())).multinomial(number, [1 / number] * number, RESAMPLES)
     totals = (draws @ counts.reshape(number, -1)).reshape(RESAMPLES, *counts.shape[1:])
     return np.array([score(total, CLASS_NAMES, classes=classes).mean_iou for total in totals])

@@ -22,7 +22,7 @@ from config import Config
 from datasets.labels import NUM_CLASSES
 from transforms import build_normalisation
 from transforms.appearance import Normalisation
-from utils.errors import UserError, reason
+from utils.errors import ImageError, UserError, reason
 from utils.files import likely_cause
 
 SUFFIXES = (".onnx", ".pt2")
@@ -95,7 +95,7 @@ class Graph:
         (_, dtype, (batch, _, *sides)), (height, width) = self.opened.inputs[0], images.shape[2:]
         if any(fixed not in (0, side) for fixed, side in zip(sides, (height, width), strict=True)):
             fixed = "x".join(str(side or "any") for side in sides[::-1])
-            raise UserError(
+            raise ImageError(
                 f"{self.path} takes images of {fixed} alone, this one has {width}x{height}: export it with free height "
                 f"and width, or take --eval_protocol sliding --window {sides[0] or 'H'} {sides[1] or 'W'}"
             )

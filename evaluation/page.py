@@ -9,6 +9,7 @@ import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -53,8 +54,9 @@ class About(NamedTuple):
     def packages(self) -> dict[str, Mapping[str, str]]:
         """Return the versions with which the training started, and those of the evaluation."""
         found, file = {"training": {}, "evaluation": self.versions}, self.folder / "versions.json"
-        if file.is_file():
-            found["training"] = json.loads(file.read_text(encoding="utf-8"))
+        with suppress(OSError, ValueError):  # a folder may hold one of another program
+            content = json.loads(file.read_text(encoding="utf-8"))
+            found["training"] = content if isinstance(content, dict) else {}
         return {name: versions for name, versions in found.items() if versions}
 
 

@@ -42,6 +42,8 @@ def convert(args: argparse.Namespace) -> str:
     """Write the checkpoint that the flags ask for, or raise `UserError`; return one line about its network."""
     words = [word for flag in FLAGS if (values := getattr(args, flag[2:])) for word in (flag, *values)]
     cfg, out = config.parse(words, program="train"), Path(args.out)
+    if out.suffix not in (".pth", ".pt"):  # by others it would be read as another kind of file
+        raise UserError(f"--out {out}: a checkpoint ends in .pth; name another file")
     if out.exists() and not args.overwrite:
         raise UserError(f"--out {out}: exists already; name another file or add --overwrite")
     content = checkpoint.read(args.file)

@@ -32,7 +32,7 @@ echo "== 1. five domains of rendered street scenes" >&2
 
 for seed in "${seeds[@]}"; do
   for method in "${methods[@]}"; do
-    run=demo/runs/${method}_$seed
+    run=demo/runs_$steps/${method}_$seed
     if ! grep -qs "finished at step" "$run"/*/log.txt; then
       echo "== 2. $method, seed $seed: trained on gtav from scratch, evaluated on all five" >&2
       "$python" train.py \
@@ -41,22 +41,22 @@ for seed in "${seeds[@]}"; do
         --crop_size 224 --scale_min 0.75 --scale_max 1.5 --gblur --color_aug 0.5 --jitter robustnet \
         --class_uniform_pct 0.5 --class_uniform_tile 128 --centroid_cache demo/cache \
         --clusters 3 --cov_stat_epoch 3 --trials 2 --stat_images 12 --val_interval 0 --log_interval 20 \
-        --ckpt demo --tb_path demo/tb --date runs --resume auto --opts "${domains[@]}" \
+        --ckpt demo --tb_path demo/tb --date "runs_$steps" --resume auto --opts "${domains[@]}" \
         "$@" --method "$method" --seed "$seed" --exp "${method}_$seed"
     fi
     mkdir -p "demo/pictures/${method}_$seed"
-    cp "$run"/*/pictures/*.png "demo/pictures/${method}_$seed"
+    find "$run" -path '*/pictures/*.png' -exec cp {} "demo/pictures/${method}_$seed" \;
   done
 done
 
 echo "== 3. the table" >&2
-"$python" -m scripts.compare_runs --against base --out demo/results.md demo/runs
+"$python" -m scripts.compare_runs --against base --out demo/results.md "demo/runs_$steps"
 
 cat >&2 <<END
 
 The scenes are rendered and the training was short: these numbers say nothing about the real data sets.
   demo/domains.png         the five domains; demo/check.txt says what they hold
   demo/pictures/*/*.png    image, truth, prediction and errors, per method and domain
-  demo/results.md          the table above; demo/runs/*/*/scores has the classes
-  demo/runs/*/*            weights, log, configuration of every run
+  demo/results.md          the table above; demo/runs_*/*/*/scores has the classes
+  demo/runs_*/*/*          weights, log, configuration of every run
 END

@@ -181,7 +181,7 @@ def compare(deployed: Deployed, run_file: RunFile, batches: Sequence[Tensor]) ->
         seconds["file"] += time.perf_counter() - middle
         equal += int((found_labels == labels).sum())
         pixels += labels.numel()
-        largest = max(largest, float((found - expected).abs().max()))
+        largest = max(largest, float((found - expected).abs().nan_to_num(torch.inf, posinf=torch.inf).max()))
     sizes = [list(images.shape) for images in batches]
     return {"equal_labels": equal / pixels, "largest_logit_difference": largest, "seconds": seconds, "batches": sizes}
 
@@ -189,13 +189,15 @@ def compare(deployed: Deployed, run_file: RunFile, batches: Sequence[Tensor]) ->
 def export(args: argparse.Namespace) -> dict[str, Any]:
     """Write the file and what comparing it gave, or raise `UserError` and leave nothing; return the latter."""
     ending, packages = FORMATS[args.format]
-    out = Path(args.out or beside(args.weights, Path(args.weights).stem + ending))
+    out = Path(args.out or beside(args.weights, Path(args.weights).resolve().stem + ending))
+    out = out if out.name else out.resolve()  # the working folder
     if out.suffix != (suffix := Path(f"x{ending}").suffix) and suffix:
         raise UserError(f"--out {out}: a file of --format {args.format} ends in {suffix}")
     if out.exists() and not args.overwrite:
         raise UserError(f"{out}: exists already; name another one by --out or add --overwrite")
     network, saved, content = load(args.weights)
-    if args.format == "onnx" and (size := sum(value.nbytes for value in network.state_dict().values())) > LARGEST_ONNX:
+    size = sum(value.nbytes for value in network.state_dict().values()) // (1 + args.half)
+    if args.format == "onnx" and size > LARGEST_ONNX:
         raise UserError(
             f"--format onnx: one file holds 2 GiB, the weights are {size / 2**30:.1f} GiB; use --format pt2"
         )

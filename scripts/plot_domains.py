@@ -100,10 +100,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("name at least two domains: the source first, then those to compare with it")
     if not args.weights:
         raise UserError("--weights: give one or several weight files")
-    if args.limit < 3:
-        raise UserError(f"--limit {args.limit}: at least 3 images per domain are needed")
     splits = Splits({domain.name: domain for domain in domains})
     chosen = [splits.open(domain, args.split, need_labels=False).subset(args.limit) for domain in domains]
+    for split in chosen:
+        if len(split.pairs) < 3:
+            few = f"{len(split.pairs)} images of {split.domain.name}"
+            raise UserError(f"{few}: at least 3 per domain are needed; take another --split, or a larger --limit")
     images = [[read_photo(pair.image) for pair in split.pairs] for split in chosen]
     found = {}
     for weights in args.weights:

@@ -282,6 +282,18 @@ def test_intervals_over_images_are_those_of_a_paired_bootstrap(
     assert "to" not in lines["ibn"].split()
 
 
+def test_counts_of_another_evaluation_are_refused(tmp_path: Path) -> None:
+    """Of score files that were collected in one folder, where the counts are those of one of them."""
+    hits, collected = np.arange(20, 40), tmp_path / "collected"
+    collected.mkdir()
+    for method, value in (("base", hits.sum() / (200 * len(hits) - hits.sum())), ("diia", 0.7)):
+        path = write_scores(tmp_path, method, 0, far=value)
+        path.replace(collected / f"{method}.json")
+    add_images(collected / "base.json", binary_counts(hits))
+    with pytest.raises(UserError, match=rf"{PER_IMAGE_FILE}: mean IoU 17\.\d+ on far, the scores .* 70\.00; keep"):
+        compare.main(list(map(str, sorted(collected.glob("*.json")))))
+
+
 @pytest.mark.parametrize("kept", [0, 10, 400])
 def test_damaged_counts_of_single_images_are_one_sentence(tmp_path: Path, kept: int) -> None:
     path = write_scores(tmp_path, "base", 0, far=0.5)

@@ -167,6 +167,8 @@ def test_what_cannot_be_converted_is_refused(mobile: tuple[Path, list[str]], tmp
     assert "did you mean 'isw'" in refused(str(published), *flags[:2], "--method", "isww")
     other = refused(str(published), "--arch", reference.R50, *flags[2:])
     assert "published.pth: does not fit" in other and "backbone.layer1" in other
+    with pytest.raises(UserError, match=r"ours\.safetensors: a checkpoint ends in \.pth; name another file"):
+        convert.main([str(published), *flags, "--out", str(ours.with_suffix(".safetensors"))])
     assert not list(tmp_path.iterdir()), "nothing half written is left"
 
     convert.main([str(published), *flags, "--out", str(ours)])

@@ -409,16 +409,20 @@ def test_the_demo_script_trains_the_methods_that_are_named(tmp_path: Path) -> No
         "words = sys.argv[1:]\n"
         "pathlib.Path('demo').mkdir(exist_ok=True)\n"
         "if words[0] == 'train.py':\n"
-        "    folder = pathlib.Path('demo/runs', words[words.index('--exp') + 1], 'time/pictures')\n"
+        "    runs, name = (words[words.index(flag) + 1] for flag in ('--date', '--exp'))\n"
+        "    folder = pathlib.Path('demo', runs, name, 'time/pictures')\n"
         "    folder.mkdir(parents=True)\n"
-        "    (folder / 'a.png').touch()\n"
+        "    (folder / 'a.png').touch() if '--pictures' not in words else None\n"
     )
     stub.chmod(0o755)
     both = {f"{name}_{seed}" for name in ("isw", "diia-v2") for seed in (304, 305, 306)}
-    for methods, arguments, runs in (("", [], {"base_304", "diia_304"}), ("isw diia-v2", ["--full"], both)):
+    few = {"base_304", "diia_304"}
+    for methods, arguments, runs in (
+        ("", [], few), ("", ["--pictures", "0"], few), ("isw diia-v2", ["--full"], both)
+    ):  # fmt: skip
         env = {**os.environ, "DIIA_PYTHON": str(stub), "METHODS": methods}
         subprocess.run([str(tmp_path / "scripts" / "demo.sh"), *arguments], env=env, check=True, capture_output=True)
-        assert {path.name for path in (tmp_path / "demo" / "runs").iterdir()} == runs
+        assert {path.name for path in (tmp_path / "demo").glob("runs_*/*")} == runs
         shutil.rmtree(tmp_path / "demo")
 
 

@@ -141,6 +141,20 @@ def test_only_its_own_files_are_replaced(folder: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["repository", "repository.json"]
 
 
+def test_the_working_folder_is_a_place_as_any_other(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place := tmp_path / "net").mkdir()
+    monkeypatch.chdir(place)
+    export.main([str(folder), "--format", "hub", "--out", ".", "--overwrite", "--size", "64", "96"])
+    assert checkpoint.read(".")["kind"] == "exported" and not [*place.glob("*.hub*"), *place.glob(".json")]
+    for name in ".", "../net", "../net/":
+        export.main([name, "--format", "safetensors", "--overwrite", "--size", "64", "96"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "net", "net.json", "net.safetensors", "net.safetensors.json"
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("name", "way"), [("lora", "merge them by python -m scripts.export"), ("rein", "they cannot")])
 def test_adapters_are_no_pretrained_backbone(name: str, way: str, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "last.pth", name)

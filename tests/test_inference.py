@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -68,6 +70,21 @@ def test_a_list_is_a_batch_of_any_sizes(tmp_path: Path) -> None:
     assert model.segment([]) == [] and [part.shape for part in found] == [(19, *image.shape[:2]) for image in images]
     for image, part in zip(images, found, strict=True):
         np.testing.assert_allclose(part, model.segment(image, probabilities=True), atol=1e-5)
+
+
+def test_a_batch_has_as_many_images_as_is_asked_for(tmp_path: Path) -> None:
+    save_random(tmp_path / "w.pth", *VIT)
+    for asked, sizes in ({}, [1] * 6), ({"bs_mult_val": 2}, [2, 2, 1, 1]):
+        normalise = Mock(wraps=(model := load(tmp_path / "w.pth", device="cpu", **asked)).normalise)
+        assert len(replace(model, normalise=normalise).segment([STREET] * 5 + [OTHER])) == 6
+        assert [len(call.args[0]) for call in normalise.call_args_list] == sizes
+
+
+def test_a_device_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    save_random(tmp_path / "w.pth", *VIT)
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(UserError, match=rf"^device {device}: is not to be had \(.+\); take auto, cpu or cuda$"):
+            load(tmp_path / "w.pth", device=device)
 
 
 def test_every_image_by_its_own_mean(tmp_path: Path) -> None:

@@ -131,6 +131,12 @@ def test_tables_pictures_and_numbers(tmp_path: Path) -> None:
         assert sentence in words
 
 
+@pytest.mark.parametrize("content", ["", "[1]", "null", "\x00"])
+def test_a_file_of_another_program_has_no_versions(content: str, tmp_path: Path) -> None:
+    (tmp_path / "versions.json").write_text(content)
+    assert About(tmp_path, {}, "valid.py", {"torch": "2.9"}).packages() == {"evaluation": {"torch": "2.9"}}
+
+
 def test_frames_are_ranked_by_their_own_mean_iou() -> None:
     hits = [3, 9, 1, 7, 5]
     confusions = np.zeros((7, 19, 19), np.int64)

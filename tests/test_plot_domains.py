@@ -78,7 +78,7 @@ def test_from_weights_to_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture
     for wrong, sentence in {
         ("camvid",): "at least two domains",
         ("camvid", "kitti"): "--weights: give one or several",
-        ("camvid", "kitti", "--limit", "2", "--weights", "x.pth"): "--limit 2: at least 3",
+        ("camvid", "kitti", "--limit", "2", "--weights", "x.pth"): "2 images of camvid: at least 3",
         ("camvid", "kitti", "--weights", str(out)): "seen.png",
     }.items():
         with pytest.raises(UserError, match=sentence):

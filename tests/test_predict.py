@@ -155,6 +155,14 @@ def test_nothing_is_overwritten_unless_asked_for(weights: Path, images: Path, tm
     assert len(run(weights, tmp_path / "out", images, "--force")) == 4
 
 
+@pytest.mark.parametrize("place", [".", "cam1/out", ".."])
+def test_results_are_no_inputs_of_a_second_call(place: str, weights: Path, images: Path) -> None:
+    out = (images / place).resolve()
+    for again in ([], ["--force"]):
+        predict.main([str(weights), str(images), "--out", str(out), *again])
+        assert len([*images.parent.rglob("*.png")]) == 2 + 4 and len([*(out / "train_ids").rglob("*.png")]) == 4
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -25,7 +25,7 @@ from evaluation.predictions import match_files, tell_encoding
 from evaluation.protocols import Inference
 from inference import load
 from tests.runs import launch, save_random
-from tests.street_data import write_domain
+from tests.street_data import save, write_domain
 from tests.test_export import onnx_or_skip
 from utils.errors import UserError
 
@@ -237,6 +237,19 @@ def test_predict_and_python_take_graphs(graph: Path, city: Path, tmp_path: Path)
         labels.segment(picture, probabilities=True)
     with pytest.raises(UserError, match=r"--write edge: .*streets\.onnx has none"):
         predict.main([str(graph), str(city / IMAGES), "--out", str(tmp_path / "x"), "--write", "edge", *MOMENTS])
+
+
+def test_images_that_a_graph_of_one_size_cannot_take_are_named_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    graph = write_onnx(tmp_path / "one.onnx", Streets(raw=True))
+    for name, size in (("a", SIZE), ("b", (32, 48)), ("c", SIZE)):
+        save(tmp_path / "in" / f"{name}.png", np.zeros((*size, 3), np.uint8))
+    with pytest.raises(SystemExit) as end:
+        predict.main([str(graph), str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--device", "cpu"])
+    assert end.value.code == 1 and [path.stem for path in sorted((tmp_path / "out").rglob("*.png"))] == ["a", "c"]
+    (told,) = (record.getMessage() for record in caplog.records if record.levelname == "ERROR")
+    assert re.search(r"in/b\.png: .*takes images of 128x64 alone, this one has 48x32", told)
 
 
 def test_our_own_exports_get_the_numbers_of_the_weights(weights: Path, city: Path, tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def test_the_score_is_the_one_that_training_wrote(weights: Path, small_camvid: P
         ("--output_stride 8", "was trained with ResNet-50, output stride 16"),
         ("--method isw", "--method: isw is not used"),
         ("--wt_layer 0 0 2 2 2 0 0", "was trained with 0 0 4 4 4 0 0"),
+        ("--layout_confidence softmax", "--layout_confidence: softmax is not used"),
     ],
 )
 def test_flags_that_a_checkpoint_does_not_follow_are_named(

@@ -187,7 +187,10 @@ def local_path(weights: str | Path) -> Path:
 
 def beside(weights: str | Path, name: str) -> Path:
     """Return the path of a file or folder beside weights, for those of a hub in the working folder."""
-    return Path(name) if _SCHEME.match(str(weights)) else Path(weights).with_name(name)
+    if _SCHEME.match(str(weights)):
+        return Path(name)
+    path = Path(weights)
+    return (path.resolve() if path.name in ("", "..") else path).with_name(name)
 
 
 @contextmanager
