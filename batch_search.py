@@ -74,6 +74,8 @@ def _step(run: Run, batch: TrainingBatch, size: int, gradients: Gradients) -> No
     params = type(batch.params)(*parts)
     one = TrainingBatch(batch.images[index], batch.labels[index], params, [batch.names[i] for i in index.tolist()])
     run.optimizer.zero_grad(set_to_none=True)
+    if run.cfg.OPTIM.COMPILE:
+        torch.compiler.reset()  # which would compile for a few sizes and run the others uncompiled
     accumulates = size < run.network.method.recipe_batch(run.cfg.DATASET.TRAIN)
     gradients(run, list(run.to_device(iter([one, one] if accumulates else [one]))))
     run.optimizer.step()

@@ -107,8 +107,10 @@ def from_dict(tree: Mapping[str, Any], *, source: str = "configuration") -> Conf
 
 
 def to_yaml(tree: Mapping[str, Any]) -> str:
-    """Return a configuration as YAML that `--config` reads."""
-    return yaml.safe_dump(to_dict(tree), sort_keys=False, default_flow_style=None, width=120)
+    """Return a configuration as YAML that `--config` reads; what follows from the backbone's weights is left to it."""
+    plain = to_dict(tree)
+    plain["AUGMENT"].update({key: None for key, value in _of_weights(tree).items() if plain["AUGMENT"][key] == value})
+    return yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=120)
 
 
 def changed(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,6 +158,8 @@ def _check_together(tree: Config) -> None:
         raise UserError(f"--ohem_thresh and {weights[0]} each choose which pixels count how much; give one of them")
     if tree.LOSS.LABEL_SMOOTHING and weights not in ([], ["--cls_wt_loss"]):
         raise UserError(f"--label_smoothing: targets of {weights[0]} are sets of classes, not labels; give one of them")
+    if 0 < (tree.WHITENING.RELAX_DENOM or 0) < 1:
+        raise UserError(f"--relax_denom {tree.WHITENING.RELAX_DENOM}: is 0 for no margin, or at least 1")
     mixing = [flag for name, flag in {"FDA": "--fda", "MIXSTYLE": "--mixstyle"}.items() if tree.AUGMENT[name]]
     if mixing and tree.OPTIM.BATCH_SIZE == 1:
         raise UserError(f"{' and '.join(mixing)}: a process's images are mixed; give --bs_mult of at least 2, not 1")
@@ -171,15 +175,19 @@ def _check_together(tree: Config) -> None:
 
 
 def _fix_normalisation(tree: Config) -> None:
-    """Set mean and deviation of the images to those of the weights of a network of timm, where the run has none.
+    """Set mean and deviation of the images to those of the backbone's weights, where the run has none.
 
     They are fixed when the options are read, so that a checkpoint, its export and its report hold them.
     """
-    if not tree.NETWORK.BACKBONE.startswith("timm/"):
-        return
-    from timm import get_pretrained_cfg  # slow to import
+    tree.AUGMENT.update({key: tree.AUGMENT[key] or value for key, value in _of_weights(tree).items()})
 
-    with contextlib.suppress(RuntimeError):  # no such weights: building the network says so
-        if weights := get_pretrained_cfg(tree.NETWORK.BACKBONE.removeprefix("timm/")):
-            tree.AUGMENT.MEAN = tree.AUGMENT.MEAN or list(weights.mean)
-            tree.AUGMENT.STD = tree.AUGMENT.STD or list(weights.std)
+
+def _of_weights(tree: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Return the MEAN and STD of the weights of a backbone of timm; of others, whose are ImageNet's, nothing."""
+    name, weights = tree["NETWORK"]["BACKBONE"], None
+    if name.startswith("timm/"):
+        from timm import get_pretrained_cfg  # slow to import
+
+        with contextlib.suppress(RuntimeError):  # no such weights: building the network says so
+            weights = get_pretrained_cfg(name.removeprefix("timm/"))
+    return {"MEAN": list(weights.mean), "STD": list(weights.std)} if weights else {}

@@ -79,7 +79,8 @@ class Network(Section):
         "Compute the backbone's blocks again in the backward pass instead of keeping what is inside: less memory, "
         "more time.")
     ZERO_UNREACHED_TAPS: bool = option(False, "--zero_unreached_taps",
-        "Start at zero those taps of the head's dilated convolutions that see only padding at --crop_size.")
+        "Start at zero those taps of the head's dilated convolutions that see only padding at --crop_size, also those "
+        "of --snapshot.")
     SYNCBN: bool = option(True, "--syncbn", "Share batch-norm statistics between GPUs.")
     FREEZE_BN: bool = option(False, "--freeze_bn",
         "Freeze the batch-norm statistics of the pretrained backbone; scales and shifts still train.")

@@ -6,6 +6,7 @@ import copy
 import re
 import warnings
 from collections import defaultdict
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -63,7 +64,11 @@ def build_optimizer(cfg: Config, network: nn.Module) -> Optimizer:
     # Fused: one pass over the memory of a parameter, and no copy of all gradients for the decay.
     if cfg.OPTIM.NAME == "adamw":
         return AdamW(groups, fused=True)
-    return SGD(groups, momentum=cfg.OPTIM.MOMENTUM, fused=True)
+    sgd = SGD(groups, momentum=cfg.OPTIM.MOMENTUM, fused=True)
+    for parameter in chain.from_iterable(group["params"] for group in groups) if cfg.OPTIM.MOMENTUM else ():
+        # A first step that the scaler leaves out would keep uninitialised memory as the momentum.
+        sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 def describe_groups(optimizer: Optimizer) -> list[str]:

@@ -212,11 +212,13 @@ def end_epoch(run: Run, records: Records) -> None:
     """Collect the whitening masks and evaluate where it is due, then save and go on to the next epoch."""
     cfg, progress = run.cfg, run.progress
     records.meter.check_finite()
-    due = progress.epoch == cfg.WHITENING.COV_STAT_EPOCH
-    if cfg.WHITENING.DYNAMIC:
-        due = (progress.epoch + 1) % (cfg.WHITENING.COV_STAT_EPOCH + 1) == 0
-    if due and run.network.method.whitening == "isw":
-        update_masks(run, records)
+    whitening = run.criterion.whitening
+    if whitening is not None and whitening.selective:
+        due = progress.epoch >= cfg.WHITENING.COV_STAT_EPOCH and not whitening.has_masks
+        if cfg.WHITENING.DYNAMIC:
+            due = (progress.epoch + 1) % (cfg.WHITENING.COV_STAT_EPOCH + 1) == 0
+        if due:
+            update_masks(run, records)
     if cfg.EVAL.INTERVAL and (progress.epoch + 1) % cfg.EVAL.INTERVAL == 0:
         evaluate(run, records)
     with records.changing():

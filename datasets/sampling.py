@@ -252,7 +252,7 @@ def load_or_compute(path: Path, *, columns: int, title: str, make: Callable[[], 
         return rows
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # what numpy raises depends on where the file is damaged
         log.warning("%s: cannot be read (%s); it is made again", path, error)
     rows = make()
     try:

@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 _VERSION = 1  # raise it when decoding changes
 _HEADER = 128  # bytes of a .npy file before its data
 _LEFT_OVER = 3600  # seconds after which nobody writes to a temporary file any more
-_BROKEN = (OSError, ValueError, EOFError)  # what a damaged .npy file raises
 
 
 def decode(path: str, encoding: Encoding | None = None) -> np.ndarray:
@@ -67,7 +66,7 @@ class FrameCache:
             return _mapped(place, encoding)
         except (FileNotFoundError, PermissionError):  # the second of another user's, which writing tells once
             pass
-        except _BROKEN as error:
+        except Exception as error:  # what numpy raises depends on where the file is damaged
             log.warning("%s: not the decoded form of %s (%s); it is made again", place, path, error)
         array = decode(path, encoding)
         with nullcontext() if self.required else tolerated(f"the frame cache {self.folder}"):
@@ -128,7 +127,7 @@ class FrameCache:
                 reason = "its pixels differ"
             except FileNotFoundError:
                 continue
-            except _BROKEN as error:
+            except Exception as error:  # see `read`
                 reason = str(error)
             place.unlink(missing_ok=True)
             wrong.append(f"{place} of {path}: {reason}")

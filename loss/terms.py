@@ -94,7 +94,8 @@ def balanced_edge_entropy(edge: Tensor, target: Tensor) -> Tensor:
     nested edge detection, ICCV 2015, equation 2.
     """
     share = target.float() / 255
-    entropy = F.binary_cross_entropy(edge.squeeze(1).float() / 255, share, reduction="none")  # (B, H, W)
+    edge = (edge.squeeze(1).float() / 255).clamp(0, 1)  # upsampling may exceed 255 by its rounding
+    entropy = F.binary_cross_entropy(edge, share, reduction="none")  # (B, H, W)
     of_edges = share.mean((1, 2), keepdim=True)
     balance = share * (1 - of_edges) + (1 - share) * of_edges
     return (entropy * balance).sum() / balance.sum().clamp(min=1e-6)

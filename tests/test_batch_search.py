@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import batch_search
 import train
@@ -35,7 +36,9 @@ def test_the_largest_batch_is_found(
     assert not (tmp_path / "d").exists(), "no run folder"
 
 
-def test_steps_are_done_while_their_growth_leaves_room(small_camvid: Path, tmp_path: Path) -> None:
+def test_steps_are_done_while_their_growth_leaves_room(
+    small_camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes = list[int]()
 
     def gradients(_run: Any, batches: Any) -> Any:
@@ -53,6 +56,9 @@ def test_steps_are_done_while_their_growth_leaves_room(small_camvid: Path, tmp_p
     assert not fits(parts, batch, 4, gradients) and len(sizes) == 4, "400 would not fit: not tried"
     fits.limit = 1e12
     assert fits(parts, batch, 16, gradients) and sizes[4:] == [16], "the recipe's images: nothing is accumulated"
+    parts.cfg.OPTIM.COMPILE = True
+    monkeypatch.setattr(torch.compiler, "reset", lambda: sizes.append(0))
+    assert fits(parts, batch, 1, gradients) and sizes[5:] == [0, 1, 1], "each size is compiled anew"
 
 
 def test_a_system_says_how_much_memory_there_is(tmp_path: Path) -> None:

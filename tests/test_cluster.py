@@ -98,6 +98,11 @@ def test_a_lack_of_shared_memory_is_one_sentence(words: str) -> None:
     assert isinstance(known, UserError) and "--shm-size" in str(known) and "--num_workers 0" in str(known)
 
 
+def test_shared_memory_of_a_gpu_is_another() -> None:
+    error = RuntimeError("out of resource: shared memory, Required: 262144, Hardware limit: 232448.")
+    assert explain(error, save_memory="") is error
+
+
 def test_a_folder_has_one_run_at_a_time(small_camvid: Path, tmp_path: Path) -> None:
     flags = train_arguments(small_camvid, tmp_path, "--method", "base", "--max_iter", "1")
     train.main(flags)

@@ -210,6 +210,7 @@ def test_values_are_typed() -> None:
         ("--dataset", "--dataset: expected at least one argument"),
         ("--lr fast", "--lr must be a number above 0, got 'fast'"),
         ("--lr 0", "--lr must be a number above 0, got 0"),
+        ("--relax_denom 0.5", "--relax_denom 0.5: is 0 for no margin, or at least 1"),
         ("--lr nan", "--lr must be a number above 0, got nan"),
         ("--max_iter 1.5", "--max_iter must be a whole number of at least 1, got '1.5'"),
         (f"--max_iter {10**400}", "--max_iter must be a whole number of at least 1, got 1000"),
@@ -410,6 +411,15 @@ def test_the_yaml_of_a_run_starts_the_same_run(tmp_path: Path) -> None:
     path.write_text(config.to_yaml(cfg))
     assert parse(f"--config {path}") == cfg
     assert yaml.safe_load(path.read_text()) == config.to_dict(cfg)
+
+
+def test_the_yaml_of_a_run_takes_the_normalisation_of_another_backbone(tmp_path: Path) -> None:
+    path, lite = tmp_path / "config.yaml", "--backbone timm/tf_efficientnet_lite0"
+    for given, own, with_another in (("", [0.5] * 3, None), ("--mean 0.1 0.2 0.3", [0.1, 0.2, 0.3], [0.1, 0.2, 0.3])):
+        cfg = parse(f"{lite} {given}")
+        path.write_text(config.to_yaml(cfg))
+        assert cfg.AUGMENT.MEAN == own and parse(f"--config {path}") == cfg
+        assert parse(f"--config {path} --backbone resnet50").AUGMENT.MEAN == with_another
 
 
 @pytest.mark.parametrize("row", config.KEYS.values(), ids=lambda row: row.key)

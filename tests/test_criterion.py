@@ -62,6 +62,7 @@ def test_edges_and_the_rest_weigh_alike() -> None:
     per_image = chance.grad[:, 0]
     assert float(per_image[0, 0].sum() + 3 * per_image[0, 1:].sum()) == pytest.approx(0, abs=1e-7), "4 : 4/3 at 1/4"
     assert balanced_edge_entropy(chance, torch.zeros(2, 4, 5)).isfinite(), "no edge at all"
+    assert balanced_edge_entropy(torch.full((2, 1, 4, 5), 255.00003), target).isfinite(), "upsampled in float32"
     criterion = build("diia-v2")
     assert criterion.weights["edge"] == criterion.weights["edge_logits"] == 0.1
     assert build("diia-v2-old-edge").weights["edge"] == 0.001

@@ -67,7 +67,7 @@ def test_an_encoding_that_changes_is_another_label(gtav: tuple[list[Pair], Encod
     assert not np.array_equal(cache.read(pair.label, encoding), cache.read(pair.label, changed))
 
 
-@pytest.mark.parametrize("damage", ["cut", "foreign", "kind"])
+@pytest.mark.parametrize("damage", ["cut", "foreign", "header", "zip", "kind"])
 def test_a_broken_file_is_made_again(
     gtav: tuple[list[Pair], Encoding], tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
@@ -79,6 +79,10 @@ def test_a_broken_file_is_made_again(
         place.write_bytes(place.read_bytes()[:-7])
     elif damage == "foreign":
         place.write_text("no array at all")
+    elif damage == "header":
+        place.write_bytes(place.read_bytes().replace(b"}", b" ", 1))
+    elif damage == "zip":
+        place.write_bytes(b"PK\3\4" + place.read_bytes()[4:])
     else:
         with place.open("wb") as file:
             np.save(file, expected.astype(np.float32))

@@ -68,6 +68,21 @@ def test_a_first_step_that_the_scaler_leaves_out_is_no_warning() -> None:
     assert network.weight.item() == before and scheduler.last_epoch == 1
 
 
+def test_a_first_step_that_the_scaler_leaves_out_leaves_no_momentum() -> None:
+    networks = [nn.Linear(300, 200) for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    for network, steps in zip(networks, (("inf", "1"), ("1",)), strict=True):
+        optimizer, scaler = build_optimizer(options(), network), torch.amp.GradScaler("cpu", init_scale=2.0)
+        for factor in steps:
+            optimizer.zero_grad()
+            scaler.scale(network(torch.ones(1, 300)).sum() * float(factor)).backward()
+            junk = [torch.full((200, 300), 1e8) for _ in range(8)]  # what memory holds that is taken next
+            del junk
+            scaler.step(optimizer)
+            scaler.update()
+    torch.testing.assert_close(networks[0].weight, networks[1].weight)
+
+
 def test_the_first_step_decays_every_weight_by_default() -> None:
     """With the published decay of 5e-4 a weight moves by lr * 5e-4 of itself, 5e-6: checked to the last bits."""
     torch.manual_seed(0)

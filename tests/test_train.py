@@ -9,6 +9,7 @@ import re
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock, Mock
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 import config
 import train
 import valid
-from run import Run, log_start, restore
+from run import Run, log_start, restore, update_masks
 from tests.runs import build_run, differences, launch, read_weights, run_folder, train_arguments
 from tests.test_loaders import join
 from utils.errors import UserError
@@ -147,6 +148,24 @@ def test_a_resumed_run_takes_the_rate_that_it_is_given(
     assert group["lr"] == pytest.approx(0.5 * (1 - 4 / 8) ** 0.9)
     assert group["momentum"] == 0.8
     assert "continuing with another OPTIM.LR: 0.01 -> 0.5" in caplog.text
+
+
+def test_masks_are_collected_once_by_a_run_that_goes_on_after_their_epoch(
+    small_camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was started with a later --cov_stat_epoch."""
+    flags = ("--method", "isw", "--stat_images", "1", "--val_interval", "0", "--cov_stat_epoch")
+    for latest, epochs in (("2", [3]), ("9", [])):
+        run, collect = build_run(train_arguments(small_camvid, tmp_path, *flags, latest)), Mock(wraps=update_masks)
+        monkeypatch.setattr(train, "update_masks", collect)
+        monkeypatch.setattr(train, "save", Mock())
+        run.progress.epoch, seen = 3, list[int]()
+        for _ in range(2):
+            before = collect.call_count
+            train.end_epoch(run, MagicMock())
+            seen += [run.progress.epoch - 1] * (collect.call_count - before)
+        assert seen == epochs and run.criterion.whitening is not None
+        assert run.criterion.whitening.has_masks == bool(epochs)
 
 
 def test_parameter_groups_are_logged_and_those_of_another_run_refused(

@@ -18,7 +18,7 @@ REASONS = {  # what torch says -> what it means for the user
     "gloo.*(by peer|reset)|Broken pipe|failed to recv": "another process of this run has ended; it says why",
     "(?s)gloo.*Timed out|Application timeout|Watchdog caught collective operation timeout": "another process of this "
     "run has not answered within --dist_timeout; its own log says where it is, or it hangs",
-    "Bus error|shared memory": NO_SHARED_MEMORY,
+    "Bus error|shared memory(?!, Required)": NO_SHARED_MEMORY,
     "^DataLoader worker": "a loader process was killed, most likely for want of memory: lower --num_workers (0 for "
     "none); a training resumes with --resume auto",
     "Expected more than 1 (value|spatial)": "an image, or a crop of --crop_size, is too small for this network: its "
