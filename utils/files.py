@@ -190,7 +190,7 @@ def beside(weights: str | Path, name: str) -> Path:
     if _SCHEME.match(str(weights)):
         return Path(name)
     path = Path(weights)
-    return (path.resolve() if path.name in ("", "..") else path).with_name(name)
+    return (Path(os.path.abspath(path)) if path.name in ("", "..") else path).with_name(name)
 
 
 @contextmanager
