@@ -6,7 +6,6 @@ import copy
 import re
 import warnings
 from collections import defaultdict
-from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -65,9 +64,9 @@ def build_optimizer(cfg: Config, network: nn.Module) -> Optimizer:
     if cfg.OPTIM.NAME == "adamw":
         return AdamW(groups, fused=True)
     sgd = SGD(groups, momentum=cfg.OPTIM.MOMENTUM, fused=True)
-    for parameter in chain.from_iterable(group["params"] for group in groups) if cfg.OPTIM.MOMENTUM else ():
-        # A first step that the scaler leaves out would keep uninitialised memory as the momentum.
-        sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    for group in groups if cfg.OPTIM.MOMENTUM else ():
+        for parameter in group["params"]:  # a first step that the scaler leaves out would keep uninitialised memory
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return sgd
 
 

@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             network, flag = model.network, f"--submit {args.submit} needs" if args.submit else "--write"
             what = f"the method {network.method.name}" if isinstance(network, Segmentor) else args.weights
             raise UserError(f"{flag} {' '.join(missing)}: {what} has none; leave it out")
-        predict = predictor(model, names=wanted, batch_size=args.bs_mult_val)
+        predict = predictor(model, names=wanted)
         share = slice(distributed.rank(), None, distributed.world_size())
         failed = segment_images([job for job in jobs if not job.is_video][share], predict, writer)
         for job in [job for job in jobs if job.is_video][share]:
@@ -205,15 +205,15 @@ def find_jobs(inputs: Sequence[str], writer: Writer, *, force: bool) -> list[Job
     return jobs
 
 
-def predictor(model: Model, *, names: set[str], batch_size: int) -> Callable[..., Any]:
+def predictor(model: Model, *, names: set[str]) -> Callable[..., Any]:
     """Return `_predicted` with two batches side by side on a CPU, each with half of torch's threads from then on."""
     batches = 2 if model.device.type == "cpu" and torch.get_num_threads() > 1 else 1
     torch.set_num_threads(torch.get_num_threads() // batches)
-    return partial(_predicted, model, names=names, batch_size=batch_size, batches=batches)
+    return partial(_predicted, model, names=names, batches=batches)
 
 
 def _predicted(
-    model: Model, images: Iterable[tuple[Source, Array]], *, names: set[str], batch_size: int, batches: int
+    model: Model, images: Iterable[tuple[Source, Array]], *, names: set[str], batches: int
 ) -> Iterator[tuple[Source, Array, Maps | ImageError]]:
     """Yield every image (H, W, 3) with what it is of and what the model, `batches` at a time, says of it or why not."""
 
@@ -224,7 +224,7 @@ def _predicted(
             return [error] if len(group) == 1 else [maps([pair])[0] for pair in group]  # which one it is
 
     images = iter(images)
-    groups = iter(lambda: list(islice(images, batch_size)), [])
+    groups = iter(lambda: list(islice(images, model.batch_size)), [])
     for group, results in threaded_map(lambda group: (group, maps(group)), groups, threads=batches):
         for (source, image), found in zip(group, results, strict=True):
             yield source, image, found

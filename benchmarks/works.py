@@ -191,7 +191,7 @@ def prediction(number: int, device: torch.device, flags: Sequence[str], *, plain
             field.resize((640, 480), Image.Resampling.BICUBIC).save(jobs[-1].path)
         kinds = {kind: f"{kind}/{{path}}.png" for kind in ("train_ids", "overlay")}
         writer = predict.Writer(Path(folder, "out"), kinds, opacity=0.5, threads=min(cores(), 8))
-        predicted = None if plainly else predict.predictor(model, names={"labels"}, batch_size=1)
+        predicted = None if plainly else predict.predictor(model, names={"labels"})
         while True:
             if predicted is None:
                 for job in jobs:
