@@ -182,7 +182,7 @@ def find_jobs(inputs: Sequence[str], writer: Writer, *, force: bool) -> list[Job
     files, roots = dict[Path, None](), list[Path]()
     for word in inputs:
         for part in filter(None, sys.stdin.read().splitlines()) if word == "-" else [word]:
-            found, root = find_files(part, out=writer.out.absolute())
+            found, root = find_files(part, out=Path(os.path.abspath(writer.out)))
             files |= dict.fromkeys(found)
             roots += root
     if not files:

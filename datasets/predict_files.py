@@ -31,7 +31,7 @@ def find_files(word: str, *, out: Path) -> tuple[list[Path], list[Path]]:
     """
     if not word:  # which would be the working folder
         raise UserError("an input is an empty word; give files, folders or patterns")
-    path, known = Path(word).absolute(), IMAGES + VIDEOS
+    path, known = Path(os.path.abspath(word)), IMAGES + VIDEOS  # without ..
     if path.is_dir():
         inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
         written = {out} if path in out.parents else {out / kind for kind in KINDS} if path == out else set[Path]()

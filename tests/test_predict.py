@@ -71,7 +71,8 @@ def test_a_folder_becomes_train_ids_under_the_same_names(weights: Path, model: M
     for labels, street in zip(found.values(), STREETS, strict=True):
         assert labels.dtype == np.uint8
         np.testing.assert_array_equal(labels, model.segment(street))
-    again = run(weights, images / "out", images, "--force", "--bs_mult_val", "3")  # does not read its own results
+    out = images / ".." / images.name / "out"
+    again = run(weights, out, images, "--force", "--bs_mult_val", "3")  # does not read its own results
     assert list(again) == list(found)
 
 
