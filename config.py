@@ -136,7 +136,8 @@ def _resolve(layers: Iterable[Setting]) -> Config:
     values = _file_values() | {setting.key: setting.value for setting in layers}
     tree: Config = options.build_tree(values)
     _check_together(tree)
-    _fix_normalisation(tree)
+    # of the backbone's weights, fixed here so that a checkpoint, its export and its report hold them
+    tree.AUGMENT.update({key: tree.AUGMENT[key] or value for key, value in _of_weights(tree).items()})
     return tree
 
 
@@ -172,14 +173,6 @@ def _check_together(tree: Config) -> None:
         raise UserError("--visualize_feature plots the images of --pictures, which is 0; give at least 1")
     if (count := len(tree.EVAL.ATTENTION_PIXELS)) % 2:
         raise UserError(f"--attention_pixels takes x and y of each pixel, got {count} numbers; give one more")
-
-
-def _fix_normalisation(tree: Config) -> None:
-    """Set mean and deviation of the images to those of the backbone's weights, where the run has none.
-
-    They are fixed when the options are read, so that a checkpoint, its export and its report hold them.
-    """
-    tree.AUGMENT.update({key: tree.AUGMENT[key] or value for key, value in _of_weights(tree).items()})
 
 
 def _of_weights(tree: Mapping[str, Any]) -> dict[str, list[float]]:

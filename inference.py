@@ -33,10 +33,10 @@ from transforms import build_normalisation
 from utils import checkpoint, distributed
 from utils.device import autocast_dtype
 from utils.errors import UserError, reason
+from utils.pictures import Array as Array
 
 logger = logging.getLogger(__name__)
 SAVE_MEMORY = "use --eval_protocol sliding (smaller --window) or half, --amp auto, or --bs_mult_val 1"
-Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Picture: TypeAlias = Array | str | Path
 
 

@@ -113,8 +113,7 @@ def keep(run: Run, records: Records, step: int) -> Path:
         write_text(file, json.dumps({**content, "data": lists, "config": cfg}, indent=1) + "\n")
     if step == progress.step and not list(file.parent.glob("*.pth")):
         with suppress(UserError):  # weights that are broken already, or a full disk: the file says enough
-            weights, processes = file.with_suffix(".pth"), distributed.world_size()
-            run.save(weights, config=cfg, versions=records.versions, world_size=processes, data=lists)
+            run.save(file.with_suffix(".pth"), config=cfg, versions=records.versions, data=lists)
     return file
 
 
@@ -142,8 +141,7 @@ def replay(cfg: Config, *, device: torch.device, gradients: Gradients) -> None:
     check_lists(lists, trained_lists(run), path=file, accepted=cfg.RUN.OTHER_DATA)
     held = checkpoint.read_checkpoint(weights)
     run.load(upgrade_checkpoint(held, run.network), path=weights)
-    same = run.progress.step == step
-    before = "the weights before it" if same else f"weights of step {run.progress.step}"
+    before = "the weights before it" if run.progress.step == step else f"weights of step {run.progress.step}"
     write_line(f"step {step} on {weights}, {before}")
     run.progress = Progress(epoch, content["step_in_epoch"], step)
     dataset: Any = run.loader.loader.dataset

@@ -246,9 +246,8 @@ def restore(run: Run, start: Start) -> None:
     if path is None:
         return
     content = checkpoint.read_checkpoint(path)
-    saved, now = (config.to_dict(tree) for tree in (config.from_dict(content["config"], source=str(path)), cfg))
-    batch = run.loader.batches.global_batch
-    check_continuation(content, saved, now, path=path, steps_per_epoch=run.steps_per_epoch, global_batch=batch)
+    saved, batch = config.from_dict(content["config"], source=str(path)), run.loader.batches.global_batch
+    check_continuation(content, saved, cfg, path=path, steps_per_epoch=run.steps_per_epoch, global_batch=batch)
     check_lists(content["data"], trained_lists(run), path=path, accepted=cfg.RUN.OTHER_DATA)
     run.load(upgrade_checkpoint(content, run.network), path=path)
     apply_settings(cfg, run.network, run.optimizer, run.scheduler)

@@ -60,7 +60,6 @@ SAVE_MEMORY = (
     "evaluation, --eval_protocol sliding or half, or --bs_mult_val 1"
 )
 SLOW_DATA = 0.2  # share of the time waiting for data from which the log says what to do
-REPOSITORY = Path(__file__).resolve().parent
 logger = logging.getLogger("train")
 
 
@@ -77,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         logs.setup_logging()
         if cfg.RUN.REPLAY:
             return nonfinite.replay(cfg, device=device, gradients=add_gradients)
-        check_processes(cfg, REPOSITORY)
+        check_processes(cfg)
         if cfg.RUN.FIND_BATCH:
             return batch_search.find_batch(cfg, device=device, gradients=add_gradients)
         splits, start = Splits(load_domains(cfg)), find_start(cfg)
@@ -85,8 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         run = build_run(cfg, splits, device=device, start=start)
         run.findings = findings
         restore(run, start)
-        yaml = config.to_yaml(cfg)
-        records = open_records(cfg, start, step=run.progress.step, config_yaml=yaml, repository=REPOSITORY)
+        records = open_records(cfg, start, step=run.progress.step, config_yaml=config.to_yaml(cfg))
         records.saved_at, records.meter.keep = run.progress.step, partial(nonfinite.keep, run, records)
         last_words = logs.last_words(records.folder, save_memory=SAVE_MEMORY, step=lambda: run.progress.step)
         with records.held, last_words, signals.deferred():
@@ -133,7 +131,8 @@ def train_epoch(run: Run, records: Records) -> None:
             gradient_norm = train_step(run, meter, micro_batches)
             progress.step += 1
             progress.step_in_epoch += 1
-        records.step_done()
+        records.bar.update()
+        records.profiled()
         if progress.step % cfg.LOG_INTERVAL == 0 or progress.step == last_step:
             meter.check_finite()
             log_step(run, records, gradient_norm)
@@ -294,7 +293,6 @@ def save(run: Run, records: Records, kind: str) -> None:
                 records.folder / f"{kind}.pth",
                 config=config.to_dict(run.cfg),
                 versions=records.versions,
-                world_size=distributed.world_size(),
                 data=trained_lists(run),
             )
     if kind == "last" and kind not in records.unsaved:

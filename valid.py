@@ -48,7 +48,6 @@ from utils import checkpoint, distributed, logs, pictures, signals
 from utils.files import beside, new_folder
 from utils.pictures import Picture
 
-REPOSITORY = Path(__file__).resolve().parent
 logger = logging.getLogger("valid")
 
 
@@ -79,7 +78,7 @@ class Candidate(NamedTuple):
 
     def about(self, cfg: Config) -> About:
         folder = Path(cfg.RUN.SNAPSHOT or cfg.EVAL.PREDICTIONS).parent
-        return About(folder, self.settings, shlex.join(sys.argv), logs.versions(REPOSITORY))
+        return About(folder, self.settings, shlex.join(sys.argv), logs.versions())
 
 
 def evaluate(cfg: Config, device: torch.device) -> Report:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from benchmarks import Row, Settings, machine, measure
 from utils import format_table, program_parser
 from utils.errors import UserError, run_entry_point
-from utils.files import atomic_path
+from utils.files import write_text
 from utils.logs import write_line
 
 COMPUTING = ("step", "eval", "statistics", "layout", "predict", "appearance")
@@ -72,8 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_line(json.dumps(content, indent=1))
         return
     if args.json:
-        with atomic_path(Path(args.json)) as path:
-            path.write_text(json.dumps(content, indent=1) + "\n")
+        write_text(Path(args.json), json.dumps(content, indent=1) + "\n")
     write_line(to_text(content))
 
 

@@ -37,6 +37,7 @@ from evaluation.metrics import argmax_classes, confusion_matrix
 from loss.terms import neighbour_classes
 from transforms import build_appearance, build_appearance_sampler, build_geometry
 from transforms.appearance import edge_target
+from utils import REPOSITORY
 from utils.parallel import opencv
 
 CROP = plain.CROP
@@ -44,7 +45,6 @@ WIDTH, HEIGHT = 1914, 1052
 FRAMES = 6  # pairs that a row goes through in turn
 ENCODING = ENCODINGS["cityscapes_colours"]
 FLAGS = ("--crop_size", str(CROP), "--gblur", "--color_aug", "0.5")
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def make_pair(folder: Path, number: int) -> Pair:

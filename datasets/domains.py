@@ -245,7 +245,7 @@ def load_domains(cfg: Config) -> dict[str, Domain]:
         root = str(getattr(cfg.DATASET, row.root_key.split(".")[1]))
         domains[name] = replace(row, root=os.path.expanduser(os.path.expandvars(root)))
     if cfg.DATASET.DOMAINS_FILE:
-        domains.update(read_domains(Path(os.path.expanduser(cfg.DATASET.DOMAINS_FILE))))
+        domains.update(read_domains(Path(cfg.DATASET.DOMAINS_FILE)))
     tile = cfg.DATASET.CLASS_UNIFORM_TILE
     return {name: replace(row, tile=row.tile or tile) for name, row in domains.items()}
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from utils import IGNORE as IGNORE
+
 NUM_CLASSES = 19
-IGNORE = 255
 
 CLASS_NAMES: tuple[str, ...] = tuple(
     "road,sidewalk,building,wall,fence,pole,traffic light,traffic sign,vegetation,terrain,sky,person,rider,car,truck,"

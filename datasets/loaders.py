@@ -192,7 +192,7 @@ def _add_coarse(cfg: Config, splits: Splits, pools: list[Split], sources: list[S
 def frame_cache(cfg: Config) -> FrameCache | None:
     if not cfg.DATASET.FRAME_CACHE:
         return None
-    return FrameCache(Path(os.path.realpath(os.path.expanduser(cfg.DATASET.FRAME_CACHE))), required=False)
+    return FrameCache(Path(os.path.realpath(cfg.DATASET.FRAME_CACHE)))
 
 
 @dataclass(eq=False)

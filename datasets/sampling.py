@@ -224,7 +224,7 @@ def source_centroids(
 
     def load() -> np.ndarray:
         key = cache_key(pairs, encoding=encoding, tile=tile)
-        path = Path(os.path.expanduser(cache_dir)) / f"centroids_{name}_tile{tile}_{key}.npy"
+        path = Path(cache_dir) / f"centroids_{name}_tile{tile}_{key}.npy"
         return load_or_compute(path, columns=4, title=title, make=make)
 
     return from_main(load)

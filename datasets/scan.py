@@ -134,7 +134,7 @@ def scan(
     With a folder `cache`, pairs that were sound are not decoded again as long as their files keep size and time.
     """
     if cache:
-        return _scan_once(pairs, encoding=encoding, workers=workers, title=title, cache=Path(os.path.expanduser(cache)))
+        return _scan_once(pairs, encoding=encoding, workers=workers, title=title, cache=Path(cache))
     task = partial(look, encoding=encoding)
     if processes:
         return list(parallel_map(task, pairs, workers=min(workers, len(pairs) // 8), title=title, unit="pair"))

@@ -12,7 +12,7 @@ import shutil
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from multiprocessing.pool import ThreadPool
@@ -57,10 +57,9 @@ class FrameCache:
     """
 
     folder: Path
-    required: bool = True  # False: where the disk is full, frames are decoded every time
 
     def read(self, path: str, encoding: Encoding | None = None) -> np.ndarray:
-        """Return what `decode` does, memory-mapped, decoded and kept where missing; `UserError` over a full disk."""
+        """Return what `decode` does, memory-mapped; decoded where missing and kept, unless the disk is full."""
         place = self.place(path, encoding)
         try:
             return _mapped(place, encoding)
@@ -69,7 +68,7 @@ class FrameCache:
         except Exception as error:  # what numpy raises depends on where the file is damaged
             log.warning("%s: not the decoded form of %s (%s); it is made again", place, path, error)
         array = decode(path, encoding)
-        with nullcontext() if self.required else tolerated(f"the frame cache {self.folder}"):
+        with tolerated(f"the frame cache {self.folder}"):
             try:
                 with atomic_path(place) as temporary, temporary.open("wb") as file:
                     np.save(file, array)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from datasets import files
 from datasets.codec import Encoding, image_size
 from datasets.domains import Domain, Layout, get_domain
+from utils import REPOSITORY
 from utils.errors import UserError, first_few, reason
 from utils.files import read_whole
 
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 RENAME = "rename or convert them (upper and lower case differ)"
-SPLIT_DATA = Path(__file__).resolve().parents[1] / "split_data"
+SPLIT_DATA = REPOSITORY / "split_data"
 
 
 class Pair(NamedTuple):

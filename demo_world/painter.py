@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from datasets.labels import IGNORE
 from utils.parallel import opencv
+from utils.pictures import Array as Array
 
 OVERSAMPLING = 3  # odd, so that a pixel has a centre sample: that one is its label
 TINY = 0.8 / OVERSAMPLING  # pixels
@@ -23,7 +24,6 @@ SKY_DEPTH = 1000.0
 VOID = IGNORE
 GROUND_DEPTH = -1.0  # marks shapes whose depth follows from the image row
 
-Array = np.ndarray[Any, np.dtype[Any]]
 _CIRCLE = np.stack((np.cos(np.arange(14) * np.pi / 7), np.sin(np.arange(14) * np.pi / 7)), axis=-1)
 Colour = tuple[float, float, float]
 
@@ -124,10 +124,10 @@ class Painter:
         """Add a polygon (N, 2) given in pixels to the current group."""
         self.groups[-1][2].append(Shape(outline[None], label, colour, 1.0, 0.0))
 
-    def ground(self, label: int, colour: Colour, x0: float, x1: float, z0: float, z1: float, *, y: float = 0.0) -> None:
+    def ground(self, label: int, colour: Colour, x0: float, x1: float, z0: float, z1: float) -> None:
         """Add a rectangle on the ground, cut finely enough to follow a bend."""
         z0 = max(z0, NEAR)
-        self._strip(label, colour, (x0, y), (x1, y), z0, max(min(z1, GROUND_END), z0 + 0.01), 0.0)
+        self._strip(label, colour, (x0, 0.0), (x1, 0.0), z0, max(min(z1, GROUND_END), z0 + 0.01), 0.0)
 
     def upright(
         self, label: int, colour: Colour, x: float, y0: float, y1: float, z0: float, z1: float, *, glow: float = 0.0

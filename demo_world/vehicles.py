@@ -10,7 +10,7 @@ import numpy as np
 from datasets.labels import CLASS_NAMES
 from demo_world.painter import Array, Colour, Painter, Spot, shade
 
-CAR, TRUCK, BUS, TRAIN = (CLASS_NAMES.index(name) for name in ("car", "truck", "bus", "train"))
+TRAIN = CLASS_NAMES.index("train")
 TYRE: Colour = (22, 22, 24)
 GLASS: Colour = (52, 62, 72)
 Outline = Sequence[tuple[float, float]]

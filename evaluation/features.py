@@ -6,7 +6,7 @@ Letters: H, W pixels; C channels; N query pixels; h x w cells of the last featur
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,7 +22,6 @@ from network import Segmentor
 from network.diia import DIIASegmentor
 from network.methods import Method
 from network.timm_backbone import TimmBackbone
-from transforms import FixedAugmentation
 from transforms.appearance import Appearance, edge_target
 from utils.errors import UserError
 from utils.parallel import opencv
@@ -64,13 +63,13 @@ class FeaturePlotter:
 
     Attributes:
         whitening: holds the masks, None where the method has none.
-        augment: makes the photometrically augmented view of an image.
+        augment: makes the photometrically augmented view of an image (transforms.build_fixed_augmentation).
         pixels: x y x y ... of the pixels whose attention is plotted; none: in the middle of the largest classes.
     """
 
     network: Segmentor
     whitening: Whitening | None
-    augment: FixedAugmentation
+    augment: Callable[[Tensor], tuple[Tensor, Tensor]]
     device: torch.device
     autocast_dtype: torch.dtype | None = None
     pixels: Sequence[int] = ()
@@ -236,8 +235,7 @@ def plot_batch(batch: TrainingBatch, appearance: Appearance, *, method: Method) 
     edges = edge_target(batch.images, magnitude=method.edge_magnitude).byte().cpu()
     tiles: list[Array] = []
     for image, label, edge in zip(images, labels, edges, strict=True):
-        tiles.append(image.permute(1, 2, 0).numpy())
-        tiles.append(colorize(label.numpy(), palette=PALETTE))
+        tiles += [image.permute(1, 2, 0).numpy(), colorize(label.numpy(), palette=PALETTE)]
         tiles.append(edge[..., None].expand(-1, -1, 3).numpy())
     return contact_sheet(tiles, columns=3)
 

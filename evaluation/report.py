@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections import defaultdict
@@ -20,7 +18,7 @@ from datasets.labels import CLASS_NAMES
 from datasets.splits import Split
 from evaluation.metrics import Scores, merge_classes, nan_mean, score
 from evaluation.more_metrics import TITLES, MoreCounts
-from utils import format_table, no_formula, percent
+from utils import format_csv, format_table, percent
 from utils.files import write, write_text
 from utils.pictures import Array
 
@@ -178,21 +176,17 @@ class Report:
 
     def to_csv(self) -> str:
         """Return one line per domain, class subset and metric; values are fractions."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
         weights = {key: self.weights.get(key, "") for key in ("checkpoint", "step", "seed")}
-        weights["checkpoint"] = no_formula(str(weights["checkpoint"]))
         protocol = ["split", "list", "images", "transform", "scales", "classes", *weights]
-        writer.writerow(["domain", "corruption", "subset", "source", "metric", "value", *protocol])
+        table: list[list[Any]] = [["domain", "corruption", "subset", "source", "metric", "value", *protocol]]
         for row in self.rows:
             metrics = {**asdict(row.scores), "loss": row.loss, **row.more}
             metrics |= {f"iou/{name}": value for name, value in metrics.pop("iou").items()}
-            for metric, value in metrics.items():
-                domain = [row.domain, row.corruption, row.subset, "yes" if row.is_source else "no"]
-                writer.writerow([*domain, metric, _csv(value), *astuple(row.protocol), *weights.values()])
-        mean = _csv(self.mean_over_targets)
-        writer.writerow(["mean over targets", "", "", "no", "mean_iou", mean, *[""] * 6, *weights.values()])
-        return buffer.getvalue()
+            domain = [row.domain, row.corruption, row.subset, "yes" if row.is_source else "no"]
+            table += [[*domain, *metric, *astuple(row.protocol), *weights.values()] for metric in metrics.items()]
+        mean = self.mean_over_targets
+        table.append(["mean over targets", "", "", "no", "mean_iou", mean, *[""] * 6, *weights.values()])
+        return format_csv([None if cell != cell else cell for cell in row] for row in table)  # empty where it is nan
 
     def to_json(self) -> str:
         """Return everything, confusion matrices included; a score without pixels is null."""
@@ -314,7 +308,3 @@ def selection_scores(
     mean_iou = {row.domain: row.scores.mean_iou for row in rows if not row.subset}
     source = nan_mean([mean_iou[name] for name in sources if name in mean_iou])
     return {**{name: mean_iou[name] for name in targets}, "source": source}
-
-
-def _csv(value: float) -> str:
-    return "" if math.isnan(value) else repr(value)

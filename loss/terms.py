@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-IGNORE = 255
+from utils import IGNORE
+
 # Of torch's checkpoint: the backward pass computes a term again, so that no probabilities of full size are kept for it.
 AGAIN: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
 

@@ -145,13 +145,12 @@ def assemble(
     architecture: Architecture,
     *,
     method: Method,
-    num_classes: int = 19,
     freeze_bn: bool = False,
     layout_confidence: Confidence = "logits",
 ) -> Segmentor:
     """Build a backbone with the style sites and the head of a method; raises `UserError` where they do not fit."""
     backbone = architecture.build(method.codes, skip=method.head == "plain" or bool(method.parts))
-    shared: dict[str, Any] = {"method": method, "num_classes": num_classes, "freeze_bn": freeze_bn}
+    shared: dict[str, Any] = {"method": method, "num_classes": 19, "freeze_bn": freeze_bn}
     if method.head != "diia":
         return {"plain": PlainSegmentor, "linear": LinearSegmentor}[method.head](backbone, **shared)
     return DIIASegmentor(backbone, layout_confidence=layout_confidence, **shared)

@@ -16,7 +16,7 @@ from utils.errors import UserError
 
 Parts = dict[str, tuple[str, ...]]  # stem, stage1 .. stage4 -> the layers that it runs, by name and in order
 Dilations = Mapping[int, Mapping[int, int]]  # output stride -> {stage that is dilated instead of strided: dilation}
-_STAGES = {3: "stage1", 4: "stage2", 5: "stage3", 6: "stage4"}
+_STAGES = dict(enumerate(PARTS[1:], 3))
 
 
 def _default(value: Any) -> Any:

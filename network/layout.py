@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from network.outputs import SmallLogits, cached_parts, largest_class, logit_parts
+from utils import IGNORE
 from utils.parallel import opencv
 
-IGNORE = 255
 CAP = 0.99  # of the layout's thresholds
 Confidence = Literal["logits", "softmax"]
 

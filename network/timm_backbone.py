@@ -21,7 +21,7 @@ from utils.errors import UserError, did_you_mean
 TIMM = "timm/"  # how --backbone starts
 _PROBE = torch.empty(2, 3, 96, 160, device="meta")  # images of a size that no network is made for
 _HIERA = threading.Lock()
-_POSITIONS = {2: "stem", 3: "stage1", 4: "stage2", 5: "stage3", 6: "stage4"}
+_POSITIONS = dict(enumerate(PARTS, 2))
 
 
 @dataclass(frozen=True)

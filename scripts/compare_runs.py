@@ -7,8 +7,6 @@ It reads the `scores.json` files of train.py and valid.py, wherever they lie bel
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import re
 from collections.abc import Sequence
 from itertools import product
@@ -35,7 +33,7 @@ if __name__ == "__main__":
 
 from evaluation.compare import Comparison, Mean, read_scores
 from evaluation.page import template
-from utils import format_table, no_formula
+from utils import format_csv, format_table
 from utils.files import write_text
 from utils.logs import write_line
 from utils.pictures import new_figure, save_png
@@ -90,17 +88,15 @@ def to_csv(found: Comparison) -> str:
     """Return a line per method and column, values as fractions; differences are empty for `against` itself."""
     numbers = ["seeds", "mean", "deviation", "image_low", "image_high"]
     heading = ["method", "on", "target", *numbers, "against", *(f"difference_{name}" for name in numbers), "p"]
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(heading)
+    table = [heading]
     for method, column in product(found.methods, found.shown):
         target = "yes" if found.columns.get(column, True) else "no"
-        cells: list[Any] = [no_formula(method), column, target, *_numbers(found.mean(method, column))]
+        cells: list[Any] = [method, column, target, *_numbers(found.mean(method, column))]
         if (method, column) in found.compared:
             difference = found.difference(method, column)
-            cells += [no_formula(found.against), *_numbers(difference), difference.p]
-        writer.writerow([*cells, *[""] * (len(heading) - len(cells))])
-    return buffer.getvalue()
+            cells += [found.against, *_numbers(difference), difference.p]
+        table.append([*cells, *[""] * (len(heading) - len(cells))])
+    return format_csv(table)
 
 
 def _numbers(mean: Mean) -> list[float | None]:

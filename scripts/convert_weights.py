@@ -35,8 +35,6 @@ from network.weights import build_published
 from utils import checkpoint, logs
 from utils.files import make_folder
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-
 
 def convert(args: argparse.Namespace) -> str:
     """Write the checkpoint that the flags ask for, or raise `UserError`; return one line about its network."""
@@ -59,7 +57,7 @@ def convert(args: argparse.Namespace) -> str:
         **{part: {} for part in ("criterion", "optimizer", "scheduler", "scaler", "best")},
         "progress": {"epoch": epoch if isinstance(epoch, int) else 0, "step_in_epoch": 0, "step": 0},
         "config": plain,
-        "versions": logs.versions(REPOSITORY),
+        "versions": logs.versions(),
         "world_size": 1,
     }
     checkpoint.save(out, converted)

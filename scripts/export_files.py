@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import shlex
 import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,6 @@ import config
 from config import Config
 from datasets.labels import CLASS_NAMES, PALETTE
 from evaluation.description import describe_checkpoint
-from evaluation.metrics import Scores
-from evaluation.report import DomainScore, Protocol, Report
 from network import Segmentor
 from network.weights import published_arch, published_state
 from transforms import build_normalisation
@@ -203,13 +201,13 @@ def write_weights(
     checkpoint.save_folder(path, written, metadata=metadata, card=card)
 
 
-def model_card(about: Mapping[str, Any], *, license_name: str, scores: list[Report]) -> str:
+def model_card(about: Mapping[str, Any], *, license_name: str, scores: list[str]) -> str:
     """Return the text of a model card.
 
     Args:
         about: what is told of the weights, by name; `method` and `backbone` are there.
         license_name: as huggingface.co lists them, `mit` or `other`.
-        scores: reports on these weights.
+        scores: tables on these weights, in Markdown.
     """
     method, backbone = about["method"], about["backbone"]
     head = {
@@ -224,12 +222,12 @@ def model_card(about: Mapping[str, Any], *, license_name: str, scores: list[Repo
         head=yaml.safe_dump(head, sort_keys=False),
         title=f"{method}, {backbone}",
         facts=format_table(facts, "markdown"),
-        scores="\n".join(report.to_markdown() for report in scores).rstrip() or none,
+        scores="\n".join(scores).rstrip() or none,
     )
 
 
-def reports_on(path: Path, *, weights: Mapping[str, Any]) -> list[Report]:
-    """Return the reports in the folder of a checkpoint, or in one named `scores...` inside it, on these very weights.
+def reports_on(path: Path, *, weights: Mapping[str, Any]) -> list[str]:
+    """Return the scores.md in the folder of a checkpoint, or in one named `scores...` inside it, on these very weights.
 
     Args:
         path: of the checkpoint.
@@ -238,25 +236,11 @@ def reports_on(path: Path, *, weights: Mapping[str, Any]) -> list[Report]:
     found = []
     for file in sorted([*path.parent.glob("scores.json"), *path.parent.glob("scores*/scores.json")]):
         try:
-            content = json.loads(file.read_bytes())
-            about = {**content["weights"], "file": Path(content["weights"]["file"]).name}  # not where it lies
-            report, same = Report(about, [_row(row) for row in content["domains"]]), about["file"] == path.name
-            if same and all(report.weights.get(name, value) == value for name, value in weights.items()):
-                found.append(report)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            about = json.loads(file.read_bytes())["weights"]
+            same = all(about.get(name, value) == value for name, value in weights.items())
+            if same and Path(about["file"]).name == path.name:
+                text = file.with_suffix(".md").read_text(encoding="utf-8")
+                found.append(text.replace(escape(about["file"], quote=False), path.name))  # not where it lies
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             logger.warning("%s: not a score file of train.py or valid.py (%r); left out", file, error)
     return found
-
-
-def _row(content: dict[str, Any]) -> DomainScore:
-    """Return a row of a report from its JSON, in which a number that does not exist is null."""
-
-    def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: math.nan if value is None else value for name, value in values.items()}
-
-    iou = numbers(content["scores"]["iou"])
-    scores: dict[str, Any] = {"classes_in_mean": sum(map(math.isfinite, iou.values()))}  # older files do not say
-    scores |= {**numbers(content["scores"]), "iou": iou}
-    parts = {"scores": Scores(**scores), "protocol": Protocol(**content["protocol"])}
-    more = numbers({"loss": content["loss"]}) | {"more": numbers(content.get("more", {}))}
-    return DomainScore(**content | parts | more)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import itertools
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -59,7 +56,7 @@ from datasets.sampling import (
 from datasets.splits import Pair, find_pairs, list_hash
 from transforms import build_geometry
 from transforms.geometry import Geometry, make_view
-from utils import format_table
+from utils import format_csv, format_table
 from utils.files import new_folder, write_text
 from utils.parallel import parallel_map
 from utils.pictures import Array, render, save_png
@@ -145,7 +142,7 @@ def inspect_domain(
 
     title, key = f"pixels of {name}", cache_key(pairs, encoding=encoding, tile=0)
     make = partial(counted, count, [Pick(item, item) for item in range(number)], title)
-    path = Path(os.path.expanduser(folder)) / f"pixels_{name}_{key}.npy"
+    path = Path(folder) / f"pixels_{name}_{key}.npy"
     pixels = load_or_compute(path, columns=NUM_CLASSES + 1, title=title, make=make)  # (N, 20)
     centroids = source_centroids(pairs, encoding=encoding, tile=tile, name=name, cache_dir=folder, workers=workers)
     per_class = np.bincount(centroids[:, 1], minlength=NUM_CLASSES + 1)
@@ -177,13 +174,11 @@ def inspect_domain(
 
 def to_csv(inspections: Sequence[Inspection]) -> str:
     """Return one line per domain and class, with what its numbers depend on; shares are 0..1."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["domain", "class", *COLUMNS, *inspections[0].how])
-    for inspection in inspections:
-        for name, *numbers in zip(NAMES, *(inspection.columns[key].tolist() for key in COLUMNS), strict=True):
-            writer.writerow([inspection.domain, name, *numbers, *inspection.how.values()])
-    return buffer.getvalue()
+    table = [["domain", "class", *COLUMNS, *inspections[0].how]]
+    for found in inspections:
+        rows = zip(NAMES, *(found.columns[key].tolist() for key in COLUMNS), strict=True)
+        table += [[found.domain, *row, *found.how.values()] for row in rows]
+    return format_csv(table)
 
 
 def plot_classes(inspections: Sequence[Inspection]) -> Any:

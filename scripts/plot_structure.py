@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import io
 import json
-from pathlib import Path
 from typing import Any
 
 import config
 from loss.criterion import WEIGHTS
 from network import METHODS
+from utils import REPOSITORY
 from utils.pictures import render
 
-FILE = Path(__file__).parents[1] / "docs" / "images" / "structure.png"
+FILE = REPOSITORY / "docs" / "images" / "structure.png"
 BACKBONE, HEAD, EDGE, LAYOUT, ATTENTION, LOSS = "#dfe7f2", "#e6e6e6", "#d9efdc", "#efe3f6", "#fff1c9", "#f9d6cf"
 LINE, SITE = "#3c4654", "#e07b39"
 FORMULA = r"$\gamma\,\mathrm{softmax}(q\,k^\top)\,v + W x$"

@@ -213,7 +213,7 @@ def test_a_frame_cache_of_a_run_tells_once_and_tries_again(
 ) -> None:
     caplog.set_level(logging.INFO)
     image = save(tmp_path / "image.png", paint(np.zeros((8, 8), np.uint8)))
-    cache = FrameCache(tmp_path / "frames", required=False)
+    cache = FrameCache(tmp_path / "frames")
     with monkeypatch.context() as patch:
         patch.setattr(segmentation.np, "save", lambda *_: (_ for _ in ()).throw(FULL))
         first, second = cache.read(str(image)), cache.read(str(image))

@@ -28,7 +28,6 @@ from transforms.geometry import (
     View,
     make_view,
 )
-from utils.errors import UserError
 
 
 class PythonRandom:
@@ -283,11 +282,6 @@ def test_pre_size_brings_the_shorter_side_first() -> None:
 def test_tiny_images_survive_downscaling() -> None:
     chain = Geometry((RandomScale(0.1, 0.2), RandomCrop(16)))
     assert chain(view_of(np.zeros((3, 4), np.uint8), focus=(3, 2)), np.random.default_rng(0)).size == (16, 16)
-
-
-def test_scales_in_the_wrong_order(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--scale_min 0.5 --scale_max 0.1: the first must not be above the second"):
-        build_geometry(make_cfg(tmp_path, SCALE_MAX=0.1))
 
 
 def test_recipe_has_rotation_only_where_requested(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_few_images_with_a_large_share() -> None:
     st.lists(st.integers(1, 40), min_size=1, max_size=4),
     st.integers(0, 5),
     st.integers(1, 3),
-    st.integers(1, 3),
+    st.integers(1, 4),
     st.integers(1, 4),
     st.floats(0, 1),
 )
@@ -105,18 +105,6 @@ def test_processes_share_the_global_batches(
             position = step * images + place
             assert (pick.item, *(pick.focus or (-1, -1))) == order[position]
             assert pick.stream == (epoch << 32) + position
-
-
-def test_more_processes_with_smaller_batches_read_the_same() -> None:
-    plan = EpochPlan((source(37),), 1, fraction=0.5)
-    one = list(GlobalBatches(plan, 8))
-    for world, accumulate in ((2, 1), (4, 1), (2, 2), (1, 4)):
-        parts = [list(GlobalBatches(plan, 8 // world // accumulate, accumulate, r, world)) for r in range(world)]
-        joined = [
-            [pick for a in range(accumulate) for part in parts for pick in part[step * accumulate + a]]
-            for step in range(len(one))
-        ]
-        assert joined == one
 
 
 @pytest.mark.parametrize("start", [0, 1, 3])

@@ -428,9 +428,15 @@ def test_other_rows_train_and_are_known_again(method: str, small_camvid: Path, t
 
 
 def test_mixed_precision_trains(small_camvid: Path, tmp_path: Path) -> None:
-    train.main(train_arguments(small_camvid, tmp_path, "--amp", "bf16", "--max_iter", "2"))
-    lines = [json.loads(line) for line in (run_folder(tmp_path) / "history.jsonl").read_text().splitlines()]
-    assert all(value == value for line in lines for key, value in line.items() if key.startswith("loss/"))
+    losses = {}
+    for amp in ("off", "bf16"):
+        train.main(
+            train_arguments(small_camvid, tmp_path / amp, "--amp", amp, "--max_iter", "2", "--log_interval", "1")
+        )
+        lines = read_history(run_folder(tmp_path / amp) / "history.jsonl")
+        losses[amp] = [line["loss/train_loss"] for line in lines if "loss/train_loss" in line]
+    assert len(losses["bf16"]) == 2 and losses["bf16"] != losses["off"]
+    assert losses["bf16"] == pytest.approx(losses["off"], rel=0.1)
 
 
 def test_test_mode_does_a_little_of_everything(small_camvid: Path, tmp_path: Path) -> None:

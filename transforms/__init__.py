@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from config import Config
-from transforms.appearance import MEAN, STD, Appearance, AppearanceParams, AppearanceSampler, Normalisation
+from transforms.appearance import MEAN, STD, Appearance, AppearanceSampler, Normalisation
 from transforms.geometry import Geometry, RandomCrop, RandomFlip, RandomRotation, RandomScale, Resize
 from transforms.style_augmentation import StyleAugmentation
-from utils.errors import UserError
 
 JITTER_STRENGTHS = {"diia": (0.8, 0.8, 0.8, 0.3), "robustnet": (0.4, 0.4, 0.4, 0.1)}  # as `AppearanceSampler` has them
 
@@ -20,10 +19,6 @@ JITTER_STRENGTHS = {"diia": (0.8, 0.8, 0.8, 0.3), "robustnet": (0.4, 0.4, 0.4, 0
 def build_geometry(cfg: Config) -> Geometry:
     """Return scale, crop, flip and, where asked for, rotation of a training sample."""
     augment = cfg.AUGMENT
-    if augment.SCALE_MIN > augment.SCALE_MAX:
-        raise UserError(
-            f"--scale_min {augment.SCALE_MIN} --scale_max {augment.SCALE_MAX}: the first must not be above the second"
-        )
     scale = RandomScale(augment.SCALE_MIN, augment.SCALE_MAX, augment.PRE_SIZE)
     crop = RandomCrop(augment.CROP_SIZE, pad=not augment.CROP_NOPAD)
     rotation = (RandomRotation(augment.RROTATE),) if augment.RROTATE > 0 else ()
@@ -57,19 +52,11 @@ def build_style_augmentation(cfg: Config) -> StyleAugmentation | None:
     return None if style == StyleAugmentation() else style
 
 
-@dataclass(frozen=True)
-class FixedAugmentation:
-    """Makes the photometrically augmented view of an image, with the same parameters for every image."""
+def build_fixed_augmentation(cfg: Config) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Return what makes the augmented view that pictures show of any image, sampled once from the run's seed.
 
-    appearance: Appearance
-    params: AppearanceParams
-
-    def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the view of (3, h, w) uint8 in its own colours, (3, h, w) uint8, and the pair of `Appearance.pair`."""
-        view = self.appearance.colours(image[None], default_collate([self.params]))[0]
-        return view, self.appearance.pair(image, self.params)
-
-
-def build_fixed_augmentation(cfg: Config) -> FixedAugmentation:
-    """Return the augmentation that pictures show, sampled once from the run's seed."""
-    return FixedAugmentation(build_appearance(cfg), statistics_sampler()(np.random.default_rng((cfg.RUN.SEED, 4))))
+    It maps (3, h, w) uint8 to the view in its own colours, (3, h, w) uint8, and the pair of `Appearance.pair`.
+    """
+    appearance, params = build_appearance(cfg), statistics_sampler()(np.random.default_rng((cfg.RUN.SEED, 4)))
+    batch = default_collate([params])
+    return lambda image: (appearance.colours(image[None], batch)[0], appearance.pair(image, params))

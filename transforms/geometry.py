@@ -14,9 +14,8 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from utils import IGNORE
 from utils.parallel import opencv
-
-IGNORE = 255
 
 
 class Rng(typing.Protocol):

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import math
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+IGNORE = 255  # of labels: a pixel without a class
 Style = Literal["text", "markdown", "latex"]
+REPOSITORY = Path(__file__).resolve().parents[1]
 _FORMATS: dict[Style, str] = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs"}
 
 
 def version() -> str:
     """Return the version that pyproject.toml states."""
-    text = (Path(__file__).resolve().parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
     return re.findall(r'^version = "(.+)"$', text, re.MULTILINE)[0]
 
 
@@ -52,9 +56,14 @@ def format_table(table: Sequence[Sequence[str]], style: Style = "text") -> str:
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 
-def no_formula(text: str) -> str:
-    """Return a text for a CSV cell that no spreadsheet takes for a formula: it comes out of a file."""
-    return re.sub(r"^(?=[=+@\t\r-])", "'", text)
+def format_csv(table: Iterable[Sequence[Any]]) -> str:
+    """Lay out lines of cells as CSV, None empty; no spreadsheet takes a text of them, out of a file, for a formula."""
+    lines = (
+        [re.sub(r"^(?=[=+@\t\r-])", "'", cell) if isinstance(cell, str) else cell for cell in row] for row in table
+    )
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(lines)
+    return buffer.getvalue()
 
 
 def percent(value: float) -> str:

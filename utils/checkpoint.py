@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from utils import distributed
 from utils.errors import UserError, first_few
 from utils.files import CONFIG_FILE, WEIGHTS_FILE, likely_cause, local_path, sync_folder, write, write_text
 
@@ -279,9 +280,7 @@ class RunState:
     progress: Progress = field(default_factory=Progress)
     best: dict[str, float] = field(default_factory=dict)
 
-    def save(
-        self, path: Path, *, config: dict[str, Any], versions: dict[str, str], world_size: int, data: dict[str, Any]
-    ) -> None:
+    def save(self, path: Path, *, config: dict[str, Any], versions: dict[str, str], data: dict[str, Any]) -> None:
         """Write a checkpoint named after its file; `UserError` at weights that are not finite: what was there stays."""
         values = self.network.state_dict().values()  # parameters, and batch-norm statistics
         if not torch.stack([value.isfinite().all() for value in values]).all():
@@ -291,7 +290,7 @@ class RunState:
             )
         parts = {name: getattr(self, name) for name in PARTS}
         states = {name: part.state_dict() for name, part in parts.items() if part is not None}
-        about = {"config": config, "versions": versions, "world_size": world_size, "data": data}
+        about = {"config": config, "versions": versions, "world_size": distributed.world_size(), "data": data}
         save(path, {"kind": path.stem, "progress": asdict(self.progress), "best": dict(self.best), **states, **about})
 
     def load(self, content: Mapping[str, Any], *, path: Path) -> None:

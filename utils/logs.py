@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import distributed
+from utils import REPOSITORY, distributed
 from utils.errors import Stopped, UserError, explain, first_few, one_line
 from utils.files import read_whole, tolerated, write, write_text
 
@@ -147,7 +147,7 @@ def write_line(text: str) -> None:
     sys.stdout.flush()
 
 
-def versions(repository: Path) -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Return the versions of python and packages, platform, GPU and the code's git commit.
 
     The commit has `+changes` where files differ from it, and is `unknown` outside a checkout.
@@ -155,7 +155,7 @@ def versions(repository: Path) -> dict[str, str]:
     table = {"python": platform.python_version(), "platform": platform.platform(), "git": "unknown"}
     with suppress(OSError, subprocess.CalledProcessError):
         describe = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]  # no tag
-        run = subprocess.run(describe, cwd=repository, capture_output=True, text=True, check=True)
+        run = subprocess.run(describe, cwd=REPOSITORY, capture_output=True, text=True, check=True)
         table["git"] = run.stdout.strip()
     for package in PACKAGES:
         table[package] = "not installed"

@@ -82,7 +82,7 @@ class Option:
             return float(item)  # YAML 1.1 reads 5e-4 (no point, or no sign) as text
         if self.booleans and type(item) is bool:
             return self.booleans[item]
-        if self.base is str and isinstance(item, str) and item.startswith("~/"):
+        if self.base is str and isinstance(item, str) and item.startswith("~"):
             return os.path.expanduser(item)  # the shell does not do it inside KEY=VALUE
         return item
 

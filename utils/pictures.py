@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from utils import IGNORE
 from utils.files import write
 from utils.parallel import opencv
 
@@ -32,7 +33,6 @@ class Picture(NamedTuple):
 COLUMNS = ("image", "truth", "prediction", "errors")
 WRONG = (230, 40, 30)
 MARGIN, HATCH = 8, 6
-IGNORE = 255  # of a truth
 INK, PAPER = (20, 20, 20), (255, 255, 255)
 MAX_COLUMN, MIN_COLUMN = 640, 160
 DPI, AREA = 80, 12.0  # of a figure; square inches of an image's panel

@@ -148,10 +148,6 @@ class Records:
         yield
         self.whole = True
 
-    def step_done(self) -> None:
-        self.bar.update()
-        self.profiled()
-
     def show(self, plots: Sequence[Picture], step: int) -> None:
         """Write pictures to the run's folder, in the place of those before, and to TensorBoard."""
         for tag, file, image in plots:
@@ -184,7 +180,7 @@ class Records:
         distributed.from_main(check)
 
 
-def open_records(cfg: Config, start: Start, *, step: int, config_yaml: str, repository: Path) -> Records:
+def open_records(cfg: Config, start: Start, *, step: int, config_yaml: str) -> Records:
     """Open the run's folder with its log and metrics; write the resolved config, the command and package versions.
 
     A resumed run adds files named by its first step and leaves those of the start as they are.
@@ -193,7 +189,7 @@ def open_records(cfg: Config, start: Start, *, step: int, config_yaml: str, repo
     distributed.from_main(lambda: hold(folder, held))
     logs.setup_logging(folder / "log.txt")
     logger.info("run folder %s", folder)
-    versions = logs.versions(repository)
+    versions = logs.versions()
     if distributed.is_main():
         mark = f".from-step-{step}" if (folder / "config.yaml").exists() else ""
         write_text(folder / f"config{mark}.yaml", config_yaml)
@@ -206,10 +202,10 @@ def open_records(cfg: Config, start: Start, *, step: int, config_yaml: str, repo
     return Records(folder, versions, writer, logs.LossMeter(), profiled=profiled, held=held)
 
 
-def check_processes(cfg: Config, repository: Path) -> None:
+def check_processes(cfg: Config) -> None:
     """Raise `UserError` on every process where they run with different flags, code or packages."""
     if distributed.world_size() > 1:
-        versions = logs.versions(repository)
+        versions = logs.versions()
         facts = {name: versions[name] for name in ("git", "python", "torch")}
         distributed.check_same({key: str(value) for key, value in flatten(cfg) if key != "RUN.LOCAL_RANK"} | facts)
 
