@@ -66,10 +66,10 @@ def load(weights: str | Path, *, device: str | torch.device = "auto", **flags: A
         place = distributed.choose_device(str(device), -1) if known else torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device}: is not to be had ({reason(error)}); take auto, cpu or cuda") from error
-    if is_graph(weights):
+    if is_graph(cfg.RUN.SNAPSHOT):
         graph = open_graph(cfg, place)
         return Model(graph, graph.normalise, place, None, build_inference(cfg), cfg.EVAL.BATCH_SIZE)
-    built, recipe = load_network(cfg, checkpoint.read(weights))
+    built, recipe = load_network(cfg, checkpoint.read(cfg.RUN.SNAPSHOT))
     dtype = autocast_dtype(place, amp=cfg.OPTIM.AMP)
     network, normalise = scoring_copy(built.place(place)), build_normalisation(recipe)
     return Model(network, normalise, place, dtype, build_inference(cfg), cfg.EVAL.BATCH_SIZE)

@@ -49,7 +49,9 @@ def make_parser() -> argparse.ArgumentParser:
     text = "write instead what a test server takes: cityscapes, acdc or bravo (docs/evaluation.md)"
     parser.add_argument("--submit", choices=SUBMISSIONS, metavar="SERVER", help=text)
     parser.add_argument("--opacity", type=float, default=0.5, metavar="X", help="of the colours in overlays, 0 to 1")
-    parser.add_argument("--force", action="store_true", help="replace files that exist")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="go on after an interruption: leave out what is done")
+    existing.add_argument("--force", action="store_true", help="replace files that exist")
     for row in ROWS.values():
         name, (least, most) = "N" if row.base is int else row.key.partition(".")[2], row.lengths
         number = None if not row.is_list else most if least == most else "+"
@@ -133,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         threads = max(min(cores() // distributed.world_size(), 8), 1)
         kinds = SUBMISSIONS[args.submit] if args.submit else {kind: f"{kind}/{{path}}.png" for kind in args.write}
         writer = Writer(Path(args.out), kinds, args.opacity, threads)
-        jobs = distributed.from_main(lambda: find_jobs(args.inputs, writer, force=args.force))
+        jobs = distributed.from_main(lambda: find_jobs(args.inputs, writer, resume=args.resume, force=args.force))
         if args.submit and (videos := [str(job.path) for job in jobs if job.is_video]):
             raise UserError(f"--submit {args.submit}: takes images, no videos as {first_few(videos)}; leave them out")
         model = load(args.weights, **args.changed | {"device": device})
@@ -173,8 +175,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def find_jobs(inputs: Sequence[str], writer: Writer, *, force: bool) -> list[Job]:
-    """Return the images and videos of the inputs, named by their paths below the folder that all inputs share.
+def find_jobs(inputs: Sequence[str], writer: Writer, *, resume: bool, force: bool) -> list[Job]:
+    """Return what is to be segmented (`resume`: and is not yet), named by paths below the folder that inputs share.
 
     Raises:
         UserError: there are none, an input is none, or results exist and are not to be replaced.
@@ -182,7 +184,7 @@ def find_jobs(inputs: Sequence[str], writer: Writer, *, force: bool) -> list[Job
     files, roots = dict[Path, None](), list[Path]()
     for word in inputs:
         for part in filter(None, sys.stdin.read().splitlines()) if word == "-" else [word]:
-            found, root = find_files(part, out=Path(os.path.abspath(writer.out)))
+            found, root = find_files(part, out=writer.out)
             files |= dict.fromkeys(found)
             roots += root
     if not files:
@@ -198,24 +200,22 @@ def find_jobs(inputs: Sequence[str], writer: Writer, *, force: bool) -> list[Job
     owners = Counter(path for job in jobs for path in writer.of(job).values())
     if same := [str(path) for path, number in owners.items() if number > 1]:
         raise UserError(f"{first_few(same)}: several images would have this name; segment them apart")
-    existing = [path for path in owners if path.exists()]
+    existing = {path for path in owners if path.exists()}
+    if resume:
+        return [job for job in jobs if not existing.issuperset(writer.of(job).values())]
     if existing and not force:
-        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise UserError(f"{existing[0]}{more}: exists already; name another folder with --out, or add --force")
+        first = first_few(sorted(map(str, existing)), count=1)
+        raise UserError(f"{first}: exists already; take --resume to go on, --force to replace, or another --out")
     return jobs
 
 
 def predictor(model: Model, *, names: set[str]) -> Callable[..., Any]:
-    """Return `_predicted` with two batches side by side on a CPU, each with half of torch's threads from then on."""
+    """Return what yields every image (H, W, 3) with what it is of and what the model says of it or why not.
+
+    On a CPU two batches are computed side by side, each with half of torch's threads from now on.
+    """
     batches = 2 if model.device.type == "cpu" and torch.get_num_threads() > 1 else 1
     torch.set_num_threads(torch.get_num_threads() // batches)
-    return partial(_predicted, model, names=names, batches=batches)
-
-
-def _predicted(
-    model: Model, images: Iterable[tuple[Source, Array]], *, names: set[str], batches: int
-) -> Iterator[tuple[Source, Array, Maps | ImageError]]:
-    """Yield every image (H, W, 3) with what it is of and what the model, `batches` at a time, says of it or why not."""
 
     def maps(group: Sequence[tuple[Source, Array]]) -> Sequence[Maps | ImageError]:
         try:
@@ -223,11 +223,14 @@ def _predicted(
         except ImageError as error:
             return [error] if len(group) == 1 else [maps([pair])[0] for pair in group]  # which one it is
 
-    images = iter(images)
-    groups = iter(lambda: list(islice(images, model.batch_size)), [])
-    for group, results in threaded_map(lambda group: (group, maps(group)), groups, threads=batches):
-        for (source, image), found in zip(group, results, strict=True):
-            yield source, image, found
+    def predict(images: Iterable[tuple[Source, Array]]) -> Iterator[tuple[Source, Array, Maps | ImageError]]:
+        images = iter(images)
+        groups = iter(lambda: list(islice(images, model.batch_size)), [])
+        for group, results in threaded_map(lambda group: (group, maps(group)), groups, threads=batches):
+            for (source, image), found in zip(group, results, strict=True):
+                yield source, image, found
+
+    return predict
 
 
 def segment_images(jobs: Sequence[Job], predict: Callable[..., Any], writer: Writer) -> int:

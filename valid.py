@@ -7,6 +7,7 @@ python valid.py --predictions DIR --val_dataset cityscapes
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
@@ -19,7 +20,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import config
-from utils.errors import UserError, run_entry_point
+from utils.errors import UserError, first_few, run_entry_point
 
 if __name__ == "__main__":
     run_entry_point(partial(config.read_flags, program="valid"))  # before the slow imports: --help, wrong flags
@@ -44,7 +45,7 @@ from loss.whitening import Whitening
 from network import Segmentor
 from network.scoring import scoring_copy
 from transforms.corruptions import parse_corruptions
-from utils import checkpoint, distributed, logs, pictures, signals
+from utils import checkpoint, distributed, logs, signals
 from utils.files import beside, new_folder
 from utils.pictures import Picture
 
@@ -61,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         logs.setup_logging()
         report = evaluate(cfg, device)
         if distributed.is_main():
+            logs.write_line(report.to_text())  # first: what cannot be written is on the screen
             report.write(result_folder(cfg))
-            logs.write_line(report.to_text())
             logs.write_line(f"results: {result_folder(cfg)}")
 
 
@@ -87,6 +88,8 @@ def evaluate(cfg: Config, device: torch.device) -> Report:
         raise UserError("nothing to evaluate: give a weight file, --model FILE.onnx or --predictions DIR")
     if not cfg.DATASET.VAL:
         raise UserError("no domain to evaluate on: give --val_dataset NAME ...")
+    if not cfg.EVAL.OUT:
+        keep_other_scores(result_folder(cfg), of={*cfg.DATASET.VAL})
     looks = None, *parse_corruptions(cfg.EVAL.CORRUPT)  # of every image: as it is, and corrupted
     candidate = open_network(cfg, device) if needs_network(cfg) else open_other(cfg, device)
     splits = Splits(load_domains(cfg))
@@ -102,9 +105,8 @@ def evaluate(cfg: Config, device: torch.device) -> Report:
     ]
     groups = [loaders] if candidate.model else [[loader] for loader in loaders]
     models = [candidate.model or open_predictions(cfg, group[0].split) for group in groups]
-    report, folder, sheets = Report(candidate.weights, []), result_folder(cfg), list[Picture]()
-    examples = list[list[Example]]()
-    with new_folder(folder):  # where nothing can be written, nothing is evaluated
+    report, sheets, examples = Report(candidate.weights, []), list[Picture](), list[list[Example]]()
+    with new_folder(result_folder(cfg)):  # where nothing can be written, nothing is evaluated
         for model, group in zip(models, groups, strict=True):
             rows, plots, per_image = candidate.evaluator(
                 model, group, sources=candidate.sources, domains=splits.domains, findings=findings
@@ -114,12 +116,10 @@ def evaluate(cfg: Config, device: torch.device) -> Report:
             sheets += plots
             if cfg.EVAL.REPORT:
                 examples += examples_of(candidate.evaluator, model, group, per_image)
-        for _, file, image in sheets:
-            pictures.save_png(image, folder / file)
+    page = ""
     if cfg.EVAL.REPORT:
         page = make_page(report, candidate.about(cfg), examples=examples, masks=candidate.masks, plots=sheets)
-        report = replace(report, page=page)
-    return report
+    return replace(report, page=page, pictures=sheets)
 
 
 def needs_network(cfg: Config) -> bool:
@@ -190,6 +190,17 @@ def load_whitening(saved: Config, network: Segmentor, content: dict[str, Any], *
     if state := content.get("criterion"):  # published files have none
         checkpoint.load_strictly(criterion, state, path=path)
     return criterion.whitening
+
+
+def keep_other_scores(folder: Path, *, of: set[str]) -> None:
+    """Raise `UserError` where a folder holds scores on other domains than those that are evaluated."""
+    try:
+        rows = json.loads((folder / "scores.json").read_bytes())["domains"]
+        others = sorted({row["domain"] for row in rows} - of)
+    except (OSError, ValueError, KeyError, TypeError):  # none, or none of ours
+        return
+    if others:
+        raise UserError(f"{folder}: holds scores on {first_few(others)}, which these replace; name another with --out")
 
 
 def result_folder(cfg: Config) -> Path:

@@ -61,6 +61,8 @@ def _domain(name: str, fields: Any, path: Path) -> Domain:
         raise UserError(f"merge adds to {chained[0]}, which it adds to another class itself; name that one for both")
     classes = _classes("classes", fields.get("classes", list(CLASS_NAMES)))
     subsets = {str(key): _classes(f"subsets {key}", ids) for key, ids in fields.get("subsets", {}).items()}
+    if "" in subsets:
+        raise UserError("subsets: a name must not be empty")
     for subset, ids in subsets.items():
         if beyond := ", ".join(CLASS_NAMES[id_] for id_ in ids if id_ not in classes):
             raise UserError(f"subsets {subset} names {beyond}, which classes does not; add it there or leave it out")

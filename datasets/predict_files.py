@@ -24,17 +24,24 @@ VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 FRAME_SUFFIXES = "_leftImg8bit|_rgb_anon"  # of an image's name, which test servers' names of predictions leave out
 
 
+def absolute(path: str | Path) -> Path:
+    """Return an absolute path without `..` and without links but its last name, so that one place has one path."""
+    path = Path(path).absolute()
+    return Path(os.path.realpath(path) if path.name == ".." else os.path.join(os.path.realpath(path.parent), path.name))
+
+
 def find_files(word: str, *, out: Path) -> tuple[list[Path], list[Path]]:
     """Return the files of one input, absolute and sorted, and the folders that names are relative to.
 
-    What an earlier call wrote below `out` is left out of a folder that `out` is or lies in.
+    What an earlier call wrote below `out` is left out of a folder that `out` is or lies in, and of a pattern.
     """
     if not word:  # which would be the working folder
         raise UserError("an input is an empty word; give files, folders or patterns")
-    path, known = Path(os.path.abspath(word)), IMAGES + VIDEOS  # without ..
+    path, out, known = absolute(word), absolute(out), IMAGES + VIDEOS
+    results = {out / kind for kind in KINDS}
     if path.is_dir():
         inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
-        written = {out} if path in out.parents else {out / kind for kind in KINDS} if path == out else set[Path]()
+        written = {out} if path in out.parents else results if path == out else set[Path]()
         return [file for file in inside if not written.intersection(file.parents)], [path]
     if path.is_file():
         if path.suffix.lower() not in known:
@@ -44,8 +51,8 @@ def find_files(word: str, *, out: Path) -> tuple[list[Path], list[Path]]:
     if not matches:  # links that lead nowhere are none
         raise UserError(f"{word}: there is no such file or folder, and as a pattern it matches none")
     matches = sorted(match for match in matches if os.path.isdir(match) or match.lower().endswith(known))
-    results = [find_files(match, out=out) for match in matches]
-    return [file for files, _ in results for file in files], [root for _, roots in results for root in roots]
+    found = [find_files(match, out=out) for match in matches if not results.intersection(absolute(match).parents)]
+    return [file for files, _ in found for file in files], [root for _, roots in found for root in roots]
 
 
 def open_video(path: Path) -> tuple[float, int, Iterator[Array]]:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from demo_world import roadside
 from demo_world.looks import LOOKS, Look, finish
 from demo_world.painter import Array, Painter, render
 from demo_world.street import FEATURES, SIDES, Street, crossing, ground, hood, traffic
-from utils.errors import UserError
+from utils.errors import UserError, first_few
 from utils.files import write_text
 from utils.parallel import cores, parallel_map
 
@@ -160,6 +161,13 @@ def _owned_settings(folder: Path) -> str:
     return settings
 
 
+def _frames(train: int, val: int) -> list[Frame]:
+    counts = zip(SPLITS, (train, val), strict=True)
+    return [
+        Frame(domain, split, number) for domain, (split, count) in product(FOLDERS, counts) for number in range(count)
+    ]
+
+
 def already_there(out: Path, **options: Any) -> bool:
     """Return whether a folder holds a finished set of these options (train, val, size, seed) already.
 
@@ -168,7 +176,15 @@ def already_there(out: Path, **options: Any) -> bool:
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    return _owned_settings(out) == _settings(options)
+    settings = _owned_settings(out)
+    if settings == _settings(options):
+        return True
+    made, counts = {out / MARKER}, json.loads(settings)
+    for frame in _frames(counts["train"], counts["val"]):
+        made.update(out / FOLDERS[frame.domain] / path for path in frame.paths())
+    if added := sorted(str(path) for path in out.rglob("*") if not path.is_dir() and path not in made):
+        raise UserError(f"{first_few(added)}: the demo did not make this; move it away, or name another --out")
+    return False
 
 
 def _check(train: int, val: int, size: tuple[int, int], seed: int) -> None:
@@ -203,18 +219,15 @@ def write_domains(
         UserError: impossible options, or `out` holds something that was not made here.
     """
     _check(train, val, size, seed)
-    out, options = Path(out).absolute(), {"train": train, "val": val, "size": size, "seed": seed}
+    out, options = Path(os.path.realpath(out)), {"train": train, "val": val, "size": size, "seed": seed}
+    if os.path.ismount(out) or out == Path.cwd():
+        raise UserError(f"{out}: a mount point or the working folder cannot be replaced; name one below it with --out")
     already_there(out, **options)
     building = out.with_name(f".{out.name}-unfinished")
     if building.exists() and _owned_settings(building) != _settings(options):
         shutil.rmtree(building)
     write_text(building / MARKER, _settings(options))
-    jobs = [
-        (Frame(domain, split, number), str(building), size, seed)
-        for domain in FOLDERS
-        for split, count in zip(SPLITS, (train, val), strict=True)
-        for number in range(count)
-    ]
+    jobs = [(frame, str(building), size, seed) for frame in _frames(train, val)]
     workers = min(cores(), len(jobs) // 4) if workers is None else workers
     pixels = {domain: np.zeros((len(SPLITS), NUM_CLASSES + 1), np.int64) for domain in FOLDERS}
     try:

@@ -102,7 +102,7 @@ class Graph:
         assert dtype is not None
         whole = images.round().clamp(0, 255).to(dtype) if dtype == torch.uint8 else images.to(dtype)
         parts = whole.split(1) if batch == 1 else (whole,)
-        with _graph_errors(self.path, f"cannot run on images of {width}x{height}"):
+        with _graph_errors(self.path, f"cannot run on images of {width}x{height}", kind=ImageError):
             return torch.cat([self.opened.run(part.contiguous())[self.index].to(images.device) for part in parts])
 
 
@@ -231,8 +231,8 @@ def choose_normalisation(cfg: Config, opened: Opened) -> Callable[[Tensor], Tens
 
 
 @contextmanager
-def _graph_errors(path: str, what: str) -> Iterator[None]:
-    """Turn what onnxruntime and torch raise, which have many errors, into a `UserError`."""
+def _graph_errors(path: str, what: str, *, kind: type[UserError] = UserError) -> Iterator[None]:
+    """Turn what onnxruntime and torch raise, which have many errors, into one of a kind."""
     try:
         yield
     except (UserError, MemoryError, torch.OutOfMemoryError):
@@ -241,7 +241,7 @@ def _graph_errors(path: str, what: str) -> Iterator[None]:
         raise UserError(f"{path}: {error}; pip install onnxruntime") from error
     except Exception as error:
         cause = likely_cause(path, "it is damaged, or made for other images")
-        raise UserError(f"{path}: {what} ({reason(error)}); {cause}") from error
+        raise kind(f"{path}: {what} ({reason(error)}); {cause}") from error
 
 
 def onnx_session(model: str | bytes, device: torch.device) -> Any:

@@ -20,7 +20,7 @@ from evaluation.metrics import Scores, merge_classes, nan_mean, score
 from evaluation.more_metrics import TITLES, MoreCounts
 from utils import format_csv, format_table, percent
 from utils.files import write, write_text
-from utils.pictures import Array
+from utils.pictures import Array, Picture, save_png
 
 PER_IMAGE_FILE = "per_image.npz"  # beside scores.json: DOMAIN/names and DOMAIN/confusion
 PAGE_FILE = "report.html"
@@ -105,6 +105,7 @@ class Report:
     rows: list[DomainScore]
     per_image: dict[str, ImageCounts] = field(default_factory=dict)  # of --per_image, by domain
     page: str = ""  # as HTML (evaluation.page)
+    pictures: Sequence[Picture] = ()
 
     @property
     def targets(self) -> list[DomainScore]:
@@ -211,6 +212,8 @@ class Report:
             write(folder / PER_IMAGE_FILE, self._save_per_image)
         else:
             (folder / PER_IMAGE_FILE).unlink(missing_ok=True)
+        for _, file, image in self.pictures:
+            save_png(image, folder / file)
 
     def _save_per_image(self, path: Path) -> None:
         arrays = {

@@ -190,7 +190,8 @@ def compare(deployed: Deployed, run_file: RunFile, batches: Sequence[Tensor]) ->
 def export(args: argparse.Namespace) -> dict[str, Any]:
     """Write the file and what comparing it gave, or raise `UserError` and leave nothing; return the latter."""
     ending, packages = FORMATS[args.format]
-    out = Path(args.out or beside(args.weights, Path(os.path.abspath(args.weights)).stem + ending))
+    weights = Path(os.path.abspath(args.weights))
+    out = Path(args.out or beside(args.weights, (weights.name if weights.is_dir() else weights.stem) + ending))
     out = out if out.name else Path.cwd()
     if out.suffix != (suffix := Path(f"x{ending}").suffix) and suffix:
         raise UserError(f"--out {out}: a file of --format {args.format} ends in {suffix}")

@@ -311,6 +311,30 @@ def test_own_folders_are_kept_or_replaced_unless_something_was_added(
     with pytest.raises(UserError, match="did not make"):
         main(options)
     assert (out / "notes.txt").read_text() == "keep"
+    (out / "notes.txt").rename(out / "GTAV" / "notes.txt")
+    with pytest.raises(UserError, match=r"GTAV/notes\.txt: the demo did not make this"):
+        main(options)
+    assert (out / "GTAV" / "notes.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize("place", ["link", "mount", "working folder"])
+def test_a_folder_is_replaced_or_refused_before_it_is_rendered(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "real").mkdir()
+    options: dict[str, Any] = {"train": 1, "val": 1, "size": (64, 128), "workers": 0}
+    if place == "link":
+        (tmp_path / "link").symlink_to("real")
+        write_domains(tmp_path / "link", **options)
+        assert (tmp_path / "link").is_symlink() and len(_bytes(tmp_path / "real")) > 10
+        return
+    if place == "mount":
+        monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "real")
+    else:
+        monkeypatch.chdir(tmp_path / "real")
+    with pytest.raises(UserError, match="real: a mount point or the working folder cannot be replaced"):
+        write_domains(tmp_path / "real", **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["real"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])

@@ -342,6 +342,7 @@ def test_declared_splits_ids_and_classes(tmp_path: Path) -> None:
         ({"tile": "big"}, "tile must be a whole number, not 'big'"),
         ({"tile": "true"}, "tile must be a whole number, not True"),
         ({"tile": "-4"}, "tile must be a number of pixels"),
+        ({"subsets": "{'': [road]}"}, "subsets: a name must not be empty"),
         ({"skip_unequal": "maybe"}, "skip_unequal must be true or false, not 'maybe'"),
     ],
 )
@@ -355,6 +356,8 @@ def test_declared_mistakes_are_one_sentence(tmp_path: Path, fields: dict[str, st
     ("text", "message"),
     [
         ("a: [1", "not valid YAML at line"),
+        ("a: {root: x, merge: {}, root: y}", r"not valid YAML at line 1 \(root is there twice\)"),
+        ("a: 1\nb: 2\na: 3", r"at line 3 \(a is there twice\)"),
         ("# caf\u00e9", "not valid YAML; see"),
         ("", "must map names of domains"),
         ("- a", "must map names of domains"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import resource
 import subprocess
 import threading
@@ -18,6 +19,7 @@ from PIL import Image
 
 import predict
 from datasets.labels import CITYSCAPES_LABELS, PALETTE
+from datasets.predict_files import find_files
 from inference import Model, load
 from tests.runs import launch, read_weights, save_random
 from utils.errors import UserError
@@ -156,12 +158,36 @@ def test_nothing_is_overwritten_unless_asked_for(weights: Path, images: Path, tm
     assert len(run(weights, tmp_path / "out", images, "--force")) == 4
 
 
+def test_an_interrupted_call_goes_on(weights: Path, images: Path, tmp_path: Path) -> None:
+    whole = run(weights, tmp_path / "out", images, "--write", "train_ids", "overlay")
+    files = sorted(path for path in (tmp_path / "out").rglob("*.png"))
+    files[0].unlink()
+    for path in files[1:]:
+        os.utime(path, (0, 0))
+    found = run(weights, tmp_path / "out", images, "--write", "train_ids", "overlay", "--resume")
+    assert all((found[name] == whole[name]).all() for name in whole) and len(found) == len(whole) == 8
+    again = [path for path in files if path.stat().st_mtime]
+    assert {path.stem for path in again} == {files[0].stem} and len(again) == 2, "both of the image that is not whole"
+
+
 @pytest.mark.parametrize("place", [".", "cam1/out", ".."])
 def test_results_are_no_inputs_of_a_second_call(place: str, weights: Path, images: Path) -> None:
     out = (images / place).resolve()
     for again in ([], ["--force"]):
         predict.main([str(weights), str(images), "--out", str(out), *again])
         assert len([*images.parent.rglob("*.png")]) == 2 + 4 and len([*(out / "train_ids").rglob("*.png")]) == 4
+    predict.main([str(weights), f"{images}/**/*.png", "--out", str(out), "--force"])
+    assert len([*images.parent.rglob("*.png")]) == 2 + 4
+
+
+def test_a_path_means_what_it_means_to_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("here/photos", "there/sub", "there/photos"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "there/photos/a.png").touch()
+    (tmp_path / "here/link").symlink_to(tmp_path / "there/sub")
+    monkeypatch.chdir(tmp_path / "here")
+    files, roots = find_files("link/../photos", out=tmp_path)
+    assert roots == [tmp_path / "there/photos"] and files == [tmp_path / "there/photos/a.png"]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -21,13 +23,14 @@ from torch import Tensor, nn
 import predict
 import valid
 from datasets.labels import CITYSCAPES_LABELS, NUM_CLASSES
+from evaluation.graphs import Graph
 from evaluation.predictions import match_files, tell_encoding
 from evaluation.protocols import Inference
 from inference import load
 from tests.runs import launch, save_random
 from tests.street_data import save, write_domain
 from tests.test_export import onnx_or_skip
-from utils.errors import UserError
+from utils.errors import ImageError, UserError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 MOMENTS = ("--mean", *map(str, MEAN), "--std", *map(str, STD))
@@ -250,6 +253,15 @@ def test_images_that_a_graph_of_one_size_cannot_take_are_named_and_left_out(
     assert end.value.code == 1 and [path.stem for path in sorted((tmp_path / "out").rglob("*.png"))] == ["a", "c"]
     (told,) = (record.getMessage() for record in caplog.records if record.levelname == "ERROR")
     assert re.search(r"in/b\.png: .*takes images of 128x64 alone, this one has 48x32", told)
+
+
+def test_an_image_on_which_a_graph_fails_is_at_fault_alone(graph: Path) -> None:
+    model = load(graph, device="cpu", mean=MEAN, std=STD)
+    assert isinstance(model.network, Graph)
+    opened = model.network.opened._replace(run=Mock(side_effect=RuntimeError("sizes do not match")))
+    model = replace(model, network=replace(model.network, opened=opened))
+    with pytest.raises(ImageError, match=r"cannot run on images of 48x32 \(.*sizes do not match"):
+        model.segment(np.zeros((32, 48, 3), np.uint8))
 
 
 def test_our_own_exports_get_the_numbers_of_the_weights(weights: Path, city: Path, tmp_path: Path) -> None:

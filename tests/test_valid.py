@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -264,3 +267,48 @@ def test_a_page_is_written_where_asked_for(weights: Path, small_camvid: Path, tm
             text = (tmp_path / "report.html").read_text()
     for words in ("reliability diagram", "train_loss", "val/", "NETWORK.METHOD", "Evaluation</h3>", "Training</h3>"):
         assert words in text
+
+
+def test_what_cannot_be_written_is_on_the_screen(
+    weights: Path,
+    small_camvid: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    full = Mock(side_effect=UserError("no room"))
+    monkeypatch.setattr("evaluation.report.save_png", full)
+    with pytest.raises(UserError, match="no room"):
+        score(weights / "last.pth", small_camvid, tmp_path / "out")
+    assert "mean over targets" in capsys.readouterr().out and (tmp_path / "out" / "scores.json").exists()
+
+
+def test_nothing_is_evaluated_where_nothing_can_be_written(
+    weights: Path, small_camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = Mock()
+    monkeypatch.setattr("evaluation.Evaluator.__call__", evaluate)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(UserError, match="the folder cannot be made .nothing can be written there.; choose another"):
+        score(weights / "last.pth", small_camvid, tmp_path)
+    evaluate.assert_not_called()
+
+
+def test_scores_on_other_domains_are_kept(weights: Path, small_camvid: Path, tmp_path: Path) -> None:
+    file = str(shutil.copy(weights / "last.pth", tmp_path))
+    flags = [
+        "--snapshot",
+        file,
+        "--num_workers",
+        "0",
+        "--device",
+        "cpu",
+        "--opts",
+        f"DATASET.CAMVID_DIR={small_camvid}",
+    ]
+    for _ in range(2):  # the same once more replaces its own
+        valid.main([*flags, "--val_dataset", "camvid"])
+    before = (tmp_path / "scores_last_val" / "scores.json").read_bytes()
+    with pytest.raises(UserError, match="scores_last_val: holds scores on camvid, which these replace; name another"):
+        valid.main([*flags, "--val_dataset", "cityscapes"])
+    assert (tmp_path / "scores_last_val" / "scores.json").read_bytes() == before

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -29,9 +29,11 @@ _pipes = dict[str, bytes]()  # what was read from them
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it where they are missing, or raise `UserError`."""
+    """Make a folder and those above it where they are missing; `UserError` where it is none to write to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, "nothing can be written there")
     except OSError as error:
         raise WriteError(f"{folder}: the folder cannot be made ({error.strerror}); choose another one") from error
 
@@ -149,15 +151,26 @@ def read_whole(path: str | Path) -> bytes:
     return content
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice, of which YAML takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for number, key in enumerate(keys):
+            if key.value in (other.value for other in keys[:number]):
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path, *, flag: str, hint: str = "") -> Any:
     """Return what the YAML file of a flag holds, or raise `UserError`, with a hint on how it should look."""
     try:
-        return yaml.safe_load(read_whole(path))
+        return yaml.load(read_whole(path), _Loader)
     except OSError as error:
         raise UserError(f"{flag} {path}: cannot be read ({error.strerror}); give another file") from error
     except (yaml.YAMLError, ValueError) as error:  # the second of 2026-02-30 and the like
         mark = getattr(error, "problem_mark", None)
-        place = f" at line {mark.line + 1}" if mark else ""
+        place = f" at line {mark.line + 1} ({getattr(error, 'problem', '')})" if mark else ""
         raise UserError(f"{flag} {path}: not valid YAML{place}{hint or '; correct it'}") from error
 
 
