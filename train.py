@@ -217,6 +217,8 @@ def end_epoch(run: Run, records: Records) -> None:
         if cfg.WHITENING.DYNAMIC:
             due = (progress.epoch + 1) % (cfg.WHITENING.COV_STAT_EPOCH + 1) == 0
         if due:
+            if records.saved_at != progress.step:  # else a kill in what takes long would lose the steps
+                save(run, records, "last")
             update_masks(run, records)
     if cfg.EVAL.INTERVAL and (progress.epoch + 1) % cfg.EVAL.INTERVAL == 0:
         evaluate(run, records)
@@ -230,6 +232,8 @@ def evaluate(run: Run, records: Records, *, all_images: bool = False, keep_best:
     """Evaluate on sources and targets, keep the best (compared on one list of images), write tables and pictures."""
     distributed.broadcast_buffers(run.evaluated_network)
     cfg, progress, sources = run.cfg, run.progress, run.cfg.DATASET.TRAIN
+    if records.saved_at != progress.step:  # else a kill in what takes long would lose the steps
+        save(run, records, "last")
     loaders = evaluation_loaders(cfg, run.splits, all_images=all_images)
     evaluator = replace(run.evaluator, per_image=cfg.EVAL.PER_IMAGE or progress.step >= run.last_step)
     weights = describe_weights(run.network, cfg, progress=asdict(progress), averaged=run.average is not None)
@@ -289,12 +293,8 @@ def save(run: Run, records: Records, kind: str) -> None:
     """
     if distributed.is_main():
         with records.saving(kind):
-            run.save(
-                records.folder / f"{kind}.pth",
-                config=config.to_dict(run.cfg),
-                versions=records.versions,
-                data=trained_lists(run),
-            )
+            file, lists = records.folder / f"{kind}.pth", trained_lists(run)
+            run.save(file, config=config.to_dict(run.cfg), versions=records.versions, data=lists)
     if kind == "last" and kind not in records.unsaved:
         records.saved_at = run.progress.step
 
@@ -305,8 +305,9 @@ def save_whole(run: Run, records: Records) -> None:
     Waits for no other process: they may be dead. An end of an epoch that was cut short is done again after a resume.
     """
     try:
-        if records.whole and run.progress.step > records.saved_at and records.meter.is_finite():
-            save(run, records, "last")
+        if records.whole and records.meter.is_finite():
+            if run.progress.step > records.saved_at:
+                save(run, records, "last")
             if "last" not in records.unsaved:
                 logger.info("saved step %d; continue with --resume auto", run.progress.step)
     except (UserError, RuntimeError) as error:  # a full disk, broken weights, a lost GPU: what ended the run counts

@@ -5,6 +5,7 @@ B batch, C channels, h x w size of a map. RobustNet (Choi et al., CVPR 2021): IW
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -166,6 +167,7 @@ class MaskStatistics:
                 raise UserError(f"ISW: a covariance is not finite; {hint}")
             else:  # all but the lowest cluster
                 count = int(np.count_nonzero(kmeans1d.cluster(values.numpy(), self.clusters)[0]))
+                count = min(count, channels * (channels - 1) // 2)  # more clusters than values would split the zeros
             mask = torch.zeros_like(values, dtype=torch.bool)
             mask[values.topk(count).indices] = True
             masks.append(mask.view_as(variance))
@@ -189,7 +191,8 @@ def collect_masks(
     """
     means = []
     distributed.broadcast_buffers(network)
-    whitening.reset_masks()
+    collected = copy.deepcopy(whitening)  # a checkpoint of meanwhile must not hold the masks of some of the passes
+    collected.reset_masks()
     network.eval()
     for pairs in passes:
         widths, relax_denom = network.style_channels, whitening.relax_denom
@@ -199,6 +202,7 @@ def collect_masks(
                 statistics.update(network.style_features(pair))
         for tensor in statistics.tensors():
             distributed.all_reduce_sum(tensor)
-        whitening.intersect_masks(statistics.masks())
+        collected.intersect_masks(statistics.masks())
         means.append(statistics.variances())
+    whitening.load_state_dict(collected.state_dict())
     return [torch.stack(variances).mean(0) for variances in zip(*means, strict=True)]

@@ -26,6 +26,9 @@ def main() -> None:
     So does torchrun itself where its processes cannot meet, or where a signal reached it, which it hands on to them.
     """
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")  # s, for a step and its checkpoint; torch's are 30
+    ignored = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_IGN]  # SIGHUP under nohup
+    if ignored:
+        signal.pthread_sigmask(signal.SIG_BLOCK, ignored)  # torchrun would take it all the same
     for number in SIGNALS:  # torchrun then takes those that it knows itself, which differ between versions
         signal.signal(number, _hand_on)
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)  # a summary follows

@@ -17,6 +17,10 @@ if [[ -z ${SLURM_JOB_ID:-} || $# == 0 ]]; then
   echo "error: start it with sbatch scripts/slurm.sh COMMAND [flags], for instance ./scripts/train_r50os16_gtav_isw.sh" >&2
   exit 2
 fi
+if [[ " $* " == *" --resume"* ]]; then
+  echo "error: the job adds --resume auto itself; start from weights with --snapshot FILE --restore_optimizer" >&2
+  exit 2
+fi
 cd "${SLURM_SUBMIT_DIR:-.}"
 
 # torchrun's variables, which scripts/launch.sh reads: one torchrun per node, which meet on the first of them.

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import count, cycle
 from pathlib import Path
@@ -21,7 +22,7 @@ import utils.runs
 from datasets import segmentation
 from datasets.segmentation import FrameCache
 from evaluation import Report
-from tests.runs import read_weights, run_folder, train_arguments, watched
+from tests.runs import REPOSITORY, read_weights, run_folder, train_arguments, watched
 from tests.street_data import paint, save
 from tests.test_checkpoint import content
 from tests.test_signals import assert_same_run
@@ -192,6 +193,14 @@ def test_a_record_that_cannot_be_written_ends_no_run(
     train.main(flags)
     assert capfd.readouterr().err.count(words) == 1, "once"
     assert_same_run(straight, run_folder(tmp_path))
+
+
+def test_nobody_has_to_read_what_a_run_says(small_camvid: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "train.py", *train_arguments(small_camvid, tmp_path, "--method", "base")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with open("/dev/full", "w") as full:
+        subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=full, stderr=full, check=True, timeout=300)
+    assert (run_folder(tmp_path) / "last.pth").exists()
 
 
 def test_what_could_not_be_written_of_the_history_follows(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -118,6 +119,9 @@ def test_the_folder_is_taken_wherever_weights_are(folder: Path, full_camvid: Pat
     export.main([str(folder), "--format", "hub", "--out", str(tmp_path / "again"), "--size", "64", "96"])
     again, first = (load_file(path / "model.safetensors") for path in (tmp_path / "again", folder))
     assert again.keys() == first.keys() and all(torch.equal(again[name], first[name]) for name in first)
+    dotted = shutil.copytree(folder, tmp_path / "net_v1.2")
+    export.main([str(dotted), "--format", "safetensors", "--size", "64", "96"])
+    assert (tmp_path / "net_v1.2.safetensors").exists(), "and not net_v1.safetensors, which is that of net_v1.3 too"
     card = (tmp_path / "again" / "README.md").read_text()
     assert "license: unknown" in card and "None were found beside the checkpoint." not in card, "its own scores"
 

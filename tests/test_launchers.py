@@ -118,6 +118,13 @@ def test_a_slurm_job_queues_again_where_a_signal_ended_it(code: int, tmp_path: P
     assert rest[5:] == (["scontrol requeue 1234567"] if code == 75 else [])
 
 
+def test_a_slurm_job_does_not_resume_twice() -> None:
+    command = [str(REPOSITORY / "scripts" / "slurm.sh"), "./scripts/train_r50os16_gtav_isw.sh", "--resume", "a.pth"]
+    environment = {**os.environ, "SLURM_JOB_ID": "7"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2 and "--snapshot FILE --restore_optimizer" in done.stderr
+
+
 def test_a_slurm_job_without_slurm_is_one_sentence() -> None:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     command = [str(REPOSITORY / "scripts" / "slurm.sh"), "train.py"]

@@ -61,6 +61,13 @@ def test_auto_falls_back_to_the_snapshot_that_is_to_be_restored(run: Path, tmp_p
     assert start(tmp_path, "--exp other --resume auto --restore_optimizer") == Start()
 
 
+def test_a_link_to_nowhere_on_the_way_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "scratch").symlink_to(tmp_path / "unmounted")
+    cfg = config.parse(shlex.split(f"--ckpt {tmp_path}/scratch --tb_path {tmp_path}/tb"), program="train")
+    with pytest.raises(UserError, match=r"scratch.*the run folder cannot be made \(File exists\)"):
+        open_folder(cfg, Start())
+
+
 def test_only_the_last_checkpoint_of_a_run_is_continued_in_place(run: Path, tmp_path: Path) -> None:
     foreign = tmp_path / "last.pth"
     foreign.touch()
@@ -79,6 +86,7 @@ def test_only_the_last_checkpoint_of_a_run_is_continued_in_place(run: Path, tmp_
         (3, "--bs_mult 3", 5, "in the middle of an epoch at 4 images per step, now there are 3"),
         (0, "--bs_mult 3", 5, ""),  # between two epochs
         (3, "--accumulate 2 --bs_mult 2", 5, ""),  # was two processes
+        (0, "--zero_unreached_taps", 5, "was started with another --zero_unreached_taps, which acts at the start"),
     ],
 )
 def test_what_a_resume_may_not_change(step: int, flags: str, steps_per_epoch: int, words: str) -> None:

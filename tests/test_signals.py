@@ -67,7 +67,7 @@ def straight(small_camvid: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def arguments(camvid: Path, out: Path, *more: str) -> list[str]:
-    return resumable(camvid, out, "--method", "isw", "--save_interval", "0", *more)
+    return resumable(camvid, out, "--method", "isw", "--trials", "2", "--save_interval", "0", *more)
 
 
 def assert_same_run(expected: Path, found: Path) -> None:
@@ -82,6 +82,7 @@ def assert_same_run(expected: Path, found: Path) -> None:
         ("train.train_step 1 SIGTERM", 1),
         ("train.train_step 3 SIGUSR1,SIGUSR1,SIGTERM", 3),
         ("loss.whitening.MaskStatistics.update 2 SIGUSR2", 2),
+        ("loss.whitening.MaskStatistics.update 3 SIGHUP", 2),  # in the second pass
         ("evaluation.evaluator.confusion_matrix 3 SIGUSR1", 2),
         ("evaluation.evaluator.confusion_matrix 8 SIGTERM", 4),  # in the evaluation after the last step
     ],
@@ -161,6 +162,21 @@ def test_a_signal_to_all_processes_ends_the_run_between_steps(
     folder = run_folder(tmp_path)
     step = read_weights(folder / "last.pth")["progress"]["step"]
     assert step >= 3 and f"saved step {step};" in (folder / "log.txt").read_text()
+
+
+def test_a_closed_connection_does_not_end_what_nohup_started(small_camvid: Path, tmp_path: Path) -> None:
+    flags = train_arguments(small_camvid, tmp_path, "--method", "base", "--max_iter", "6", "--log_interval", "1")
+    launcher = ["nohup", sys.executable, "-m", "scripts.launch", "--nproc_per_node=1", "--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with subprocess.Popen(
+        [*launcher, "train.py", *flags], cwd=REPOSITORY, env=environment, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
+    ) as run:  # fmt: skip
+        assert run.stderr is not None and next(line for line in run.stderr if "step 2/" in line)
+        os.killpg(run.pid, signal.SIGHUP)
+        rest = run.stderr.read()
+        assert run.wait(timeout=60) == 0, rest
+    assert read_weights(run_folder(tmp_path) / "last.pth")["progress"]["step"] == 6
 
 
 def test_a_second_interrupt_ends_at_once(signalled: str, small_camvid: Path, tmp_path: Path) -> None:
@@ -257,7 +273,7 @@ def test_workers_ignore_the_signals_of_others_and_end_with_their_parent(start: s
     loader: Any = _Loader(Pids(), num_workers=1, persistent_workers=True, **how)
     batches = iter(loader)
     worker = int(next(batches))
-    for number in ("SIGUSR1", "SIGUSR2", "SIGINT", "SIGTERM"):  # from another process
+    for number in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGTERM"):  # from another process
         subprocess.run(["kill", f"-{number[3:]}", str(worker)], check=True)
     assert {int(pid) for pid in batches} == {worker}
     began, process = time.monotonic(), batches._workers[0]

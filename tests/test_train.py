@@ -427,6 +427,22 @@ def test_other_rows_train_and_are_known_again(method: str, small_camvid: Path, t
     assert not any(name.startswith("edge.") for name in state)
 
 
+def test_a_kill_in_an_evaluation_loses_no_step(
+    small_camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+
+    def killed(*_: Any, **__: Any) -> None:
+        steps.append(read_weights(run_folder(tmp_path) / "last.pth")["progress"]["step"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "evaluation_loaders", killed)
+    flags = ("--method", "base", "--val_interval", "1", "--max_iter", "6")
+    with pytest.raises(KeyboardInterrupt):
+        train.main(train_arguments(small_camvid, tmp_path, *flags))
+    assert steps == [4], "those of the first epoch"
+
+
 def test_mixed_precision_trains(small_camvid: Path, tmp_path: Path) -> None:
     losses = {}
     for amp in ("off", "bf16"):

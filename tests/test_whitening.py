@@ -138,6 +138,15 @@ def test_mask_holds_what_is_outside_the_lowest_cluster() -> None:
     assert mask.nonzero().tolist() == [[0, 1], [0, 2], [1, 3]]
 
 
+def test_more_clusters_than_covariances_take_all_of_them() -> None:
+    statistics = MaskStatistics([8], clusters=50)
+    sums, count = statistics.tensors()
+    count += 1
+    sums += torch.arange(1.0, 65).view(8, 8).triu(1)
+    (mask,) = statistics.masks()
+    assert torch.equal(mask, torch.ones(8, 8, dtype=torch.bool).triu(1))
+
+
 def test_relaxed_masks_need_no_clusters() -> None:
     statistics = MaskStatistics([8], clusters=0, relax_denom=4)
     sums, count = statistics.tensors()

@@ -8,6 +8,8 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any, TextIO, cast
 
 TRY_AGAIN = 75  # exit code of a run that a signal ended (EX_TEMPFAIL): started again it goes on
 NO_SHARED_MEMORY = (
@@ -93,6 +95,25 @@ def port_taken(error: Exception) -> str:
     )
 
 
+class Steady:
+    """A stream that ends no program: its terminal may be closed, its reader gone, its disk full."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self.stream.flush()
+
+
 def run_entry_point(main: Callable[[], object]) -> None:
     """Run a program's main; a `UserError` becomes one line on stderr and exit code 2, a signal one and `TRY_AGAIN`.
 
@@ -105,6 +126,8 @@ def run_entry_point(main: Callable[[], object]) -> None:
     for stream, errors in streams.items():
         if isinstance(stream, io.TextIOWrapper):  # not where something has put a stream of its own in its place
             stream.reconfigure(errors=errors)
+    if not isinstance(sys.stderr, Steady):
+        sys.stderr = cast(TextIO, Steady(sys.stderr))
     try:
         main()
     except UserError as error:

@@ -25,8 +25,10 @@ from utils.errors import NO_SHARED_MEMORY, TRY_AGAIN, UserError
 logger = logging.getLogger("parallel")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-# That ask a run to end. SIGUSR1 and SIGUSR2 are warnings of schedulers, minutes before the end; Windows lacks them.
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+# That ask a run to end: SIGHUP is a connection that closed, SIGUSR1 and SIGUSR2 are warnings of schedulers, minutes
+# before the end. Windows lacks these three.
+NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
+SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 LAUNCHED = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")  # by what stays as long as its processes
 GRACE = 30.0  # s, for a step and its checkpoint after the launcher's end, as torchrun gives before it kills
 _work: Callable[[Any], Any]  # of this worker: handed over once, it may hold the list of a whole data set

@@ -120,6 +120,8 @@ def _new_folder(root: Path, number: int = 1) -> Path:
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
+        if not folder.is_dir():  # a link to nowhere above it
+            raise
         return _new_folder(root, number + 1)
     return folder
 
@@ -227,6 +229,7 @@ def check_continuation(
     """
     optim, name, step = saved["OPTIM"], current["OPTIM"]["NAME"], content["progress"]["step_in_epoch"]
     before = optim["BATCH_SIZE"] * optim["ACCUMULATE"] * content["world_size"]
+    zeroed = [tree["NETWORK"]["ZERO_UNREACHED_TAPS"] for tree in (saved, current)]
     refusals = {
         f"was trained with --optimizer {optim['NAME']}, whose state {name} cannot use: resume with it, or start a new "
         "run from the weights (--snapshot without --restore_optimizer)": optim["NAME"] != name,
@@ -234,6 +237,8 @@ def check_continuation(
         "same images and batch": step > steps_per_epoch,
         f"was saved in the middle of an epoch at {before} images per step, now there are {global_batch}; continue with "
         "the same --bs_mult x --accumulate x processes": step and before != global_batch,
+        "was started with another --zero_unreached_taps, which acts at the start alone: resume with the same, or start "
+        "a new run from the weights (--snapshot without --restore_optimizer)": zeroed[0] != zeroed[1],
     }
     for sentence, refused in refusals.items():
         if refused:
