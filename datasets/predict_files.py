@@ -62,6 +62,7 @@ def open_video(path: Path) -> tuple[float, int, Iterator[Array]]:
         ImageError: it cannot be read.
     """
     from imageio.v2 import get_reader
+    from imageio_ffmpeg import count_frames_and_secs
 
     logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)  # it warns of videos that it turns upright
     try:
@@ -70,6 +71,10 @@ def open_video(path: Path) -> tuple[float, int, Iterator[Array]]:
         raise ImageError("this video cannot be read; it is damaged or its format is not known") from error
     facts = video.get_meta_data()
     rate = facts["fps"] or 25.0
+    with suppress(RuntimeError):
+        count, seconds = count_frames_and_secs(str(path))
+        if abs(count - rate * seconds) > max(1, 0.01 * count) and seconds > 0:  # a varying rate
+            rate = count / seconds
 
     def frames() -> Iterator[Array]:
         with suppress(RuntimeError):  # FFmpeg has crashed

@@ -19,7 +19,7 @@ from PIL import Image
 
 import predict
 from datasets.labels import CITYSCAPES_LABELS, PALETTE
-from datasets.predict_files import find_files
+from datasets.predict_files import find_files, open_video
 from inference import Model, load
 from tests.runs import launch, read_weights, save_random
 from utils.errors import UserError
@@ -340,6 +340,15 @@ def test_videos_of_phones_and_of_odd_sizes(weights: Path, tmp_path: Path) -> Non
     assert sizes == {"a.mp4": (8, 96, 128, 3), "b.mp4": (3, 64, 194, 3)}, "upright, every frame once, the sides even"
     assert b"mp4a" in (tmp_path / "in" / "a.mov").read_bytes()
     assert b"mp4a" not in (tmp_path / "out" / "side_by_side" / "a.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".webm"])  # which name the highest rate
+def test_a_film_of_a_varying_rate_keeps_its_length(suffix: str, tmp_path: Path) -> None:
+    film, varying = "testsrc=duration=6:rate=30:size=64x48", "select='lt(t,1)+not(mod(n,15))'"
+    ffmpeg("-f", "lavfi", "-i", film, "-vf", varying, "-fps_mode", "vfr", tmp_path / f"film{suffix}")
+    rate, length, frames = open_video(tmp_path / f"film{suffix}")
+    found = len(list(frames))
+    assert found == length == 40 and found / rate == pytest.approx(5.5, abs=0.2)
 
 
 def test_a_video_without_room_is_one_sentence(weights: Path, tmp_path: Path) -> None:
