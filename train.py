@@ -308,7 +308,7 @@ def save_whole(run: Run, records: Records) -> None:
         if records.whole and records.meter.is_finite():
             if run.progress.step > records.saved_at:
                 save(run, records, "last")
-            if "last" not in records.unsaved:
+            if "last" not in records.unsaved and (records.folder / "last.pth").exists():
                 logger.info("saved step %d; continue with --resume auto", run.progress.step)
     except (UserError, RuntimeError) as error:  # a full disk, broken weights, a lost GPU: what ended the run counts
         logger.warning("step %d is not saved: %s", run.progress.step, one_line(error))
