@@ -54,6 +54,7 @@ LAZY = {
     "timm",
 }  # imported where they are used
 DISTRIBUTION = {
+    "imageio_ffmpeg": "imageio-ffmpeg",
     "cv2": "opencv-python-headless",
     "imagecorruptions": "imagecorruptions-imaug",
     "PIL": "Pillow",
@@ -155,7 +156,6 @@ def test_third_party_packages_are_required_with_lower_bounds() -> None:
     files = [*FILES, *(ROOT / "benchmarks").glob("*.py")]
     used = {name.partition(".")[0] for path in files for name in imports(path)} - set(sys.stdlib_module_names)
     used = {DISTRIBUTION.get(name, name) for name in used - OWN - {"benchmarks"}}
-    used |= {"imageio-ffmpeg"}  # through imageio
     assert used == set(wanted), "imported, but not in requirements*.txt, or the other way round"
     development = requirements("requirements-dev.txt")
     assert {"pytest", "ruff", "mypy", "hypothesis"} <= set(development) and not set(development) & set(wanted)

@@ -165,7 +165,7 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(path: Path, *, flag: str, hint: str = "") -> Any:
     """Return what the YAML file of a flag holds, or raise `UserError`, with a hint on how it should look."""
     try:
-        return yaml.load(read_whole(path), _Loader)
+        return _Loader(read_whole(path)).get_single_data()
     except OSError as error:
         raise UserError(f"{flag} {path}: cannot be read ({error.strerror}); give another file") from error
     except (yaml.YAMLError, ValueError) as error:  # the second of 2026-02-30 and the like
