@@ -446,7 +446,7 @@ def test_a_kill_in_an_evaluation_loses_no_step(
 def test_a_run_that_fails_at_once_does_not_say_that_it_was_saved(
     small_camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "train_step", Mock(side_effect=RuntimeError("at once")))
+    monkeypatch.setattr(train, "train_epoch", Mock(side_effect=RuntimeError("at once")))
     with pytest.raises(RuntimeError, match="at once"):
         train.main(train_arguments(small_camvid, tmp_path, "--method", "base"))
     assert "saved step" not in (run_folder(tmp_path) / "log.txt").read_text()

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
-from loss.whitening import MaskStatistics, Whitening, covariance, relaxation, strict_triangle, whitening_loss
+from loss.whitening import (
+    MaskStatistics,
+    Whitening,
+    collect_masks,
+    covariance,
+    relaxation,
+    strict_triangle,
+    whitening_loss,
+)
 from tests import reference
 
 
@@ -145,6 +156,21 @@ def test_more_clusters_than_covariances_take_all_of_them() -> None:
     sums += torch.arange(1.0, 65).view(8, 8).triu(1)
     (mask,) = statistics.masks()
     assert torch.equal(mask, torch.ones(8, 8, dtype=torch.bool).triu(1))
+
+
+def test_masks_are_those_of_all_passes_or_of_none() -> None:
+    def interrupted() -> Iterator[list[Tensor]]:
+        yield [torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))]
+        raise KeyboardInterrupt
+
+    network: Any = nn.Conv2d(3, 4, 1)
+    network.style_channels, network.style_features = [4], lambda pair: [network(pair)]
+    whitening = Whitening([4], kind="isw")
+    before = {name: value.clone() for name, value in whitening.state_dict().items()}
+    with pytest.raises(KeyboardInterrupt):
+        collect_masks(whitening, network, interrupted(), clusters=3, device=torch.device("cpu"))
+    assert not whitening.has_masks
+    assert all(torch.equal(value, before[name]) for name, value in whitening.state_dict().items())
 
 
 def test_relaxed_masks_need_no_clusters() -> None:
