@@ -71,9 +71,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.json == "-":
         write_line(json.dumps(content, indent=1))
         return
+    write_line(to_text(content))  # first: what cannot be written is on the screen
     if args.json:
         write_text(Path(args.json), json.dumps(content, indent=1) + "\n")
-    write_line(to_text(content))
 
 
 def timed_rows(args: argparse.Namespace, names: Sequence[str], device: torch.device) -> dict[str, Any]:

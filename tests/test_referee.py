@@ -457,6 +457,12 @@ def test_bad_inputs_are_one_sentence_and_leave_nothing(
     assert "\n" not in str(error.value) and sorted(tmp_path.rglob("*")) == before
 
 
+def test_bad_inputs_end_with_exit_code_2(city: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.onnx").write_text("text")
+    done = launch("valid.py", [str(tmp_path / "text.onnx"), "--val_dataset", "cityscapes"], check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "text.onnx" in done.stderr
+
+
 def test_an_error_has_a_line_of_its_own(city: Path, tmp_path: Path) -> None:
     """The bar of the evaluation that it ends is wiped first."""
     for number in range(3):

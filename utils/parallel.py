@@ -27,8 +27,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 # That ask a run to end: SIGHUP is a connection that closed, SIGUSR1 and SIGUSR2 are warnings of schedulers, minutes
 # before the end. Windows lacks these three.
-NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
-SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+SIGNALS = [getattr(signal, f"SIG{name}") for name in "TERM INT HUP USR1 USR2".split() if hasattr(signal, f"SIG{name}")]
 LAUNCHED = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")  # by what stays as long as its processes
 GRACE = 30.0  # s, for a step and its checkpoint after the launcher's end, as torchrun gives before it kills
 _work: Callable[[Any], Any]  # of this worker: handed over once, it may hold the list of a whole data set

@@ -224,7 +224,7 @@ def check_continuation(
     """Refuse to continue a checkpoint in a way that cannot work, and log what a step will compute differently.
 
     Args:
-        saved, current: configs as plain dicts, that of the checkpoint and that of now.
+        saved, current: the config of the checkpoint and that of now.
         steps_per_epoch, global_batch: optimizer steps of an epoch and images of a step, now.
     """
     optim, name, step = saved["OPTIM"], current["OPTIM"]["NAME"], content["progress"]["step_in_epoch"]
