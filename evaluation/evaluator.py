@@ -100,7 +100,7 @@ class Evaluator:
                 model = replace(model)  # one that has resized no logits yet
             domain, result = loader.split.domain, self.evaluate(model, loader)
             how = {"scales": self.inference.views, "corruption": loader.corruption}
-            how["transform"] = loader.protocol + self.inference.resizing + getattr(model, "note", "")
+            how["transform"] = loader.protocol + self.inference.resizing + getattr(model, "note", "") + self.precision
             known = list(findings.get(domain.name, ()))
             if not result.confusion.any():
                 known.append(NOTHING_LABELLED.format(split=f"{domain.name}/{loader.split.name}"))
@@ -124,6 +124,11 @@ class Evaluator:
                 sheet = plot_reliability(result.more.confidences, classes=domain.classes, title=title)
                 plots.append(Picture(f"{loader.name}/reliability", f"{_file_name(loader)}_reliability.png", sheet))
         return rows, plots, per_image
+
+    @property
+    def precision(self) -> str:
+        """What a protocol says of mixed precision, which changes scores by tenths of a point; nothing of float32."""
+        return "" if self.autocast_dtype is None else f", in {str(self.autocast_dtype).removeprefix('torch.')}"
 
     @torch.inference_mode()
     def evaluate(

@@ -57,7 +57,7 @@ class Protocol:
     split: str
     list_hash: str
     images: int
-    transform: str  # resize, crop, windows
+    transform: str  # resize, crop, windows, precision
     scales: str  # and flips, and what is averaged over them
     classes: str
 

@@ -238,12 +238,12 @@ def test_missing_weights_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
 
 
 def test_protocols_and_more_metrics_stand_in_the_files(weights: Path, small_camvid: Path, tmp_path: Path) -> None:
-    flags = "--eval_protocol sliding --window 64 64 --scales 0.5 1 --flip --more_metrics --split test"
+    flags = "--eval_protocol sliding --window 64 64 --scales 0.5 1 --flip --more_metrics --split test --amp bf16"
     content = score(weights / "last.pth", small_camvid, tmp_path, *flags.split())
     domains = content["domains"]
     assert isinstance(domains, list)
     protocol, more = domains[0]["protocol"], domains[0]["more"]
-    assert protocol["transform"] == "native size, every pixel, windows 64x64, stride 48x48"
+    assert protocol["transform"] == "native size, every pixel, windows 64x64, stride 48x48, in bfloat16"
     assert protocol["scales"] == "0.5 1 and flipped, mean of probabilities"
     assert list(more) == list(TITLES) and all(0 <= value <= 1 for value in more.values())
     assert (tmp_path / "camvid_reliability.png").exists()
