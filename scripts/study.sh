@@ -18,9 +18,9 @@ study=${1:-} folder=$(realpath -m "${STUDY_DIR:-./logs/study}")
 fail() { echo "error: $1" >&2 && exit 2; }
 [[ $study == @(real|drawn-real|drawn) ]] || fail "name a study: real, drawn-real or drawn"
 [[ -f ${WEIGHTS:-} ]] || fail "WEIGHTS='${WEIGHTS:-}' is no file; ./scripts/real_weights.sh writes mobilenet_v2.safetensors"
-weights=$(realpath "$WEIGHTS") needed=()
+weights=$(realpath "$WEIGHTS") needed=() domains=()
 [[ $study == drawn* ]] && needed+=(DEMO_WORLD)
-[[ $study == *real ]] && needed+=(CAMVID LABELMEFACADE)
+[[ $study == *real ]] && needed+=(CAMVID LABELMEFACADE) domains=(--domains "$folder/domains.yaml")
 for name in "${needed[@]}"; do
   [[ -d ${!name:-} ]] || fail "$name='${!name:-}' is no folder; the study $study reads its data there"
   printf -v "$name" '%s' "$(realpath "${!name}")"
@@ -38,9 +38,9 @@ for name in GTAV/GTAV CITYSCAPES/cityscapes BDD/bdd-100k SYNTHIA/synthia MAPILLA
   roots+=("DATASET.${name%/*}_DIR=${DEMO_WORLD:-}/${name#*/}")
 done
 mkdir -p "$folder"
-cat >"$folder/domains.yaml" <<YAML
+[[ $study == drawn ]] || cat >"$folder/domains.yaml" <<YAML
 camvid_dusk:
-  root: ${CAMVID:-.}
+  root: $CAMVID
   images: "{split}/*"
   label: {"{split}/": "{split}annot/", .jpg: .png}
   splits: {val: test}
@@ -49,7 +49,7 @@ camvid_dusk:
     motorcycle: rider, bicycle: rider}
   classes: [road, sidewalk, building, fence, pole, traffic sign, vegetation, sky, person, rider, car]
 labelmefacade:
-  root: ${LABELMEFACADE:-.}
+  root: $LABELMEFACADE
   images: images/*
   label: {images/: labels/, .jpg: .png}
   splits: [val, test]
@@ -59,7 +59,7 @@ labelmefacade:
 YAML
 METHODS=${METHODS:-base ibn isw diia diia-v2} SEEDS=${SEEDS:-304 305 306 307 308} ABLATION_DIR=$folder/$study \
   exec "$here/ablation.sh" --dataset "$source" --covstat_val_dataset "$source" --val_dataset "${targets[@]}" \
-  --domains "$folder/domains.yaml" --backbone mobilenet_v2 --output_stride 16 --pretrained "$weights" \
+  "${domains[@]}" --backbone mobilenet_v2 --output_stride 16 --pretrained "$weights" \
   --lr 0.01 --backbone_lr 0.1 --max_iter 600 --bs_mult 4 "${crop[@]}" --class_uniform_tile 192 \
   --scale_min 0.6 --scale_max 1.2 --cov_stat_epoch 0 --trials 2 --stat_images 24 --per_image --pictures 2 \
   --save_interval 50 --centroid_cache "$folder/centroids" "${@:2}" --opts "${roots[@]}"
