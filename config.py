@@ -70,6 +70,11 @@ def parse(argv: Sequence[str] | None = None, *, program: str) -> Config:
     from_files = [setting for file in files for setting in options.read_file(file, KEYS)]
     tree = _resolve([*own, *from_files, *options.read_environment(os.environ, KEYS), *command_line])
     options.check_needs(dict(options.flatten(tree)), KEYS)  # not of checkpoints: those of older versions stay readable
+    pixels, kept = tree.AUGMENT.CROP_SIZE**2, tree.LOSS.OHEM_MIN_KEPT
+    if program == "train" and tree.LOSS.OHEM_THRESH and kept >= pixels:
+        raise UserError(
+            f"--ohem_min_kept {kept} keeps every pixel of a --crop_size with {pixels}; give a smaller number"
+        )
     cfg.update(deepcopy(tree))
     return tree
 

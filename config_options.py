@@ -42,13 +42,15 @@ class Data(Section):
         "Folder of the class centroids, and of what the quick check found sound.",
         aliases=("--cache_dir", "DATASET.CACHE_DIR"))
     FRAME_CACHE: str = option("", "--frame_cache",
-        "Folder of decoded training frames, filled by the first epoch or by scripts/build_cache.sh.",
+        "Folder of decoded training frames, filled by the first epochs or by scripts/build_cache.sh.",
         aliases=("--cache", "DATASET.FRAMES_DIR"))
     COARSE_BOOST_CLASSES: list[int] = option([], "--coarse_boost_classes",
-        "Classes (train ids) that are sampled in Cityscapes' coarse frames too.", lengths=(0, 19), low=0, high=18)
+        "Classes (train ids) that are sampled in Cityscapes' coarse frames too; needs --class_uniform_pct.",
+        lengths=(0, 19), low=0, high=18)
     QUICK_CHECK: bool = shared(True, "--quick_check", "Check a sample of the data first (scripts.check_data --quick).")
     NUM_WORKERS: int = shared(-1, "--num_workers",
-        "Loader workers per process; -1: the cores divided by the processes of the node, at most 16.", low=-1)
+        "Loader workers per process; -1: its cores, which those that torchrun starts on a node share, at most 16.",
+        low=-1)
 
 class Network(Section):
     ARCH: str = shared("network.deepv3.DeepR50V3PlusD", "--arch", "Backbone and output stride, by dotted name.")
@@ -149,7 +151,8 @@ class Augmentation(Section):
         "AdvStyle: step size of gradient ascent on the loss by each image's channel means and deviations; trains on "
         "plain and changed images, in twice the time. 0 for none.", low=0)
     MIXSTYLE: float = option(0.0, "--mixstyle",
-        "MixStyle: probability per step of mixing features' statistics between a process's images.", low=0, high=1)
+        "MixStyle: probability of mixing features' statistics between a process's images, drawn at three outputs.",
+        low=0, high=1)
 
 class Optimisation(Section):
     NAME: Literal["sgd", "adamw"] = option("sgd", "--optimizer", "Optimiser; AdamW needs a smaller --lr, e.g. 0.0001.",

@@ -159,7 +159,9 @@ def open_other(cfg: Config, device: torch.device) -> Candidate:
     """Open the graph of --model, or announce the files of --predictions."""
     evaluator = build_evaluator(cfg, None, recipe=cfg, whitening=None, device=device)
     if cfg.EVAL.PREDICTIONS:
-        return Candidate(None, {"file": cfg.EVAL.PREDICTIONS, "checkpoint": "files of predictions"}, evaluator)
+        name = Path(os.path.realpath(cfg.EVAL.PREDICTIONS)).name
+        weights = {"file": cfg.EVAL.PREDICTIONS, "checkpoint": "predictions", "method": name}
+        return Candidate(None, weights, evaluator)
     if cfg.EVAL.VISUALIZE:
         raise UserError(
             f"--visualize_feature: shows what networks of ours compute, not {cfg.RUN.SNAPSHOT}; leave it out"
@@ -167,7 +169,8 @@ def open_other(cfg: Config, device: torch.device) -> Candidate:
     graph = open_graph(cfg, device)
     logger.info("opened %s", graph.describe())
     sources = graph.metadata.get("source", "")
-    weights = {"file": cfg.RUN.SNAPSHOT, "checkpoint": "graph", "method": graph.metadata.get("method", "")}
+    weights = {"file": cfg.RUN.SNAPSHOT, "checkpoint": "graph"}
+    weights |= {"method": graph.metadata.get("method", Path(cfg.RUN.SNAPSHOT).stem)}
     weights |= {"source": sources, "network": graph.describe(), "normalisation": graph.normalisation}
     return Candidate(graph, weights, replace(evaluator, normalise=graph.normalise), sources.split())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -48,8 +48,8 @@ class Cell(NamedTuple):
 Cells = dict[tuple[str, str, int], Cell]  # by method, column and seed
 
 
-def read_scores(paths: Sequence[Path], *, checkpoint: str) -> Cells:
-    """Return the scores of one kind of checkpoint (last, best_source, ...) in files or anywhere below folders.
+def read_scores(paths: Sequence[Path], *, checkpoints: Collection[str]) -> Cells:
+    """Return the scores of some kinds of checkpoints (last, graph, ...) in files or anywhere below folders.
 
     Raises `UserError` at files without such scores, numbers on different images or classes, two numbers for one cell,
     and a method with several networks, sources or numbers of steps.
@@ -61,7 +61,7 @@ def read_scores(paths: Sequence[Path], *, checkpoint: str) -> Cells:
             raise UserError(f"{path}: no scores.json there; give run folders of train.py or --out folders of valid.py")
         files.update(dict.fromkeys(below))
     cells, first = Cells(), dict[tuple[str | int, ...], tuple[str | float, Path]]()
-    for file, row in chain.from_iterable(_rows(file, checkpoint=checkpoint) for file in files):
+    for file, row in chain.from_iterable(_rows(file, checkpoints=checkpoints) for file in files):
         method, column = row.method, row.column
         classes = ", ".join(row.place.classes)
         alike = {  # what rows must share: value, verb, preposition, remedy
@@ -85,7 +85,8 @@ def read_scores(paths: Sequence[Path], *, checkpoint: str) -> Cells:
         if has_images or key not in cells:
             cells[key] = Cell(row.value, row.is_target, row.place if has_images else None)
     if not cells:
-        raise UserError(f"--checkpoint {checkpoint}: none of the {len(files)} score files is of such a checkpoint")
+        kinds = " ".join(f"--checkpoint {kind}" for kind in checkpoints)
+        raise UserError(f"{kinds}: none of the {len(files)} score files is of such a checkpoint")
     return cells
 
 
@@ -102,11 +103,11 @@ class _Row(NamedTuple):
     place: Place
 
 
-def _rows(file: Path, *, checkpoint: str) -> list[tuple[Path, _Row]]:
+def _rows(file: Path, *, checkpoints: Collection[str]) -> list[tuple[Path, _Row]]:
     try:
         content, rows = json.loads(read_whole(file)), []
         about = content["weights"]
-        for row in content["domains"] if about["checkpoint"] == checkpoint else ():
+        for row in content["domains"] if about["checkpoint"] in checkpoints else ():
             protocol, is_source = row["protocol"], row["is_source"]
             split = "" if protocol["split"] == "val" else f" {protocol['split']}"
             column = f"{row['domain']}{split}{' (source)' if is_source else ''}"
@@ -117,7 +118,7 @@ def _rows(file: Path, *, checkpoint: str) -> list[tuple[Path, _Row]]:
                 names = tuple(row["scores"].get("iou", ()))
                 place = Place(file.with_name(PER_IMAGE_FILE), row["domain"], names, value)
                 made = f"{about.get('network', '')} trained on {about.get('source', '')}"
-                made += f" for {about['step']} steps" if checkpoint == "last" and "step" in about else ""
+                made += f" for {about['step']} steps" if about["checkpoint"] == "last" and "step" in about else ""
                 seed = about.get("seed") or 0  # a published file does not know it
                 rows.append((file, _Row(about["method"], made, seed, column, not is_source, images, value, place)))
         return rows

@@ -22,7 +22,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = program_parser("scripts.compare_runs", "Compare methods over seeds and domains.")
     parser.add_argument("paths", nargs="+", type=Path, metavar="FOLDER", help="run folders, or scores.json files")
     parser.add_argument("--against", default="", metavar="METHOD", help="what differences are taken from [the first]")
-    parser.add_argument("--checkpoint", default="last", metavar="NAME", help="last, best_source or best_TARGET")
+    text = "last (the default), best_source, best_TARGET, or what other files are in their scores: graph, exported ..."
+    parser.add_argument("--checkpoint", action="append", metavar="NAME", help=f"{text}; may be given several times")
     text = "write the tables too: FILE.md, .html, .csv or .tex; FILE.png plots them"
     parser.add_argument("--out", type=Path, metavar="FILE", help=text)
     return parser
@@ -148,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     if args.out is not None and args.out.suffix not in SUFFIXES:
         raise UserError(f"--out {args.out}: must end with {', '.join(SUFFIXES)}; name another file")
-    cells = read_scores(args.paths, checkpoint=args.checkpoint)
+    cells = read_scores(args.paths, checkpoints=args.checkpoint or ["last"])
     methods = Comparison(cells, "").methods
     if len(methods) == 1 and args.against:
         raise UserError(f"--against {args.against}: there is one method only, {methods[0]}")

@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import config
 from utils import program_parser
 from utils.errors import UserError, run_entry_point
 
-FLAGS = ("--arch", "--backbone", "--output_stride", "--method", "--wt_layer")  # as train.py has them
+FLAGS = (  # as train.py has them
+    *("--arch", "--backbone", "--output_stride", "--method", "--wt_layer", "--layout_confidence"),
+    *("--mean", "--std", "--image_in"),
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -24,7 +28,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
     for row in (row for row in config.KEYS.values() if row.flag in FLAGS):
         number, name = (row.lengths[1], "N") if row.is_list else (1, row.key.partition(".")[2])
-        parser.add_argument(row.flag, nargs=number, default=[], metavar=name, help=row.help)
+        how: dict[str, Any] = {"nargs": number, "default": [], "metavar": name}
+        parser.add_argument(row.flag, help=row.help, **({"action": "store_true"} if row.base is bool else how))
     return parser
 
 
@@ -38,7 +43,8 @@ from utils.files import make_folder
 
 def convert(args: argparse.Namespace) -> str:
     """Write the checkpoint that the flags ask for, or raise `UserError`; return one line about its network."""
-    words = [word for flag in FLAGS if (values := getattr(args, flag[2:])) for word in (flag, *values)]
+    given = {flag: value for flag in FLAGS if (value := getattr(args, flag[2:]))}
+    words = [word for flag, values in given.items() for word in (flag, *([] if values is True else values))]
     cfg, out = config.parse(words, program="train"), Path(args.out)
     if out.suffix not in (".pth", ".pt"):  # by others it would be read as another kind of file
         raise UserError(f"--out {out}: a checkpoint ends in .pth; name another file")

@@ -1,4 +1,4 @@
-"""torchrun (`python -m scripts.launch`, the same arguments) that stays quiet about a user's mistake."""
+"""torchrun (`python -m scripts.launch`, the same arguments) that leaves it to the programs to say what went wrong."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ USER_ERROR = 2  # exit code of a program that has said in one line what to fix
 
 
 def main() -> None:
-    """Run torchrun; where a process ended with code 2 or `TRY_AGAIN`, exit with it instead of torchrun's traceback.
+    """Run torchrun; where a process failed, exit with its code instead of torchrun's traceback.
 
-    So does torchrun itself where its processes cannot meet, or where a signal reached it, which it hands on to them.
+    Code 2 says that a process was killed, which says nothing itself, or that the processes cannot meet; `TRY_AGAIN`
+    that a signal reached torchrun, which it hands on to them.
     """
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")  # s, for a step and its checkpoint; torch's are 30
     ignored = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_IGN]  # SIGHUP under nohup
@@ -35,9 +36,13 @@ def main() -> None:
     try:
         torchrun()
     except ChildFailedError as error:
-        if (code := error.get_first_failure()[1].exitcode) in (USER_ERROR, TRY_AGAIN):
-            sys.exit(code)
-        raise
+        number, failure = error.get_first_failure()
+        if failure.exitcode > 0:
+            sys.exit(failure.exitcode)
+        name = signal.Signals(-failure.exitcode).name
+        why = ", most likely for want of memory" if name == "SIGKILL" else ""
+        sys.stderr.write(f"error: process {number} was killed by {name}{why}; a training goes on with --resume auto\n")
+        sys.exit(USER_ERROR)
     except SignalException as error:
         sys.stderr.write(f"stopped by {error.sigval.name}\n")
         sys.exit(TRY_AGAIN)

@@ -99,7 +99,7 @@ def test_tables_for_papers_and_pages(runs: Path, suffix: str, words: str, best: 
 
 
 def test_a_picture_of_targets_against_the_source(runs: Path) -> None:
-    figure = compare.plot(compare.Comparison(compare.read_scores([runs], checkpoint="last"), "base"))
+    figure = compare.plot(compare.Comparison(compare.read_scores([runs], checkpoints=["last"]), "base"))
     panels = {panel.get_title(): panel for panel in figure.axes}
     assert list(panels) == ["far", "night", "own test (source)", "mean over targets"]
     base, diia = (container.lines for container in panels["mean over targets"].containers)
@@ -115,7 +115,7 @@ def test_a_method_has_one_colour_and_is_named_where_others_lack_a_column(tmp_pat
     write_scores(tmp_path, "base", 0, own=0.5, far=0.2)
     write_scores(tmp_path, "ibn", 0, own=0.5, far=0.2, night=0.3)
     write_scores(tmp_path, "isw", 0, own=0.5, night=0.3)
-    figure = compare.plot(compare.Comparison(compare.read_scores([tmp_path], checkpoint="last"), "base"))
+    figure = compare.plot(compare.Comparison(compare.read_scores([tmp_path], checkpoints=["last"]), "base"))
     drawn = [(bars.get_label(), bars.lines[0].get_color()) for panel in figure.axes for bars in panel.containers]
     assert len(drawn) == 5 and len({*drawn}) == 3 == len({colour for _, colour in drawn})
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["base (1)", "ibn (1)", "isw (1)"]
@@ -153,6 +153,14 @@ def test_another_kind_of_checkpoint(runs: Path, capsys: pytest.CaptureFixture[st
     compare.main([str(runs), "--checkpoint", "best_source"])
     text = capsys.readouterr().out
     assert "90.00 ± 0.00" in text and "base" not in text and "difference" not in text
+
+
+def test_several_kinds_of_checkpoints(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_scores(runs, "theirs", 0, checkpoint="graph", own=0.5, far=0.77, night=0.7)
+    for kinds, shown in ((["last"], False), (["last", "graph"], True), (["graph"], True)):
+        compare.main([str(runs), *(word for kind in kinds for word in ("--checkpoint", kind))])
+        text = capsys.readouterr().out
+        assert ("77.00" in text) == shown and ("diia" in text) == ("last" in kinds)
 
 
 def test_one_seed_has_no_spread_and_a_missing_number_is_a_dash(

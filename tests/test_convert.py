@@ -116,8 +116,10 @@ def test_the_scores_are_those_of_the_published_file(
     mobile: tuple[Path, list[str]], small_camvid: Path, tmp_path: Path
 ) -> None:
     published, flags = mobile
+    flags = [*flags, *"--mean 0.5 0.4 0.3 --std 0.2 0.2 0.3 --layout_confidence softmax".split()]
     ours = tmp_path / "ours.pth"
     convert.main([str(published), "--out", str(ours), *flags])
+    assert checkpoint.read(ours)["config"]["LOSS"]["LAYOUT_CONFIDENCE"] == "softmax"
     data = ["--val_dataset", "camvid", "--num_workers", "0", "--device", "cpu"]
     data += ["--opts", f"DATASET.CAMVID_DIR={small_camvid}"]
     valid.main(["--snapshot", str(ours), "--out", str(tmp_path / "ours"), *data])

@@ -145,7 +145,10 @@ def test_torchvisions_deeplab_gets_the_matrix_that_anyone_computes(city: Path, t
         in_torch = counted(city, lambda image: model.eval()(normalised(image))["out"][0].argmax(0).numpy())
     assert np.abs(in_torch - plain).sum() <= 2e-3 * plain.sum()  # sums in another order: pixels at a tie
     about, protocol = content["weights"], content["domains"][0]["protocol"]
-    assert about["checkpoint"] == "graph" and "mean 0.5 0.4 0.3" in about["normalisation"]
+    assert (about["checkpoint"], about["method"]) == ("graph", "deeplab")
+    assert "mean 0.5 0.4 0.3" in about[
+        "normalisation"
+    ]
     assert protocol["transform"] == "native size, every pixel" and protocol["images"] == 3
 
 
@@ -305,6 +308,7 @@ def test_predictions_in_files_get_the_numbers_of_the_weights(weights: Path, city
         assert row["loss"] is None and row["more"]["ece"] is None and row["more"]["boundary_f_1"] > 0
     labels = city / "gtFine_trainvaltest" / "gtFine" / "val"
     truth = score(city, tmp_path / "scores", "--predictions", labels, "--report")
+    assert (truth["weights"]["checkpoint"], truth["weights"]["method"]) == ("predictions", "val")
     page = (tmp_path / "scores" / "report.html").read_text()
     assert "mean IoU 100.00 %, accuracy 100.00 %" in page and "nan" not in re.sub(r'base64,[^"]+', "", page)
     assert truth["domains"][0]["scores"]["accuracy"] == 1  # its pixels without a class are not labelled either

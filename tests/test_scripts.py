@@ -245,18 +245,34 @@ def test_a_python_without_torch_is_named(stub: Path) -> None:
     assert result.returncode == 2 and "cannot import torch" in result.stderr and result.stderr.count("\n") == 1
 
 
-def test_two_processes_start_for_real(tmp_path: Path) -> None:
-    """They see torchrun's variables, and a user's mistake ends with code 2 and no traceback."""
+@pytest.mark.parametrize(
+    ("ending", "code", "sentence"),
+    [
+        ("sys.exit(2)", 2, ""),
+        ("sys.exit(1)", 1, ""),
+        ("os.kill(os.getpid(), 9)", 2, "was killed by SIGKILL, most likely for want of memory; a training goes on"),
+    ],
+)
+def test_two_processes_start_for_real(ending: str, code: int, sentence: str, tmp_path: Path) -> None:
+    """They see torchrun's variables, and end without its traceback: with their code, or a sentence on a kill."""
     program = tmp_path / "show.py"
     program.write_text(
-        "import os, sys\nsys.stdout.write(os.environ['RANK'] + '/' + os.environ['WORLD_SIZE'] + ';')\nsys.exit(2)\n"
+        f"""
+import os, pathlib, sys, time
+folder = pathlib.Path(__file__).parent
+(folder / f"seen_{{os.environ['RANK']}}_{{os.environ['WORLD_SIZE']}}").touch()
+while len([*folder.glob("seen_*")]) < 2:  # torchrun ends the others with the first
+    time.sleep(0.1)
+{ending}
+"""
     )
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}
     env = {**kept, "DIIA_PYTHON": sys.executable, "PET_NPROC_PER_NODE": "2"}
     script = str(ROOT / "scripts" / "launch.sh")
     result = subprocess.run([script, str(program)], env=env, capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == 2 and not re.search("Traceback|exitcode", result.stderr), result.stderr
-    assert sorted(filter(None, result.stdout.split(";"))) == ["0/2", "1/2"]
+    assert result.returncode == code and not re.search("Traceback|exitcode", result.stderr), result.stderr
+    assert sentence in result.stderr
+    assert sorted(path.name for path in tmp_path.glob("seen_*")) == ["seen_0_2", "seen_1_2"]
 
 
 # ------------------------------------------------------------------------------------------------ README and docs/
