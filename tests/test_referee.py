@@ -146,9 +146,7 @@ def test_torchvisions_deeplab_gets_the_matrix_that_anyone_computes(city: Path, t
     assert np.abs(in_torch - plain).sum() <= 2e-3 * plain.sum()  # sums in another order: pixels at a tie
     about, protocol = content["weights"], content["domains"][0]["protocol"]
     assert (about["checkpoint"], about["method"]) == ("graph", "deeplab")
-    assert "mean 0.5 0.4 0.3" in about[
-        "normalisation"
-    ]
+    assert "mean 0.5 0.4 0.3" in about["normalisation"]
     assert protocol["transform"] == "native size, every pixel" and protocol["images"] == 3
 
 
