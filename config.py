@@ -72,9 +72,8 @@ def parse(argv: Sequence[str] | None = None, *, program: str) -> Config:
     options.check_needs(dict(options.flatten(tree)), KEYS)  # not of checkpoints: those of older versions stay readable
     pixels, kept = tree.AUGMENT.CROP_SIZE**2, tree.LOSS.OHEM_MIN_KEPT
     if program == "train" and tree.LOSS.OHEM_THRESH and kept >= pixels:
-        raise UserError(
-            f"--ohem_min_kept {kept} keeps every pixel of a --crop_size with {pixels}; give a smaller number"
-        )
+        keeps = f"a crop of --crop_size {tree.AUGMENT.CROP_SIZE} has {pixels} pixels, so that every one would be kept"
+        raise UserError(f"--ohem_min_kept {kept}: {keeps}; give a smaller number, or leave out --ohem_thresh")
     cfg.update(deepcopy(tree))
     return tree
 

@@ -49,7 +49,8 @@ class Data(Section):
         lengths=(0, 19), low=0, high=18)
     QUICK_CHECK: bool = shared(True, "--quick_check", "Check a sample of the data first (scripts.check_data --quick).")
     NUM_WORKERS: int = shared(-1, "--num_workers",
-        "Loader workers per process; -1: its cores, which those that torchrun starts on a node share, at most 16.",
+        "Loader workers per process; -1: the cores it may use, divided by those that torchrun started on "
+        "the node, at most 16.",
         low=-1)
 
 class Network(Section):

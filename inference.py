@@ -48,7 +48,8 @@ def load(weights: str | Path, *, device: str | torch.device = "auto", **flags: A
         device: auto (a GPU where there is one), or any name that torch knows.
         flags: valid.py's without dashes. amp="auto" is mixed precision; eval_protocol="half" or "sliding", window,
             stride, scales, flip and average choose the views of an image; published weights need what names their
-            network: arch, backbone, output_stride, method, wt_layer; ONNX files with float inputs need mean and std.
+            network: arch, backbone, output_stride, method, wt_layer, and layout_confidence, mean, std and image_in
+            where they are not the published ones; ONNX files with float inputs need mean and std.
 
     Raises:
         UserError: the file cannot be read, or does not fit the network.

@@ -27,7 +27,7 @@ from utils.errors import ImageError, UserError, first_few, reason, run_entry_poi
 FLAGS = (
     *("--device", "--amp", "--bs_mult_val", "--eval_protocol", "--window", "--stride", "--scales", "--flip"),
     *("--average", "--arch", "--backbone", "--output_stride", "--method", "--wt_layer", "--layout_confidence"),
-    *("--mean", "--std", "--image_in"),  # of graphs and published weights, which do not say them
+    *("--mean", "--std", "--image_in"),  # of graphs that do not say them, and published weights
 )
 PATIENCE = 30 * 24 * 3600.0  # s; a process without files is done long before one with a film
 ROWS = {row.flag[2:]: row for row in config.KEYS.values() if row.flag in FLAGS}

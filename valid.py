@@ -170,7 +170,7 @@ def open_other(cfg: Config, device: torch.device) -> Candidate:
     logger.info("opened %s", graph.describe())
     sources = graph.metadata.get("source", "")
     weights = {"file": cfg.RUN.SNAPSHOT, "checkpoint": "graph"}
-    weights |= {"method": graph.metadata.get("method", Path(cfg.RUN.SNAPSHOT).stem)}
+    weights |= {"method": graph.metadata.get("method") or Path(cfg.RUN.SNAPSHOT).stem}
     weights |= {"source": sources, "network": graph.describe(), "normalisation": graph.normalisation}
     return Candidate(graph, weights, replace(evaluator, normalise=graph.normalise), sources.split())
 

@@ -60,10 +60,11 @@ def read_scores(paths: Sequence[Path], *, checkpoints: Collection[str]) -> Cells
         if not below:
             raise UserError(f"{path}: no scores.json there; give run folders of train.py or --out folders of valid.py")
         files.update(dict.fromkeys(below))
-    cells, first = Cells(), dict[tuple[str | int, ...], tuple[str | float, Path]]()
+    cells, first, kinds = Cells(), dict[tuple[str | int, ...], tuple[str | float, Path]](), set[str]()
     for file, row in chain.from_iterable(_rows(file, checkpoints=checkpoints) for file in files):
         method, column = row.method, row.column
         classes = ", ".join(row.place.classes)
+        kinds.add(row.checkpoint)
         alike = {  # what rows must share: value, verb, preposition, remedy
             (method, "made"): (row.made, f"{method} is ", "", "compare finished runs, each kind apart"),
             (column, "images"): (row.images, f"{column} was evaluated ", "on ", "evaluate both alike"),
@@ -84,15 +85,15 @@ def read_scores(paths: Sequence[Path], *, checkpoints: Collection[str]) -> Cells
         has_images = row.place.file.is_file()
         if has_images or key not in cells:
             cells[key] = Cell(row.value, row.is_target, row.place if has_images else None)
-    if not cells:
-        kinds = " ".join(f"--checkpoint {kind}" for kind in checkpoints)
-        raise UserError(f"{kinds}: none of the {len(files)} score files is of such a checkpoint")
+    if missing := [kind for kind in checkpoints if kind not in kinds]:
+        raise UserError(f"--checkpoint {missing[0]}: none of the {len(files)} score files is of such a checkpoint")
     return cells
 
 
 class _Row(NamedTuple):
     """A domain's main score in a file."""
 
+    checkpoint: str
     method: str
     made: str  # the network, its source and its steps
     seed: int
@@ -117,10 +118,11 @@ def _rows(file: Path, *, checkpoints: Collection[str]) -> list[tuple[Path, _Row]
             if not row["subset"] and not row.get("corruption"):
                 names = tuple(row["scores"].get("iou", ()))
                 place = Place(file.with_name(PER_IMAGE_FILE), row["domain"], names, value)
-                made = f"{about.get('network', '')} trained on {about.get('source', '')}"
-                made += f" for {about['step']} steps" if about["checkpoint"] == "last" and "step" in about else ""
+                kind, made = about["checkpoint"], f"{about.get('network', '')} trained on {about.get('source', '')}"
+                made += f" for {about['step']} steps" if kind == "last" and "step" in about else ""
                 seed = about.get("seed") or 0  # a published file does not know it
-                rows.append((file, _Row(about["method"], made, seed, column, not is_source, images, value, place)))
+                found = _Row(kind, about["method"], made, seed, column, not is_source, images, value, place)
+                rows.append((file, found))
         return rows
     except (OSError, ValueError, KeyError, TypeError) as error:
         told = f"not a score file of train.py or valid.py ({type(error).__name__}: {error})"

@@ -131,7 +131,7 @@ def mix_style(maps: Tensor, share: Tensor, other: Tensor) -> Tensor:
 
 
 class MixStyle(nn.Module):
-    """Mixes the style of a process's images in training, in a step with a probability; else it returns its input.
+    """Mixes the style of a process's images in training, with a probability; else it returns its input.
 
     Zhou et al., Domain generalization with MixStyle, ICLR 2021. All random numbers come from torch's CPU generator; the
     shares are sampled for the whole batch, so that processes that were seeded alike have different ones.

@@ -22,7 +22,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = program_parser("scripts.compare_runs", "Compare methods over seeds and domains.")
     parser.add_argument("paths", nargs="+", type=Path, metavar="FOLDER", help="run folders, or scores.json files")
     parser.add_argument("--against", default="", metavar="METHOD", help="what differences are taken from [the first]")
-    text = "last (the default), best_source, best_TARGET, or what other files are in their scores: graph, exported ..."
+    text = "whose scores are compared: last (the default), best_source, best_TARGET, graph, exported or predictions"
     parser.add_argument("--checkpoint", action="append", metavar="NAME", help=f"{text}; may be given several times")
     text = "write the tables too: FILE.md, .html, .csv or .tex; FILE.png plots them"
     parser.add_argument("--out", type=Path, metavar="FILE", help=text)

@@ -23,8 +23,8 @@ USER_ERROR = 2  # exit code of a program that has said in one line what to fix
 def main() -> None:
     """Run torchrun; where a process failed, exit with its code instead of torchrun's traceback.
 
-    Code 2 says that a process was killed, which says nothing itself, or that the processes cannot meet; `TRY_AGAIN`
-    that a signal reached torchrun, which it hands on to them.
+    A process that a signal has ended could say nothing, so that a sentence does, with code 2, as where the processes
+    cannot meet. `TRY_AGAIN` says that a signal reached torchrun, which it hands on to them.
     """
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")  # s, for a step and its checkpoint; torch's are 30
     ignored = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_IGN]  # SIGHUP under nohup
@@ -39,9 +39,10 @@ def main() -> None:
         number, failure = error.get_first_failure()
         if failure.exitcode > 0:
             sys.exit(failure.exitcode)
-        name = signal.Signals(-failure.exitcode).name
-        why = ", most likely for want of memory" if name == "SIGKILL" else ""
-        sys.stderr.write(f"error: process {number} was killed by {name}{why}; a training goes on with --resume auto\n")
+        name = failure.signal_name()
+        why = "most likely for want of memory; a training goes on with --resume auto"
+        why = why if name == "SIGKILL" else "what it has written before may say why"
+        sys.stderr.write(f"error: process {number} was ended by {name}, {why}\n")
         sys.exit(USER_ERROR)
     except SignalException as error:
         sys.stderr.write(f"stopped by {error.sigval.name}\n")

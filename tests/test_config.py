@@ -249,7 +249,7 @@ def test_values_are_typed() -> None:
         ("--rescale 0.5", "--rescale belongs to --lr_schedule scl-poly"),
         ("--lr_schedule poly --repoly 2", "--repoly belongs to --lr_schedule scl-poly"),
         ("--rlx_off_iter 9 --img_wt_loss", "--rlx_off_iter belongs to --jointwtborder or --lr_schedule scl-poly"),
-        ("--ohem_thresh 0.7 --crop_size 192", "--ohem_min_kept 100000 keeps every pixel of a --crop_size with 36864"),
+        ("--ohem_thresh 0.7 --crop_size 192", "--ohem_min_kept 100000: a crop of --crop_size 192 has 36864 pixels"),
         ("--ohem_min_kept 5", "--ohem_min_kept belongs to --ohem_thresh"),
         ("--optimizer adamw --momentum 0.8", "--momentum belongs to --optimizer sgd"),
         ("--tune lora --backbone_lr 0.1", "--backbone_lr belongs to --tune full"),

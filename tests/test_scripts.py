@@ -250,7 +250,8 @@ def test_a_python_without_torch_is_named(stub: Path) -> None:
     [
         ("sys.exit(2)", 2, ""),
         ("sys.exit(1)", 1, ""),
-        ("os.kill(os.getpid(), 9)", 2, "was killed by SIGKILL, most likely for want of memory; a training goes on"),
+        ("os.kill(os.getpid(), 11)", 2, "was ended by SIGSEGV, what it has written before may say why"),
+        ("os.kill(os.getpid(), 9)", 2, "was ended by SIGKILL, most likely for want of memory; a training goes on"),
     ],
 )
 def test_two_processes_start_for_real(ending: str, code: int, sentence: str, tmp_path: Path) -> None:
