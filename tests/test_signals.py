@@ -66,6 +66,14 @@ def straight(small_camvid: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return run_folder(out)
 
 
+@pytest.fixture(autouse=True)
+def hangup() -> Iterator[None]:
+    """SIGHUP is not ignored, as it is where the tests are started by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def arguments(camvid: Path, out: Path, *more: str) -> list[str]:
     return resumable(camvid, out, "--method", "isw", "--trials", "2", "--save_interval", "0", *more)
 
