@@ -168,9 +168,8 @@ def open_other(cfg: Config, device: torch.device) -> Candidate:
         )
     graph = open_graph(cfg, device)
     logger.info("opened %s", graph.describe())
-    sources = graph.metadata.get("source", "")
-    weights = {"file": cfg.RUN.SNAPSHOT, "checkpoint": "graph"}
-    weights |= {"method": graph.metadata.get("method") or Path(cfg.RUN.SNAPSHOT).stem}
+    sources, method = graph.metadata.get("source", ""), graph.metadata.get("method") or Path(cfg.RUN.SNAPSHOT).stem
+    weights = {"file": cfg.RUN.SNAPSHOT, "checkpoint": "graph", "method": method}
     weights |= {"source": sources, "network": graph.describe(), "normalisation": graph.normalisation}
     return Candidate(graph, weights, replace(evaluator, normalise=graph.normalise), sources.split())
 

@@ -40,8 +40,9 @@ def main() -> None:
         if failure.exitcode > 0:
             sys.exit(failure.exitcode)
         name = failure.signal_name()
-        why = "most likely for want of memory; a training goes on with --resume auto"
-        why = why if name == "SIGKILL" else "what it has written before may say why"
+        why = "what it has written before may say why"
+        if name == "SIGKILL":
+            why = "most likely for want of memory; a training goes on with --resume auto"
         sys.stderr.write(f"error: process {number} was ended by {name}, {why}\n")
         sys.exit(USER_ERROR)
     except SignalException as error:

@@ -38,7 +38,7 @@ for name in GTAV/GTAV CITYSCAPES/cityscapes BDD/bdd-100k SYNTHIA/synthia MAPILLA
   roots+=("DATASET.${name%/*}_DIR=${DEMO_WORLD:-}/${name#*/}")
 done
 mkdir -p "$folder"
-[[ $study == drawn ]] || cat >"$folder/domains.yaml" <<YAML
+[[ $study != *real ]] || cat >"$folder/domains.yaml" <<YAML
 camvid_dusk:
   root: $CAMVID
   images: "{split}/*"
