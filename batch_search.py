@@ -16,7 +16,7 @@ from nonfinite import Gradients
 from run import Run, build_run
 from utils import distributed
 from utils.device import peak_memory
-from utils.errors import UserError
+from utils.errors import UserError, lacks_memory
 from utils.logs import write_line
 from utils.runs import Start
 
@@ -85,7 +85,9 @@ def _on_gpu(run: Run, batch: TrainingBatch, size: int, gradients: Gradients) -> 
     try:
         _step(run, batch, size, gradients)
         torch.cuda.synchronize()
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not lacks_memory(error):
+            raise
         run.optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
         return False

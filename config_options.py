@@ -90,7 +90,8 @@ class Network(Section):
 
 class Whitening(Section):
     REG_WEIGHT: float = option(0.6, "--wt_reg_weight", "Weight of the whitening loss.", low=0)
-    RELAX_DENOM: float | None = option(None, "--relax_denom", "Denominator of IRW's margin, 0 for no margin.", low=0)
+    RELAX_DENOM: float | None = option(None, "--relax_denom",
+        "Denominator of IRW's margin, 0 for none; above 0 it chooses ISW's covariances in place of --clusters.", low=0)
     CLUSTERS: int = option(50, "--clusters", "Clusters of the covariance variances in ISW.", low=0)
     TRIALS: int = option(10, "--trials", "Passes over the images whose ISW masks are intersected.", low=0)
     DYNAMIC: bool = option(False, "--dynamic", "Compute the ISW masks again every cov_stat_epoch + 1 epochs.")

@@ -136,9 +136,9 @@ class Model:
         return results
 
     def _batch_maps(self, images: torch.Tensor, names: Collection[str]) -> dict[str, Array]:
+        if missing := sorted({*names} - {*self.map_names}):
+            raise UserError(f"this model gives {', '.join(self.map_names)}, not {', '.join(missing)}")
         if isinstance(self.network, LabelsGraph):
-            if missing := sorted({*names} - {"labels"}):
-                raise UserError(f"{self.network.path}: returns labels and no {', '.join(missing)}; export logits")
             return dict.fromkeys(names, self.network.labels(images, ()).cpu().numpy())
         dtype = self.autocast_dtype
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
@@ -158,8 +158,7 @@ class Model:
             for name in set(names) - branches:
                 found[name].append(makers[name](part).cpu())
         if branches:
-            known = {"edge": [output.edge[:, 0].float().cpu()], "layout": [output.layout.byte().cpu()]}
-            found |= {name: known[name] for name in branches}
+            found |= {name: [maps.cpu()] for name, maps in output.branches().items() if name in branches}
         return {name: torch.cat(parts, -2).numpy() for name, parts in found.items()}
 
 

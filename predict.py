@@ -129,7 +129,7 @@ class Writer:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
-    device = distributed.choose_device(args.device, -1)
+    device = distributed.choose_device(args.device or ROWS["device"].default, -1)
     with signals.handled(), distributed.process_group(device, save_memory=SAVE_MEMORY, timeout=PATIENCE):
         logs.setup_logging()
         threads = max(min(cores() // distributed.world_size(), 8), 1)
@@ -165,8 +165,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the arguments, those of valid.py as it reads them, or raise `UserError`."""
-    args = make_parser().parse_args(argv)
-    args.changed = {name: value for name, row in ROWS.items() if (value := getattr(args, name)) != row.default}
+    args = make_parser().parse_args(argv, argparse.Namespace(**dict.fromkeys(ROWS)))  # None where not given
+    args.changed = {name: value for name in ROWS if (value := getattr(args, name)) is not None}
     if args.submit and args.write:
         raise UserError(f"--submit {args.submit} says what is written, and so does --write; give one of them")
     args.write = args.write or ["train_ids"]

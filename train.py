@@ -235,13 +235,14 @@ def evaluate(run: Run, records: Records, *, all_images: bool = False, keep_best:
     if records.saved_at != progress.step:  # else a kill in what takes long would lose the steps
         save(run, records, "last")
     loaders = evaluation_loaders(cfg, run.splits, all_images=all_images)
-    evaluator = replace(run.evaluator, per_image=cfg.EVAL.PER_IMAGE or progress.step >= run.last_step)
+    final = progress.step >= run.last_step and (all_images or not cfg.EVAL.LIMIT or cfg.RUN.TEST_MODE)
+    evaluator = replace(run.evaluator, per_image=cfg.EVAL.PER_IMAGE or final)
     weights = describe_weights(run.network, cfg, progress=asdict(progress), averaged=run.average is not None)
     trained = weights["source"].split()
     rows, plots, per_image = evaluator(
         run.evaluated_network, loaders, sources=trained, domains=run.splits.domains, findings=run.findings
     )
-    for row in (row for row in rows if not row.subset):
+    for row in (row for row in rows if not row.subset and not all_images):  # curves are of one list of images
         records.writer.scalars(row.scalars(), progress.step)
     records.show(plots, progress.step)
     records.evaluated_at = progress.step
@@ -257,7 +258,7 @@ def evaluate(run: Run, records: Records, *, all_images: bool = False, keep_best:
                 save(run, records, f"best_{name}")
                 if f"best_{name}" in records.unsaved:  # it holds the score before
                     run.best[name] = before
-    if progress.step >= run.last_step:  # above where a run is resumed with fewer steps than it has done
+    if final:
         page = report_page(run, records.folder, report, loaders=loaders, counts=per_image, plots=plots)
         write_scores(replace(report, page=page), records.folder)
 

@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--seed", type=int, default=0, help="random seed; output is byte-identical for equal seeds")
     add("--sheet", default="", metavar="FILE.png", help="also write a contact sheet of four frames per domain")
     args = parser.parse_args(argv)
+    if args.sheet and not args.sheet.lower().endswith(".png"):
+        raise UserError(f"--sheet {args.sheet}: the picture is a PNG file; end its name in .png")
     out, (train, val, size) = Path(args.out), _size(args.size)
     train, val = train if args.train is None else args.train, val if args.val is None else args.val
     if already_there(out, train=train, val=val, size=size, seed=args.seed):

@@ -18,6 +18,7 @@ from evaluation.evaluator import Evaluator, Labeller, Predictor
 from evaluation.metrics import Scores, merge_table, score
 from evaluation.report import Frame, ImageCounts
 from network import Segmentor
+from utils.errors import lacks_memory
 from utils.pictures import Array
 
 logger = logging.getLogger(__name__)
@@ -108,11 +109,12 @@ def _branches(evaluator: Evaluator, network: object, image: Array) -> tuple[Arra
     try:
         with torch.autocast(evaluator.device.type, dtype=dtype, enabled=dtype is not None):
             output = network(evaluator.normalise(tensor))
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not lacks_memory(error):
+            raise
         logger.warning("no edge maps and layouts in the report: the memory of the GPU does not suffice for them")
         return None, None
     finally:
         network.train(training)
-    edge = None if output.edge is None else output.edge[0, 0].float().cpu().numpy()
-    layout = None if output.layout is None else output.layout[0].byte().cpu().numpy()
-    return edge, layout
+    found = {name: maps[0].cpu().numpy() for name, maps in output.branches().items()}
+    return found.get("edge"), found.get("layout")

@@ -46,7 +46,7 @@ class About(NamedTuple):
 
     def commands(self) -> dict[str, str]:
         """Return the commands of the training, of each part of a resumed one, and of the evaluation."""
-        files = sorted(self.folder.glob("command*.txt"))
+        files = sorted(self.folder.glob("command*.txt"), key=lambda file: (len(file.name), file.name))  # by step
         lines = [file.read_text(encoding="utf-8", errors="replace").strip() for file in files]
         found = {"training": "\n".join(lines), "evaluation": self.command}
         return {name: command for name, command in found.items() if command}

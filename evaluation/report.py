@@ -40,7 +40,7 @@ class Evaluation:
 
     confusion: (C, C) int64 over all processes, rows = truth. loss: mean cross entropy per labelled pixel.
     frames: a few images with truth and prediction, on rank 0. more: counts of --more_metrics where it is given.
-    images: (N, C, C) int64, of each image of the split in its order, where --per_image is given.
+    images: (N, C, C) int64, of each image of the split in its order, where the evaluator counts them (`per_image`).
     """
 
     confusion: Array
@@ -201,7 +201,7 @@ class Report:
         return json.dumps(finite, indent=1) + "\n"
 
     def write(self, folder: Path) -> None:
-        """Write all files of the report; what an earlier evaluation had and this one has not is removed."""
+        """Write all files of the report; tables, page and counts that it has not are removed, pictures stay."""
         texts = {"scores.json": self.to_json(), "scores.csv": self.to_csv(), "scores.md": self.to_markdown()}
         for name, text in {**texts, PAGE_FILE: self.page}.items():
             if text:
@@ -280,7 +280,7 @@ class Robustness(NamedTuple):
 
 
 def robustness(rows: Iterable[DomainScore]) -> dict[str, Robustness]:
-    """Return it by title of the clean scores, of the domains and subsets that have corrupted images too."""
+    """Return the robustness of the domains and subsets with corrupted images, by the title of their clean scores."""
     scores = defaultdict[str, dict[str, list[float]]](lambda: defaultdict(list))  # title -> corruption, "" for none
     for row in rows:
         title, corruption = replace(row, corruption="").title, row.corruption.partition(":")[0]

@@ -92,7 +92,7 @@ class Criterion(nn.Module):
         truth = weighed(sets)
         terms = {"fused": self._entropy(output.fused, truth)}
         if output.aux is not None:
-            small = weighed(downsample_labels(sets, size=output.aux.shape[2:]))  # around a full-size pixel
+            small = weighed(downsample_labels(sets, size=output.aux.shape[2:]))  # neighbours are full-size pixels
             terms["aux"] = self._entropy(output.aux, small)
         parts = output if self.head == "diia" else SegmentorOutput(output.fused)
         if parts.coarse is not None:

@@ -63,7 +63,7 @@ def _sets_entropy(logits: Tensor, truth: ClassSets) -> Tensor:
 def ignore_easy_pixels(logits: Tensor, labels: Tensor, *, threshold: float, min_share: float) -> Tensor:
     """Return labels with 255 for easy pixels, so that the cross entropy is over the hard ones alone (OHEM).
 
-    Hard is whose true class has less than the probability `threshold`; Shrivastava et al., CVPR 2016.
+    A pixel is hard where the probability of its true class is below `threshold`; Shrivastava et al., CVPR 2016.
 
     Args:
         logits: (B, classes, H, W).

@@ -160,11 +160,11 @@ class MaskStatistics:
         masks = []
         for variance in self.variances():
             values, channels = variance.flatten(), len(variance)  # Parity: the zeros on and below the diagonal too
-            if self.relax_denom:
-                count = channels * (channels - 1) // 2 - int(relaxation(channels, self.relax_denom))
-            elif not values.sum().isfinite():
+            if not values.sum().isfinite():
                 hint = "the network has diverged: lower --lr, or collect masks earlier"
                 raise UserError(f"ISW: a covariance is not finite; {hint}")
+            if self.relax_denom:
+                count = channels * (channels - 1) // 2 - int(relaxation(channels, self.relax_denom))
             else:  # all but the lowest cluster
                 count = int(np.count_nonzero(kmeans1d.cluster(values.numpy(), self.clusters)[0]))
                 count = min(count, channels * (channels - 1) // 2)  # more clusters than values would split the zeros

@@ -112,7 +112,7 @@ def _medians(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 
 def _medians_in_graphs(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Do the same without bit casts and stable sorts, which ONNX lacks."""
+    """Return the medians without bit casts and stable sorts, which ONNX lacks."""
     classes, order = labels.flatten(), values.flatten().argsort()
     number = order.shape[0]  # unlike len, it stays free in a graph
     order = order[(classes[order] * number + torch.arange(number, device=order.device)).argsort()]

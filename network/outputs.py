@@ -38,6 +38,11 @@ class SegmentorOutput(NamedTuple):
         """Return the logits that are evaluated, (B, classes, H, W): of DIIA the sum of both, the coarse ones halved."""
         return self.fused if self.coarse is None else COARSE_SHARE * self.coarse + self.fused
 
+    def branches(self) -> dict[str, Tensor]:
+        """Return what DIIA's branches give, of those that are there: edge (B, H, W) float32, layout (B, H, W) uint8."""
+        edge = {} if self.edge is None else {"edge": self.edge[:, 0].float()}
+        return edge if self.layout is None else edge | {"layout": self.layout.byte()}
+
     def float(self) -> SegmentorOutput:
         """Return the same with every floating-point map in float32."""
         return tree_map(
@@ -60,7 +65,7 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def upsample_logits(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Do the same with a few channels that a loss reads; on a GPU the result is float32, whatever their type.
+    """Do what `resize` does to a few channels that a loss reads; on a GPU the result is float32, whatever their type.
 
     torch's backward pass there adds a gradient pixel by pixel: 10 ms for 8 x 19 x 768 x 768, where products with two
     small matrices take less than one and add in the same order every time.
@@ -122,7 +127,7 @@ def resampling(
 
 
 def _span(size: int, small: int, rows: slice) -> tuple[int, int]:
-    """Return the first and the last but one of the small map's rows that some rows are made of."""
+    """Return the slice bounds of the small map's rows that some rows are made of."""
     scale = (small - 1) / max(size - 1, 1)
     return max(int(rows.start * scale) - 1, 0), min(int((rows.stop - 1) * scale) + 3, small)
 

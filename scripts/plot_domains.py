@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--weights", nargs="+", default=[], metavar="WEIGHTS", help="checkpoints, as for valid.py")
     parser.add_argument("--split", default="val", help="split that the images are from")
-    parser.add_argument("--limit", type=int, default=50, metavar="N", help="images per domain")
+    parser.add_argument("--limit", type=int, default=50, metavar="N", help="images per domain, 0 for all")
     parser.add_argument("--out", default="domains.png", metavar="FILE.png", help="picture to write")
     args = parser.parse_args(argv)
     domains = chosen_domains(data_config(args), args.names)
@@ -100,6 +100,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("name at least two domains: the source first, then those to compare with it")
     if not args.weights:
         raise UserError("--weights: give one or several weight files")
+    if not args.out.lower().endswith(".png"):
+        raise UserError(f"--out {args.out}: the picture is a PNG file; end its name in .png")
+    if args.limit < 0:
+        raise UserError(f"--limit {args.limit}: give a number of images per domain, 0 for all")
     splits = Splits({domain.name: domain for domain in domains})
     chosen = [splits.open(domain, args.split, need_labels=False).subset(args.limit) for domain in domains]
     for split in chosen:

@@ -61,6 +61,25 @@ def test_steps_are_done_while_their_growth_leaves_room(
     assert fits(parts, batch, 1, gradients) and sizes[5:] == [0, 1, 1], "each size is compiled anew"
 
 
+@pytest.mark.parametrize("text", ["CUDA out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED", "shapes differ"])
+def test_a_step_that_lacks_memory_on_a_gpu_does_not_fit(
+    text: str, small_camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gradients(*_: Any) -> Any:
+        raise RuntimeError(text)
+
+    from tests.runs import build_run
+
+    parts = build_run(train_arguments(small_camvid, tmp_path, *SMALL))
+    batch = next(iter(parts.loader.epoch(0)))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    if text == "shapes differ":
+        with pytest.raises(RuntimeError, match=text):
+            batch_search._on_gpu(parts, batch, 1, gradients)
+    else:
+        assert not batch_search._on_gpu(parts, batch, 1, gradients)
+
+
 def test_a_system_says_how_much_memory_there_is(tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text("MemTotal:  9 kB\nMemAvailable:   1000 kB\n")
     assert 0.9 * 1000 * 1024 < batch_search._memory(tmp_path / "meminfo") < 1e11

@@ -293,6 +293,9 @@ def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="photos.*did not make"):
         write_domains(foreign, train=1, val=1, size=(64, 128))
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+    with pytest.raises(UserError, match=r"^--sheet a\.pdf: the picture is a PNG file"):
+        main(["--out", str(tmp_path / "set"), "--sheet", "a.pdf"])
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
 def test_own_folders_are_kept_or_replaced_unless_something_was_added(

@@ -94,6 +94,16 @@ def test_every_image_by_its_own_mean(tmp_path: Path) -> None:
     assert_labels(load(tmp_path / "w.pth", device="cpu").segment(dark), expected(network, dark, [*mean], [*std]))
 
 
+@pytest.mark.parametrize(("method", "branch"), [("diia-no-edge", "layout"), ("diia-no-layout", "edge")])
+def test_one_branch_of_two(method: str, branch: str, tmp_path: Path) -> None:
+    save_random(tmp_path / "w.pth", *DIIA[:2], "--method", method, "--wt_layer", "0", "0", "0", "0", "0", "0", "0")
+    model = load(tmp_path / "w.pth", device="cpu")
+    (maps,) = model.maps([STREET], [branch, "labels"])
+    assert maps[branch].shape == maps["labels"].shape == STREET.shape[:2] and model.map_names[3:] == (branch,)
+    with pytest.raises(UserError, match=f"^this model gives labels, probabilities, confidence, {branch}, not edges$"):
+        model.maps([STREET], ["edges"])
+
+
 def test_diias_maps_come_from_the_same_pass(tmp_path: Path) -> None:
     network = save_random(tmp_path / "w.pth", *DIIA)
     model = load(tmp_path / "w.pth", device="cpu")

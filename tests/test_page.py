@@ -137,6 +137,13 @@ def test_a_file_of_another_program_has_no_versions(content: str, tmp_path: Path)
     assert About(tmp_path, {}, "valid.py", {"torch": "2.9"}).packages() == {"evaluation": {"torch": "2.9"}}
 
 
+def test_commands_of_a_resumed_run_stand_in_their_order(tmp_path: Path) -> None:
+    for name in ("command", "command.from-step-1000", "command.from-step-40"):
+        (tmp_path / f"{name}.txt").write_text(f"{name}\n")
+    wanted = "command\ncommand.from-step-40\ncommand.from-step-1000"
+    assert About(tmp_path, {}).commands() == {"training": wanted}
+
+
 def test_frames_are_ranked_by_their_own_mean_iou() -> None:
     hits = [3, 9, 1, 7, 5]
     confusions = np.zeros((7, 19, 19), np.int64)
@@ -177,7 +184,7 @@ def test_the_branches_are_shown_of_images_as_they_are_alone(
     assert "edge map" not in (run_folder(tmp_path) / "scores" / "report.html").read_text()
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), UserError("a frame is gone")])
+@pytest.mark.parametrize("error", [RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), UserError("a frame is gone")])
 def test_a_page_that_fails_costs_no_scores(
     error: Exception, small_camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,8 @@ def test_from_weights_to_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture
         ("camvid",): "at least two domains",
         ("camvid", "kitti"): "--weights: give one or several",
         ("camvid", "kitti", "--limit", "2", "--weights", "x.pth"): "2 images of camvid: at least 3",
+        ("camvid", "kitti", "--limit", "-5", "--weights", "x.pth"): "--limit -5: give a number of images",
+        ("camvid", "kitti", "--weights", "x.pth", "--out", "x.pdf"): "--out x.pdf: the picture is a PNG file",
         ("camvid", "kitti", "--weights", str(out)): "seen.png",
     }.items():
         with pytest.raises(UserError, match=sentence):

@@ -109,6 +109,14 @@ def test_every_kind_is_what_its_name_says(tmp_path: Path) -> None:
     assert sure.any() and not sure.all() and not picture["layout"][~sure].any()
 
 
+def test_a_flag_at_its_default_is_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIIA__OPTIM__AMP", "bf16")
+    words = ["w.pth", "x.png", "--out", "o"]
+    changed = predict.parse_arguments([*words, "--amp", "off", "--scales", "1", "--flip"]).changed
+    assert changed == {"amp": "off", "scales": [1.0], "flip": True}
+    assert predict.parse_arguments([*words, "--fp16"]).changed == {"amp": "auto"}
+
+
 @pytest.mark.parametrize("kind", ["edge", "layout"])
 def test_a_kind_that_the_method_lacks_is_refused(kind: str, weights: Path, images: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"--write {kind}: the method base has none"):

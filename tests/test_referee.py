@@ -237,7 +237,7 @@ def test_predict_and_python_take_graphs(graph: Path, city: Path, tmp_path: Path)
     np.testing.assert_array_equal(np.asarray(Image.open(first)), model.segment(picture))
     labels = load(write_onnx(tmp_path / "labels.onnx", Streets(raw=True, labels=True)), device="cpu")
     assert labels.map_names == ("labels",) and labels.segment(picture).shape == SIZE
-    with pytest.raises(UserError, match=r"returns labels and no probabilities"):
+    with pytest.raises(UserError, match=r"this model gives labels, not probabilities"):
         labels.segment(picture, probabilities=True)
     with pytest.raises(UserError, match=r"--write edge: .*streets\.onnx has none"):
         predict.main([str(graph), str(city / IMAGES), "--out", str(tmp_path / "x"), "--write", "edge", *MOMENTS])

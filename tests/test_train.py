@@ -488,6 +488,7 @@ def test_the_last_step_may_be_the_best_of_some_images(small_camvid: Path, tmp_pa
     folder = run_folder(tmp_path)
     assert read_weights(folder / "best_source.pth")["progress"]["step"] == 3
     assert json.loads((folder / "scores" / "scores.json").read_text())["domains"][0]["protocol"]["images"] == 5
+    assert [line["step"] for line in read_history(folder / "history.jsonl") if "camvid/mean_iu" in line] == [3]
     train.main(train_arguments(small_camvid, tmp_path, *flags, "--max_iter", "2", "--resume", "auto"))
     assert (folder / "scores" / "report.html").exists(), "at the end of a run that has done more than it is asked for"
 

@@ -23,6 +23,7 @@ from loss.whitening import (
     whitening_loss,
 )
 from tests import reference
+from utils.errors import UserError
 
 
 def slow_covariance(maps: torch.Tensor) -> np.ndarray:
@@ -181,6 +182,14 @@ def test_relaxed_masks_need_no_clusters() -> None:
     (mask,) = statistics.masks()
     assert mask.sum() == 28 - 7
     assert sums[mask].min() > sums[strict_triangle(8) & ~mask].max()
+
+
+@pytest.mark.parametrize("relax_denom", [0, 4])
+def test_no_masks_of_a_network_that_has_diverged(relax_denom: float) -> None:
+    statistics = MaskStatistics([8], clusters=3, relax_denom=relax_denom)
+    statistics.tensors()[0][0, 1] = float("nan")
+    with pytest.raises(UserError, match="a covariance is not finite"):
+        statistics.masks()
 
 
 def test_covariance_is_single_precision_under_autocast() -> None:

@@ -73,11 +73,16 @@ def reason(error: BaseException) -> str:
     return (text.strip().splitlines() or [type(error).__name__])[0][:300]
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Return whether memory is used up; CUDA's libraries say so with a plain RuntimeError."""
+    return isinstance(error, MemoryError) or re.search(_NO_MEMORY, str(error)) is not None
+
+
 def explain(error: BaseException, *, save_memory: str) -> BaseException:
     """Return the `UserError` for `REASONS` and for a lack of memory, with what helps, and any other error as it is."""
     if isinstance(error, UserError) or not isinstance(error, (RuntimeError, ValueError, MemoryError)):
         return error
-    if isinstance(error, MemoryError) or re.search(_NO_MEMORY, str(error)):
+    if lacks_memory(error):
         owner = "the GPU" if re.search("CUDA|CUBLAS|CUDNN|HIP", str(error)) else "this machine"
         return UserError(f"the memory of {owner} is used up: {save_memory}")
     reasons = (sentence for pattern, sentence in REASONS.items() if re.search(pattern, str(error)))
