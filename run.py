@@ -119,14 +119,13 @@ def build_run(cfg: Config, splits: Splits, *, device: torch.device, start: Start
     loader = build_training_loader(cfg, splits, jitter=resolve_jitter(cfg), **distributed.share())
     evaluation_loaders(cfg, splits)  # what is missing shows now, not epochs later
     whitened_splits(cfg, network.method, splits)
-    if start.checkpoint is None:
+    if start.checkpoint is None:  # else `restore` gives the network its weights
         loader.start()
-    if start.checkpoint is None and cfg.RUN.SNAPSHOT:
-        load_weights(network, checkpoint.read(cfg.RUN.SNAPSHOT), path=cfg.RUN.SNAPSHOT)
-    elif start.checkpoint is None:
-        load_pretrained(network, cfg.NETWORK.PRETRAINED)
-    if start.checkpoint is None and cfg.NETWORK.ZERO_UNREACHED_TAPS:
-        for layer in unreached_layers(cfg, network):
+        if cfg.RUN.SNAPSHOT:
+            load_weights(network, checkpoint.read(cfg.RUN.SNAPSHOT), path=cfg.RUN.SNAPSHOT)
+        else:
+            load_pretrained(network, cfg.NETWORK.PRETRAINED)
+        for layer in unreached_layers(cfg, network) if cfg.NETWORK.ZERO_UNREACHED_TAPS else ():
             layer.zero_outer_taps()
     criterion = build_criterion(cfg, method=network.method, style_channels=network.style_channels).to(device)
     if synchronised:

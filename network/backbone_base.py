@@ -38,6 +38,10 @@ class BackboneBase(nn.Module, abc.ABC):
     partly_unused = False  # whether some of its parameters lead to no map that a head reads
 
     @abc.abstractmethod
+    def depth(self, name: str) -> int:
+        """Return the position of a pretrained parameter, by its name in the backbone; 0 is the stem's."""
+
+    @abc.abstractmethod
     def outputs(self, images: Tensor, *, stages: Sequence[int] = STAGES) -> tuple[list[Tensor], tuple[Tensor, ...]]:
         """Map images (B, 3, H, W) to the outputs of stages (0: the stem) and the maps captured up to the last one."""
 

@@ -157,7 +157,7 @@ class Backbone(BackboneBase):
         return channels
 
     def depth(self, name: str) -> int:
-        """Return the position of a pretrained parameter, by its name in the backbone: 0 the stem, 4 the last stage."""
+        """Return the number of a parameter's part: 0 the stem, 4 the last stage."""
         return next(i for i in range(5) if name.startswith(tuple(f"{layer}." for layer in self.blocks[PARTS[i]])))
 
     def outputs(self, images: Tensor, *, stages: Sequence[int] = STAGES) -> tuple[list[Tensor], tuple[Tensor, ...]]:

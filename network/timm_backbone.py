@@ -149,7 +149,7 @@ class TimmBackbone(BackboneBase):
             ) from error
 
     def depth(self, name: str) -> int:
-        """Return the position of a pretrained parameter: its part, or in a ViT its block as timm counts, 0 the stem."""
+        """Return the number of a parameter's part, 0 the stem, or in a ViT that of its block, as timm counts."""
         inner = name.removeprefix("model.")
         if self.layers:
             return next(PARTS.index(part) for path, part in self.layers.items() if inner.startswith(f"{path}."))

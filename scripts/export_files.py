@@ -86,11 +86,8 @@ class Deployed(nn.Module):
             self.register_buffer("constants", constants, persistent=False)
 
     def logits(self, images: Tensor) -> Tensor:
-        if self.normalisation is not None:  # its own arithmetic, without its cache, which tracing would fill
-            images, (mean, std) = images.float(), self.constants
-            if self.normalisation.per_image:
-                mean, std = images.mean(dim=(2, 3), keepdim=True), images.std(dim=(2, 3), keepdim=True) + 255e-5
-            images = (images - mean) / std
+        if self.normalisation is not None:
+            images = self.normalisation.by(self.constants, images)  # whose cache of constants tracing would fill
         return self.network.predict(images.to(self.dtype)).float()
 
     def forward(self, images: Tensor) -> Tensor:

@@ -186,7 +186,11 @@ class Normalisation:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return (B, 3, H, W) float32 for (B, 3, H, W) uint8 or float."""
-        images, (mean, std) = images.float(), _constants(self.mean, self.std, images.device)
+        return self.by(_constants(self.mean, self.std, images.device), images)
+
+    def by(self, constants: Tensor, images: Tensor) -> Tensor:
+        """Do so with mean and deviation of 0..255 as a tensor (2, 3, 1, 1); an image's own take their place."""
+        images, (mean, std) = images.float(), constants
         if self.per_image:
             mean, std = images.mean(dim=(2, 3), keepdim=True), images.std(dim=(2, 3), keepdim=True) + 255e-5
         return (images - mean) / std
