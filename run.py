@@ -295,9 +295,8 @@ def report_page(
 def log_start(run: Run, start: Start) -> None:
     """Log what was built and what the run starts from."""
     cfg, batches, progress, method = run.cfg, run.loader.batches, run.progress, run.network.method
-    weights = f"weights: {cfg.RUN.SNAPSHOT or cfg.NETWORK.PRETRAINED}"
-    if start.checkpoint is not None:
-        weights = f"resuming {start.checkpoint} at epoch {progress.epoch}, step {progress.step}"
+    weights = f"resuming {start.checkpoint} at epoch {progress.epoch}, step {progress.step}"
+    weights = weights if start.checkpoint else f"weights: {cfg.RUN.SNAPSHOT or cfg.NETWORK.PRETRAINED}"
     size = f"{batches.batch_size} x {batches.accumulate} images each: {batches.global_batch} per step"
     processes = f"{batches.world_size} process(es) on {run.device.type}"
     logger.info("built %s", run.network.describe())
@@ -310,6 +309,9 @@ def log_start(run: Run, start: Start) -> None:
     if isinstance(run.network.backbone, Backbone) and batches.global_batch != published:
         text = "%d images per step, the published recipe of %s has %d: change --accumulate or expect other numbers"
         logger.warning(text, batches.global_batch, method.name, published)
+    epochs, whitening = cfg.WHITENING.COV_STAT_EPOCH + 1, run.criterion.whitening
+    if whitening is not None and whitening.selective and run.last_step <= epochs * run.steps_per_epoch:
+        logger.warning("the run ends before ISW's masks, after %d epochs: lower --cov_stat_epoch to whiten", epochs)
     rates = sorted({layer.dilation[0] for layer in unreached_layers(cfg, run.network)})
     if rates and not (cfg.NETWORK.ZERO_UNREACHED_TAPS or cfg.RUN.SNAPSHOT):
         text = "--crop_size %d: the outer taps of the dilations %s see only padding and keep random weights, which "

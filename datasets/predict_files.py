@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from datasets import files
 from datasets.codec import ENCODINGS
 from datasets.labels import PALETTE
 from utils.errors import ImageError, UserError
@@ -40,9 +41,10 @@ def find_files(word: str, *, out: Path) -> tuple[list[Path], list[Path]]:
     path, out, known = absolute(word), absolute(out), IMAGES + VIDEOS
     results = {out / kind for kind in KINDS}
     if path.is_dir():
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
-        written = {out} if path in out.parents else results if path == out else set[Path]()
-        return [file for file in inside if not written.intersection(file.parents)], [path]
+        below = map(Path, files.find(str(path), "**/*", {}).values())  # through links to folders too, nothing hidden
+        inside = sorted(file for file in below if file.suffix.lower() in known and file.is_file())
+        written = results if out in (path, *path.parents) else {out}
+        return [file for file in inside if not written.intersection(absolute(file).parents)], [path]
     if path.is_file():
         if path.suffix.lower() not in known:
             raise UserError(f"{word}: neither an image nor a video by its suffix ({' '.join(known)})")
@@ -52,7 +54,7 @@ def find_files(word: str, *, out: Path) -> tuple[list[Path], list[Path]]:
         raise UserError(f"{word}: there is no such file or folder, and as a pattern it matches none")
     matches = sorted(match for match in matches if os.path.isdir(match) or match.lower().endswith(known))
     found = [find_files(match, out=out) for match in matches if not results.intersection(absolute(match).parents)]
-    return [file for files, _ in found for file in files], [root for _, roots in found for root in roots]
+    return [file for inside, _ in found for file in inside], [root for _, roots in found for root in roots]
 
 
 def open_video(path: Path) -> tuple[float, int, Iterator[Array]]:

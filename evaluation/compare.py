@@ -120,7 +120,7 @@ def _rows(file: Path, *, checkpoints: Collection[str]) -> list[tuple[Path, _Row]
                 place = Place(file.with_name(PER_IMAGE_FILE), row["domain"], names, value)
                 kind, made = about["checkpoint"], f"{about.get('network', '')} trained on {about.get('source', '')}"
                 made += f" for {about['step']} steps" if kind == "last" and "step" in about else ""
-                seed = about.get("seed") or 0  # a published file does not know it
+                seed = about.get("seed", -1)  # -1: graphs and published files do not know it
                 found = _Row(kind, about["method"], made, seed, column, not is_source, images, value, place)
                 rows.append((file, found))
         return rows

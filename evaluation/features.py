@@ -196,7 +196,8 @@ class FeaturePlotter:
         number = len(queries) * len(attention)
         figure, panels = figure_panels(number, size=image.shape[:2], columns=min(2 + len(attention), number))
         title = "attention in multiples of equal weights"
-        if isinstance(self.network, DIIASegmentor) and self.network.aggregate is not None:
+        if isinstance(self.network, DIIASegmentor) and self.network.attends:
+            assert self.network.aggregate is not None, "its gate is there"
             title += f"; the gate of DIIA's is {self.network.aggregate.gamma.item():.3g}"
         figure.suptitle(title, fontsize=11)
         places = ((index, name, whose) for index, name in enumerate(queries) for whose in attention)

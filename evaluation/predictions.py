@@ -85,7 +85,8 @@ def open_predictions(cfg: Config, split: Split) -> Predictions:
         domain = folder / split.domain.name
         base = domain if domain.is_dir() else folder
         kinds = [wanted] if wanted != "auto" else list(ENCODING_NAMES)
-        base = next((base / kind for kind in kinds if (base / kind).is_dir()), base)  # as predict.py writes
+        places = [*kinds, *(["labelTrainIds"] if "train_ids" in kinds else ())]  # as predict.py writes, for ACDC too
+        base = next((base / place for place in places if (base / place).is_dir()), base)
         names = [pair.name for pair in split.pairs]
         files = match_files(base, names, where=f"{split.domain.name}/{split.name}")
         encoding = tell_encoding(list(files.values()), folder=base) if wanted == "auto" else wanted
@@ -100,7 +101,8 @@ def match_files(folder: Path, names: Sequence[str], *, where: str) -> dict[str, 
     """Return the PNG file below a folder that belongs to each image; none or several raise `UserError`.
 
     A file has the image's path or the last parts of it, with .png for the suffix or behind it, or a name that begins
-    with the image's: NAME*.png, without _leftImg8bit too, as the servers take them.
+    with the image's: NAME*.png, without _leftImg8bit too, as the servers take them, in folders that the image is in
+    too, so that no file of another domain or split is taken.
 
     Args:
         names: paths of the images relative to their domain's root.
@@ -114,18 +116,20 @@ def match_files(folder: Path, names: Sequence[str], *, where: str) -> dict[str, 
         paths[name] = str(file)
         stem = PurePosixPath(name).name
         for end in (*(match.start() for match in re.finditer(r"[^0-9A-Za-z]", stem)), len(stem)):
-            starts[stem[:end]].append(str(file))
+            starts[stem[:end]].append(name)
     by_path = {name: _file_of(PurePosixPath(name), paths) for name in names}
     taken = {*by_path.values()}
     found = dict[str, list[str]]()
     for name, path in by_path.items():
         stem = PurePosixPath(name).stem
         others = starts.get(stem) or starts.get(frame_name(stem), [])
+        folders = {*PurePosixPath(name).parts}
+        others = [paths[other] for other in others if folders.issuperset(PurePosixPath(other).parts[:-1])]
         found[name] = [path] if path else [other for other in others if other not in taken]
     if missing := [name for name, files in found.items() if not files]:
         raise UserError(
             f"{folder}: {len(missing)} of the {len(names)} images of {where} have no prediction: {first_few(missing)}; "
-            "files are named by the image's path, or NAME*.png"
+            "files are named by the image's path, or NAME*.png, in folders that it is in too"
         )
     if several := [name for name, files in found.items() if len(files) > 1]:
         raise UserError(

@@ -208,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     args.opts = [*(() if args.config else RECIPE), *args.opts]
     cfg = data_config(args)
-    domains, is_file = chosen_domains(cfg, args.names), args.out.endswith(".png")
+    domains, is_file = chosen_domains(cfg, args.names), args.out.lower().endswith(".png")
     if args.count < 1:
         raise UserError(f"--count {args.count}: a sheet needs at least one frame")
     if is_file and len(domains) > 1:

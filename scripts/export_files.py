@@ -189,9 +189,7 @@ def write_weights(
         return
     about = {"checkpoint": content["kind"], "backbone": network.backbone.spec.title}
     about |= describe_checkpoint(network, saved, content)
-    same: dict[str, Any] = {
-        name: about[name] for name in ("checkpoint", "step", "epoch", "seed", "method") if name in about
-    }
+    same: dict[str, Any] = {name: about[name] for name in ("checkpoint", "step", "seed", "method") if name in about}
     scores = reports_on(Path(args.weights), weights=same)
     about["weights"] = metadata["weights"]
     card = model_card(about, license_name=args.license or "unknown", scores=scores)
@@ -228,7 +226,7 @@ def reports_on(path: Path, *, weights: Mapping[str, Any]) -> list[str]:
 
     Args:
         path: of the checkpoint.
-        weights: checkpoint, step, epoch, seed and method, which must agree as far as a report has them.
+        weights: checkpoint, step, seed and method, which must agree as far as a report has them.
     """
     found = []
     for file in sorted([*path.parent.glob("scores.json"), *path.parent.glob("scores*/scores.json")]):

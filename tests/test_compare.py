@@ -161,6 +161,13 @@ def test_several_kinds_of_checkpoints(runs: Path, capsys: pytest.CaptureFixture[
         compare.main([str(runs), *(word for kind in kinds for word in ("--checkpoint", kind))])
         text = capsys.readouterr().out
         assert ("77.00" in text) == shown and ("diia" in text) == ("last" in kinds)
+    (path,) = runs.glob("theirs*/scores/scores.json")
+    content = json.loads(path.read_text())
+    del content["weights"]["seed"]  # as a graph's, which is paired with no run, that of seed 0 neither
+    path.write_text(json.dumps(content))
+    compare.main([str(runs), "--checkpoint", "last", "--checkpoint", "graph", "--against", "base"])
+    text = capsys.readouterr().out
+    assert "77.00" in text and not re.search(r"theirs .*far +[1-9]", text)
 
 
 def test_one_seed_has_no_spread_and_a_missing_number_is_a_dash(

@@ -145,14 +145,15 @@ def test_methods_with_nothing_inside_are_refused(method: str) -> None:
         plotter(method)
 
 
-@pytest.mark.parametrize("method", ["linear", "diia-no-whitening"])
+@pytest.mark.parametrize("method", ["linear", "diia-no-whitening", "diia-no-aggregation"])
 def test_the_attention_of_a_vit_stands_beside_that_of_the_head(method: str) -> None:
     torch.manual_seed(0)
-    network = assemble(resolve_architecture(DEFAULT_ARCH, backbone="timm/test_vit"), method=resolve_method(method))
+    arch = resolve_architecture(DEFAULT_ARCH, backbone="timm/test_vit")
+    network = assemble(arch, method=resolve_method(method, [0] * 7))
     plot = replace(plotter("diia"), network=network, whitening=None)
     pixels = [(10, 40), (50, 5), (63, 47)]
     found = plot.activations(IMAGE, pixels).attention
-    assert list(found) == (["DIIA"] if "diia" in method else []) + ["backbone's last block"]
+    assert list(found) == (["DIIA"] if method == "diia-no-whitening" else []) + ["backbone's last block"]
     model: Any = network.backbone.model.eval().model  # type: ignore[union-attr]
     inputs = build_normalisation(config.parse([], program="train"))(
         torch.from_numpy(IMAGE.transpose(2, 0, 1).copy())[None]

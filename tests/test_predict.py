@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import resource
+import shutil
 import subprocess
 import threading
 from pathlib import Path
@@ -133,6 +134,13 @@ def test_files_globs_and_lists_keep_what_tells_them_apart(
     assert list(run(weights, tmp_path / "files", one, two, one)) == both
     assert list(run(weights, tmp_path / "glob", images / "cam?" / "a.*")) == both
     assert len(run(weights, tmp_path / "all", f"{images}/**/b.*")) == 2
+    (tmp_path / "linked").mkdir()
+    for name, place in (("cam3", images / "cam1"), ("up", tmp_path / "linked"), ("out", tmp_path / "all")):
+        (tmp_path / "linked" / name).symlink_to(place)
+    shutil.copy(one, tmp_path / "linked" / "._a.png")
+    linked = run(weights, tmp_path / "all", tmp_path / "linked", "--force")
+    assert [name for name in linked if "cam3" in name] == ["train_ids/cam3/a.png", "train_ids/cam3/b.png"]
+    assert len(linked) == 4, [*linked]
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{one}\n\n{two}\n\n"))
     assert list(run(weights, tmp_path / "list", "-")) == both
     with pytest.raises(UserError, match="an input is an empty word; give files"):

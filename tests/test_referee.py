@@ -400,9 +400,11 @@ def test_files_are_matched_by_path_then_by_the_beginning_of_their_names(tmp_path
     assert match(files("cam1/a.png", "cam2/a.png", "cam3/a.png"), *both) == ["cam1/a.png", "cam2/a.png"]
     assert match(files("val/cam1/a.jpg.png", "val/cam2/a.png"), *both) == ["val/cam1/a.jpg.png", "val/cam2/a.png"]
     assert match(files("1.png", "10.png", "10_conf.png"), "val/1.jpg", "val/10.jpg") == ["1.png", "10.png"]
-    assert match(files("x/f_1_rgb_anon_pred.png"), "fog/f_1_rgb_anon.png") == ["x/f_1_rgb_anon_pred.png"]
+    assert match(files("val/f_1_pred.png"), "rgb/fog/val/GOPR/f_1_rgb_anon.png") == ["val/f_1_pred.png"]
     for names, message in (
         (("a.png",), r"a\.png: belongs to 2 images of d/val by its name \(val/cam1/a\.jpg, val/cam2/a\.jpg\)"),
+        (("kitti/a.png",), r"p: 2 of the 2 images of d/val have no prediction"),  # another domain's
+        (("train/a_pred.png",), r"p: 2 of the 2 images of d/val have no prediction: .* in folders that it is in too"),
         (("cam1/a.png",), r"p: 1 of the 2 images of d/val have no prediction: val/cam2/a\.jpg"),
         (("a_x.png", "a_y.png"), r"2 images of d/val have several predictions, val/cam1/a\.jpg has .*a_x.*a_y"),
     ):

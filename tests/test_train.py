@@ -168,6 +168,15 @@ def test_masks_are_collected_once_by_a_run_that_goes_on_after_their_epoch(
         assert run.criterion.whitening.has_masks == bool(epochs)
 
 
+@pytest.mark.parametrize(("last_epoch", "said"), [("1", True), ("0", False)])
+def test_a_run_too_short_to_whiten_says_so(
+    last_epoch: str, said: bool, small_camvid: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = ("--method", "isw", "--max_epoch", "2", "--cov_stat_epoch", last_epoch)
+    log_start(build_run(train_arguments(small_camvid, tmp_path, *flags, "--max_iter", "1000")), Start(None))
+    assert ("the run ends before ISW's masks, after 2 epochs: lower --cov_stat_epoch" in caplog.text) == said
+
+
 def test_parameter_groups_are_logged_and_those_of_another_run_refused(
     straight: Path, small_camvid: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
