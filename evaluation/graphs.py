@@ -95,9 +95,10 @@ class Graph:
         (_, dtype, (batch, _, *sides)), (height, width) = self.opened.inputs[0], images.shape[2:]
         if any(fixed not in (0, side) for fixed, side in zip(sides, (height, width), strict=True)):
             fixed = "x".join(str(side or "any") for side in sides[::-1])
+            windows = f", or for larger ones take --eval_protocol sliding --window {sides[0] or 'H'} {sides[1] or 'W'}"
             raise ImageError(
                 f"{self.path} takes images of {fixed} alone, this one has {width}x{height}: export it with free height "
-                f"and width, or take --eval_protocol sliding --window {sides[0] or 'H'} {sides[1] or 'W'}"
+                f"and width{windows if isinstance(self, LogitsGraph) else ''}"
             )
         assert dtype is not None
         whole = images.round().clamp(0, 255).to(dtype) if dtype == torch.uint8 else images.to(dtype)

@@ -253,7 +253,10 @@ def test_images_that_a_graph_of_one_size_cannot_take_are_named_and_left_out(
         predict.main([str(graph), str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--device", "cpu"])
     assert end.value.code == 1 and [path.stem for path in sorted((tmp_path / "out").rglob("*.png"))] == ["a", "c"]
     (told,) = (record.getMessage() for record in caplog.records if record.levelname == "ERROR")
-    assert re.search(r"in/b\.png: .*takes images of 128x64 alone, this one has 48x32", told)
+    assert re.search(r"in/b\.png: .*takes images of 128x64 alone, this one has 48x32: .*--window 64 128$", told)
+    labels = write_onnx(tmp_path / "labels.onnx", Streets(raw=True, labels=True))
+    with pytest.raises(UserError, match="export it with free height and width$"):  # no window helps there
+        load(labels, device="cpu").segment(np.zeros((32, 48, 3), np.uint8))
 
 
 def test_an_image_on_which_a_graph_fails_is_at_fault_alone(graph: Path) -> None:
