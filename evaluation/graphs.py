@@ -87,6 +87,11 @@ class Graph:
         return f"{known}, {graph}" if known else graph
 
     @property
+    def note(self) -> str:
+        """What a protocol says of it; its precision changes scores by a little."""
+        return ", in float16" if self.metadata.get("weights") == "float16" else ""
+
+    @property
     def normalisation(self) -> str:
         return str(self.normalise) if isinstance(self.normalise, Normalisation) else "in the graph"
 
@@ -116,7 +121,7 @@ class LogitsGraph(Graph):
     @property
     def note(self) -> str:
         """What a protocol says of it: known where it has run. Factors vary with the sizes of the images."""
-        return ", logits resized bilinearly" if self.resized else ""
+        return super().note + (", logits resized bilinearly" if self.resized else "")
 
     def predict(self, images: Tensor) -> Tensor:
         """Return logits (B, C, H, W) float32 of normalised images (B, 3, H, W)."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import predict
 import valid
 from datasets.labels import CITYSCAPES_LABELS, NUM_CLASSES
-from evaluation.graphs import Graph
+from evaluation.graphs import Graph, LabelsGraph, LogitsGraph, Opened
 from evaluation.predictions import match_files, tell_encoding
 from evaluation.protocols import Inference
 from inference import load
@@ -241,6 +241,12 @@ def test_predict_and_python_take_graphs(graph: Path, city: Path, tmp_path: Path)
         labels.segment(picture, probabilities=True)
     with pytest.raises(UserError, match=r"--write edge: .*streets\.onnx has none"):
         predict.main([str(graph), str(city / IMAGES), "--out", str(tmp_path / "x"), "--write", "edge", *MOMENTS])
+
+
+@pytest.mark.parametrize("kind", [LogitsGraph, LabelsGraph])
+def test_a_protocol_names_half_precision(kind: type[LogitsGraph | LabelsGraph]) -> None:
+    for weights, note in (("float16", ", in float16"), ("float32", "")):
+        assert kind("g.onnx", Opened([], [], {"weights": weights}, Mock()), 0, Mock()).note == note
 
 
 def test_images_that_a_graph_of_one_size_cannot_take_are_named_and_left_out(
