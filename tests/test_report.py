@@ -110,6 +110,8 @@ def test_a_target_is_scored_over_the_classes_of_its_source_too() -> None:
     assert list(rows) == ["", "16 classes", "13 classes"]
     assert {*rows[""]} - {*rows["16 classes"]} == lacking
     assert {*rows[""]} - {*rows["13 classes"]} == lacking | {"wall", "fence", "pole"}
+    mine = replace(gtav, name="mine", classes=tuple(range(13)))  # others than SYNTHIA's 13
+    assert list(rows_of("synthia", [mine])) == ["", "16 classes", "13 classes", "13 of mine's classes"]
     assert list(rows_of("synthia", [synthia])) == list(rows_of("synthia", [])) == list(rows)
     for sources in ([], [gtav], [synthia, gtav]):  # nothing is lacking, or nothing is known
         assert list(rows_of("cityscapes", sources)) == [""]
