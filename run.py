@@ -311,7 +311,7 @@ def log_start(run: Run, start: Start) -> None:
         logger.warning(text, batches.global_batch, method.name, published)
     epochs, whitening = cfg.WHITENING.COV_STAT_EPOCH + 1, run.criterion.whitening
     if whitening is not None and whitening.selective and run.last_step <= epochs * run.steps_per_epoch:
-        logger.warning("the run ends before ISW's masks, after %d epochs: lower --cov_stat_epoch to whiten", epochs)
+        logger.warning("ISW's masks of epoch %d come too late to whiten anything: lower --cov_stat_epoch", epochs - 1)
     rates = sorted({layer.dilation[0] for layer in unreached_layers(cfg, run.network)})
     if rates and not (cfg.NETWORK.ZERO_UNREACHED_TAPS or cfg.RUN.SNAPSHOT):
         text = "--crop_size %d: the outer taps of the dilations %s see only padding and keep random weights, which "

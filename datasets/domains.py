@@ -270,7 +270,12 @@ def shared_subsets(domain: Domain, sources: Sequence[Domain]) -> list[tuple[str,
     (source,) = sources
     numbered = [classes for name, classes in source.subsets if name.isdecimal()]
     known = {frozenset(domain.classes), *(frozenset(classes) for _, classes in domain.subsets)}
-    shared = dict.fromkeys(tuple(c for c in domain.classes if c in classes) for classes in (source.classes, *numbered))
-    found = [classes for classes in shared if classes and frozenset(classes) not in known]
-    taken = {name for name, _ in domain.subsets}  # as SYNTHIA's own 13 by a source with 13 others
-    return [(f"{n} of {source.name}'s" if (n := str(len(classes))) in taken else n, classes) for classes in found]
+    shared = dict[tuple[int, ...], int]()  # with the number of the source's classes that they are part of
+    for classes in (source.classes, *numbered):
+        shared.setdefault(tuple(c for c in domain.classes if c in classes), len(classes))
+    found = [(str(len(classes)), classes) for classes in shared if classes and frozenset(classes) not in known]
+    taken = [name for name, _ in (*domain.subsets, *found)]  # as SYNTHIA's own 13 by a source with 13 others
+    return [
+        (name if taken.count(name) == 1 else f"{name} of {source.name}'s {shared[classes]}", classes)
+        for name, classes in found
+    ]

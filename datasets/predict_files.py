@@ -38,12 +38,13 @@ def find_files(word: str, *, out: Path) -> tuple[list[Path], list[Path]]:
     """
     if not word:  # which would be the working folder
         raise UserError("an input is an empty word; give files, folders or patterns")
-    path, out, known = absolute(word), absolute(out), IMAGES + VIDEOS
+    path, out, known = absolute(word), Path(os.path.realpath(out)), IMAGES + VIDEOS
     results = {out / kind for kind in KINDS}
     if path.is_dir():
         below = map(Path, files.find(str(path), "**/*", {}).values())  # through links to folders too, nothing hidden
         inside = sorted(file for file in below if file.suffix.lower() in known and file.is_file())
-        written = results if out in (path, *path.parents) else {out}
+        real = Path(os.path.realpath(path))
+        written = {out} if real in out.parents else results - {real, *real.parents}
         return [file for file in inside if not written.intersection(absolute(file).parents)], [path]
     if path.is_file():
         if path.suffix.lower() not in known:
@@ -53,7 +54,8 @@ def find_files(word: str, *, out: Path) -> tuple[list[Path], list[Path]]:
     if not matches:  # links that lead nowhere are none
         raise UserError(f"{word}: there is no such file or folder, and as a pattern it matches none")
     matches = sorted(match for match in matches if os.path.isdir(match) or match.lower().endswith(known))
-    found = [find_files(match, out=out) for match in matches if not results.intersection(absolute(match).parents)]
+    places = {match: absolute(match) for match in matches}
+    found = [find_files(name, out=out) for name, place in places.items() if results.isdisjoint((place, *place.parents))]
     return [file for inside, _ in found for file in inside], [root for _, roots in found for root in roots]
 
 

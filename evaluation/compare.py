@@ -80,7 +80,8 @@ def read_scores(paths: Sequence[Path], *, checkpoints: Collection[str]) -> Cells
         key = method, column, row.seed
         known, other = first.setdefault(key, (row.value, file))
         if known != row.value:
-            both = f"{file} and {other} both score {method}, seed {row.seed}, on {column}"
+            run = method if row.seed < 0 else f"{method}, seed {row.seed},"
+            both = f"{file} and {other} both score {run} on {column}"
             raise UserError(f"{both}; leave one of them out")
         has_images = row.place.file.is_file()
         if has_images or key not in cells:

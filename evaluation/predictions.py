@@ -87,6 +87,7 @@ def open_predictions(cfg: Config, split: Split) -> Predictions:
         kinds = [wanted] if wanted != "auto" else list(ENCODING_NAMES)
         places = [*kinds, *(["labelTrainIds"] if "train_ids" in kinds else ())]  # as predict.py writes, for ACDC too
         base = next((base / place for place in places if (base / place).is_dir()), base)
+        base = base / split.domain.name if (base / split.domain.name).is_dir() else base  # of inputs of several domains
         names = [pair.name for pair in split.pairs]
         files = match_files(base, names, where=f"{split.domain.name}/{split.name}")
         encoding = tell_encoding(list(files.values()), folder=base) if wanted == "auto" else wanted
@@ -121,11 +122,12 @@ def match_files(folder: Path, names: Sequence[str], *, where: str) -> dict[str, 
     taken = {*by_path.values()}
     found = dict[str, list[str]]()
     for name, path in by_path.items():
-        stem = PurePosixPath(name).stem
-        others = starts.get(stem) or starts.get(frame_name(stem), [])
-        folders = {*PurePosixPath(name).parts}
-        others = [paths[other] for other in others if folders.issuperset(PurePosixPath(other).parts[:-1])]
-        found[name] = [path] if path else [other for other in others if other not in taken]
+        stem, folders = PurePosixPath(name).stem, {*PurePosixPath(name).parts}
+        others = (
+            [paths[other] for other in starts.get(start, ()) if folders.issuperset(PurePosixPath(other).parts[:-1])]
+            for start in (stem, frame_name(stem))
+        )
+        found[name] = [path] if path else [other for other in next(filter(None, others), []) if other not in taken]
     if missing := [name for name, files in found.items() if not files]:
         raise UserError(
             f"{folder}: {len(missing)} of the {len(names)} images of {where} have no prediction: {first_few(missing)}; "

@@ -110,11 +110,13 @@ def test_every_kind_is_what_its_name_says(tmp_path: Path) -> None:
     assert sure.any() and not sure.all() and not picture["layout"][~sure].any()
 
 
-def test_a_flag_at_its_default_is_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flag_at_its_default_is_a_flag(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIIA__OPTIM__AMP", "bf16")
     words = ["w.pth", "x.png", "--out", "o"]
     changed = predict.parse_arguments([*words, "--amp", "off", "--scales", "1", "--flip"]).changed
     assert changed == {"amp": "off", "scales": [1.0], "flip": True}
+    assert load(weights, device="cpu").autocast_dtype == torch.bfloat16, "of the environment"
+    assert load(weights, device="cpu", **changed).autocast_dtype is None
     assert predict.parse_arguments([*words, "--fp16"]).changed == {"amp": "auto"}
 
 
@@ -141,6 +143,13 @@ def test_files_globs_and_lists_keep_what_tells_them_apart(
     linked = run(weights, tmp_path / "all", tmp_path / "linked", "--force")
     assert [name for name in linked if "cam3" in name] == ["train_ids/cam3/a.png", "train_ids/cam3/b.png"]
     assert len(linked) == 4, [*linked]
+    own = tmp_path / "colour" / "a.png"  # a folder of the user's beside the results
+    own.parent.mkdir()
+    shutil.copy(one, own)
+    (tmp_path / "link").symlink_to(tmp_path)
+    for word in (own.parent, tmp_path / "link" / "colour"):
+        assert find_files(str(word), out=tmp_path)[0] == [own]
+    assert own not in find_files(str(tmp_path), out=tmp_path)[0], "which may be a result"
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{one}\n\n{two}\n\n"))
     assert list(run(weights, tmp_path / "list", "-")) == both
     with pytest.raises(UserError, match="an input is an empty word; give files"):

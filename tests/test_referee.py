@@ -341,6 +341,8 @@ def test_servers_get_what_they_take(weights: Path, city: Path, tmp_path: Path) -
         predict.main([str(weights), str(city / IMAGES), "--out", str(out), "--device", "cpu", "--submit", server])
         found[server] = sorted(str(path.relative_to(out)) for path in out.rglob("*.png"))
         assert (matrix(score(city, tmp_path / "scores", "--predictions", out)) == own).all()
+    shutil.copytree(tmp_path / "acdc" / "labelTrainIds", tmp_path / "several" / "train_ids" / "cityscapes")
+    assert (matrix(score(city, tmp_path / "scores", "--predictions", tmp_path / "several")) == own).all()
     assert found["cityscapes"] == [f"aachen_0000{number}_000019.png" for number in range(3)]
     assert found["acdc"][0] == "labelTrainIds/aachen_00000_000019_leftImg8bit.png"
     assert found["bravo"][:2] == [f"aachen/aachen_00000_000019_leftImg8bit_{kind}.png" for kind in ("conf", "pred")]
@@ -410,6 +412,7 @@ def test_files_are_matched_by_path_then_by_the_beginning_of_their_names(tmp_path
     assert match(files("val/cam1/a.jpg.png", "val/cam2/a.png"), *both) == ["val/cam1/a.jpg.png", "val/cam2/a.png"]
     assert match(files("1.png", "10.png", "10_conf.png"), "val/1.jpg", "val/10.jpg") == ["1.png", "10.png"]
     assert match(files("val/f_1_pred.png"), "rgb/fog/val/GOPR/f_1_rgb_anon.png") == ["val/f_1_pred.png"]
+    assert match(files("vis/f_1_rgb_anon.png", "f_1_pred.png"), "fog/f_1_rgb_anon.png") == ["f_1_pred.png"]
     for names, message in (
         (("a.png",), r"a\.png: belongs to 2 images of d/val by its name \(val/cam1/a\.jpg, val/cam2/a\.jpg\)"),
         (("kitti/a.png",), r"p: 2 of the 2 images of d/val have no prediction"),  # another domain's

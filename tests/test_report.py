@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datasets.domains import BUILTIN, Domain
+from datasets.domains import BUILTIN, Domain, shared_subsets
 from datasets.labels import CLASS_NAMES
 from evaluation.more_metrics import TITLES
 from evaluation.report import Evaluation, Report, domain_scores
@@ -111,7 +111,12 @@ def test_a_target_is_scored_over_the_classes_of_its_source_too() -> None:
     assert {*rows[""]} - {*rows["16 classes"]} == lacking
     assert {*rows[""]} - {*rows["13 classes"]} == lacking | {"wall", "fence", "pole"}
     mine = replace(gtav, name="mine", classes=tuple(range(13)))  # others than SYNTHIA's 13
-    assert list(rows_of("synthia", [mine])) == ["", "16 classes", "13 classes", "13 of mine's classes"]
+    assert list(rows_of("synthia", [mine])) == ["", "16 classes", "13 classes", "13 of mine's 13 classes"]
+    own = replace(mine, classes=(0, 1, 2, 3, 19 - 1), subsets=(("3", (0, 1, 18)), ("4", (0, 1, 2, 18))))
+    few = replace(gtav, name="few", classes=(0, 1, 2, 3))
+    assert [name for name, _ in shared_subsets(few, [own])] == ["2", "3"]
+    own = replace(own, classes=(0, 1, 2, 18), subsets=(("3", (0, 1, 3)),))
+    assert shared_subsets(few, [own]) == [("3 of mine's 4", (0, 1, 2)), ("3 of mine's 3", (0, 1, 3))]
     assert list(rows_of("synthia", [synthia])) == list(rows_of("synthia", [])) == list(rows)
     for sources in ([], [gtav], [synthia, gtav]):  # nothing is lacking, or nothing is known
         assert list(rows_of("cityscapes", sources)) == [""]

@@ -174,7 +174,7 @@ def test_a_run_too_short_to_whiten_says_so(
 ) -> None:
     flags = ("--method", "isw", "--max_epoch", "2", "--cov_stat_epoch", last_epoch)
     log_start(build_run(train_arguments(small_camvid, tmp_path, *flags, "--max_iter", "1000")), Start(None))
-    assert ("the run ends before ISW's masks, after 2 epochs: lower --cov_stat_epoch" in caplog.text) == said
+    assert ("come too late to whiten anything: lower --cov_stat_epoch" in caplog.text) == said
 
 
 def test_parameter_groups_are_logged_and_those_of_another_run_refused(
