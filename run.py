@@ -309,9 +309,9 @@ def log_start(run: Run, start: Start) -> None:
     if isinstance(run.network.backbone, Backbone) and batches.global_batch != published:
         text = "%d images per step, the published recipe of %s has %d: change --accumulate or expect other numbers"
         logger.warning(text, batches.global_batch, method.name, published)
-    epochs, whitening = cfg.WHITENING.COV_STAT_EPOCH + 1, run.criterion.whitening
-    if whitening is not None and whitening.selective and run.last_step <= epochs * run.steps_per_epoch:
-        logger.warning("ISW's masks of epoch %d come too late to whiten anything: lower --cov_stat_epoch", epochs - 1)
+    epoch, whitening = cfg.WHITENING.COV_STAT_EPOCH, run.criterion.whitening
+    if whitening is not None and whitening.selective and run.last_step <= (epoch + 1) * run.steps_per_epoch:
+        logger.warning("ISW's masks of epoch %d come too late to whiten anything: lower --cov_stat_epoch", epoch)
     rates = sorted({layer.dilation[0] for layer in unreached_layers(cfg, run.network)})
     if rates and not (cfg.NETWORK.ZERO_UNREACHED_TAPS or cfg.RUN.SNAPSHOT):
         text = "--crop_size %d: the outer taps of the dilations %s see only padding and keep random weights, which "

@@ -235,6 +235,7 @@ def evaluate(run: Run, records: Records, *, all_images: bool = False, keep_best:
     if records.saved_at != progress.step:  # else a kill in what takes long would lose the steps
         save(run, records, "last")
     loaders = evaluation_loaders(cfg, run.splits, all_images=all_images)
+    # the steps may be more than the last where a run is resumed with fewer of them than it has done
     final = progress.step >= run.last_step and (all_images or not cfg.EVAL.LIMIT or cfg.RUN.TEST_MODE)
     evaluator = replace(run.evaluator, per_image=cfg.EVAL.PER_IMAGE or final)
     weights = describe_weights(run.network, cfg, progress=asdict(progress), averaged=run.average is not None)

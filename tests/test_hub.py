@@ -70,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, full_camvid: Path) -> Path:
     content["weights"]["epoch"] += 1  # as of an evaluation at the end of an epoch, before which the next one is saved
     own.write_text(json.dumps(content))
     for name, change in (("scores_other", {"step": 41}), ("scores_best", {"file": "best_source.pth"})):
-        content = json.loads((folder / "scores_last_val" / "scores.json").read_text())
+        content = json.loads(own.read_text())
         content["weights"] |= change
         (folder / name).mkdir()
         (folder / name / "scores.json").write_text(json.dumps(content))

@@ -184,7 +184,14 @@ def test_the_branches_are_shown_of_images_as_they_are_alone(
     assert "edge map" not in (run_folder(tmp_path) / "scores" / "report.html").read_text()
 
 
-@pytest.mark.parametrize("error", [RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), UserError("a frame is gone")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"),
+        UserError("a frame is gone"),
+    ],
+)
 def test_a_page_that_fails_costs_no_scores(
     error: Exception, small_camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
